@@ -1,0 +1,1 @@
+"""hasten: from a trained model to a proven, faster one."""

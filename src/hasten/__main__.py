@@ -1,0 +1,5 @@
+"""Runs ``hasten`` as ``python -m hasten``."""
+
+from hasten.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Everything becomes an ONNX artifact here, checked against its source on samples."""

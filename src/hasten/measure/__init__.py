@@ -1,0 +1,1 @@
+"""Speed, quality, resources and the physical limit, each with its interval and conditions."""

@@ -1,0 +1,1 @@
+"""Passes, one idea a file; ``hasten.registry`` knows them by name."""

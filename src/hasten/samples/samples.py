@@ -1,0 +1,134 @@
+"""The noun: named inputs and labels, with a digest, on disk as plain ``.npy`` files that processes share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401 - NumPy learns bfloat16 from it
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from hasten.errors import BadInput, SignatureMismatch, StoreError
+from hasten.store import write_atomically, writing
+from hasten.tensors import Array, Signature
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``inputs`` by name, each [n, ...]: the first axis counts samples. ``labels`` [n, ...] or None.
+
+    Raises:
+        BadInput: the lengths differ, or there is nothing.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: Array | None = None
+    classes: tuple[str, ...] | None = None
+    """The name of each class index, where labels are classes."""
+
+    def __post_init__(self) -> None:
+        lengths = {f"input {name!r}": len(array) for name, array in self.inputs.items()}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels)
+        if len(set(lengths.values())) > 1:
+            raise BadInput(f"samples differ in length: {', '.join(f'{k} has {n}' for k, n in lengths.items())}")
+        if not self.inputs or not next(iter(lengths.values())):
+            raise BadInput("there are no samples")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names, dtypes, shapes and bytes."""
+        state = hashlib.sha256()
+        arrays = {**self.inputs} if self.labels is None else {**self.inputs, "\0labels": self.labels}
+        for name, array in sorted(arrays.items()):
+            state.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+            for start in range(0, len(array), 256):
+                state.update(np.ascontiguousarray(array[start : start + 256]).tobytes())
+        return state.hexdigest()
+
+    def take(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> Samples:
+        """Give the samples at these rows, in their order."""
+        index = np.asarray(rows, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[index]
+        return Samples({name: array[index] for name, array in self.inputs.items()}, labels, self.classes)
+
+    def feed(self, rows: slice) -> dict[str, Array]:
+        """Give the inputs of these rows: what ``Session.run`` takes."""
+        return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Give feeds of ``size`` rows in order; the last may be shorter."""
+        for start in range(0, len(self), size):
+            yield self.feed(slice(start, start + size))
+
+    def check(self, signature: Signature) -> None:
+        """Check names, dtypes and shapes against a model's inputs, but for the length of the batch axis.
+
+        Raises:
+            SignatureMismatch: names the input, what was wanted, what the samples have.
+        """
+        names = {spec.name for spec in signature.inputs}
+        if self.inputs.keys() != names:
+            raise SignatureMismatch(f"the samples have inputs {sorted(self.inputs)}, the model wants {sorted(names)}")
+        for spec in signature.inputs:
+            array = self.inputs[spec.name]
+            if not spec.shape:
+                raise SignatureMismatch(f"input {spec.name!r} is a scalar: it has no batch axis to lay samples along")
+            row = np.empty((1, *array.shape[1:]), dtype=array.dtype)
+            batchless = type(spec)(spec.name, spec.dtype, (1, *spec.shape[1:]))
+            if problem := batchless.mismatch(row):
+                raise SignatureMismatch(f"the samples do not fit: input {problem}")
+
+    def save(self, folder: Path) -> None:
+        """Write one ``.npy`` per array and an index. A file already there is overwritten whole."""
+        names = list(self.inputs)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, name in enumerate(names):
+                np.save(folder / f"input{i}.npy", _storable(self.inputs[name]), allow_pickle=False)
+            if self.labels is not None:
+                np.save(folder / "labels.npy", self.labels, allow_pickle=False)
+        index = {
+            "inputs": [[name, self.inputs[name].dtype.name] for name in names],
+            "labels": self.labels is not None,
+            "classes": self.classes,
+            "digest": self.digest,
+        }
+        write_atomically(folder / "samples.json", msgspec.json.encode(index))
+
+    @classmethod
+    def load(cls, folder: Path) -> Samples:
+        """Open what ``save`` wrote, mapped into memory, not read.
+
+        Raises:
+            StoreError: the folder holds no samples, or damaged ones.
+        """
+        try:
+            index = msgspec.json.decode((folder / "samples.json").read_bytes())
+            inputs = {
+                name: _restored(np.load(folder / f"input{i}.npy", mmap_mode="r", allow_pickle=False), dtype)
+                for i, (name, dtype) in enumerate(index["inputs"])
+            }
+            labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False) if index["labels"] else None
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(f"{folder} holds no readable samples: {error}") from error
+        loaded = cls(inputs, labels, tuple(index["classes"]) if index["classes"] else None)
+        loaded.__dict__["digest"] = index["digest"]
+        return loaded
+
+
+def _storable(array: Array) -> Array:
+    """NumPy's file format does not know bfloat16: store its bits."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _restored(array: Array, dtype: str) -> Array:
+    return array.view(np.dtype(dtype)) if dtype == "bfloat16" else array

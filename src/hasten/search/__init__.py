@@ -1,0 +1,1 @@
+"""From a goal to a verdict: the space, the journal, the stages, the frontier."""

@@ -1,0 +1,184 @@
+"""Artifacts on disk, by digest, and what made them, by key. Every write is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from hasten.artifact import Artifact, Json, Step, hash_files
+from hasten.errors import StoreError
+from hasten.tensors import Signature
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What ``manifest.json`` beside a stored model's files says."""
+
+    format: str
+    entry_name: str
+    files: dict[str, str]
+    signature: Signature
+    traits: list[str]
+    lineage: list[Step]
+    host: str | None
+    preprocess: dict[str, Json] | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts (``objects/DIGEST/``), a cache of steps (``cache/KEY.json``), scratch space (``tmp/``)."""
+
+    root: Path
+
+    def put(self, artifact: Artifact) -> Artifact:
+        """Keep an artifact; its folder must be inside ``scratch()`` and is moved. Gives it as it is stored.
+
+        Raises:
+            StoreError: the disk is full or cannot be written; nothing half-written is left.
+        """
+        target = self.root / "objects" / artifact.digest
+        if not target.exists():
+            manifest = Manifest(
+                format=artifact.format,
+                entry_name=artifact.entry_name,
+                files=dict(artifact.files),
+                signature=artifact.signature,
+                traits=sorted(artifact.traits),
+                lineage=list(artifact.lineage),
+                host=artifact.host,
+                preprocess=None if artifact.preprocess is None else dict(artifact.preprocess),
+            )
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (artifact.folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+                try:
+                    artifact.folder.rename(target)
+                except OSError:
+                    if not (target / MANIFEST).exists():  # else another process was first, with the same bytes
+                        raise
+        return self.get(artifact.digest)
+
+    def get(self, digest: str) -> Artifact:
+        """Give the artifact of a digest, or of its first characters if only one begins so.
+
+        Raises:
+            StoreError: it is not here, or its manifest cannot be read.
+        """
+        objects = self.root / "objects"
+        found = list(objects.glob(f"{digest}*")) if digest.isalnum() else []
+        if len(found) != 1:
+            raise StoreError(f"{len(found)} artifacts in {objects} begin with {digest!r}; give a longer digest")
+        return read_artifact(found[0])
+
+    def verify(self, artifact: Artifact) -> None:
+        """Check every file against the manifest.
+
+        Raises:
+            StoreError: names the file that differs.
+        """
+        now = hash_files(artifact.folder)
+        now.pop(MANIFEST, None)
+        for name in sorted(now.keys() | artifact.files.keys()):
+            if now.get(name) != artifact.files.get(name):
+                raise StoreError(f"{artifact.folder / name} is not what its manifest says; delete that folder")
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Give every artifact, in the order of digests."""
+        for folder in sorted((self.root / "objects").glob("*")):
+            yield read_artifact(folder)
+
+    def cached(self, key: str) -> Artifact | None:
+        """Give what the step with this key made before, if it is still here."""
+        path = self.root / "cache" / f"{key}.json"
+        if not path.exists():
+            return None
+        digest = str(msgspec.json.decode(path.read_bytes())["digest"])
+        if not (self.root / "objects" / digest / MANIFEST).exists():
+            return None
+        return self.get(digest)
+
+    def remember(self, key: str, artifact: Artifact) -> None:
+        """Note that the step with this key makes ``artifact``."""
+        write_atomically(self.root / "cache" / f"{key}.json", msgspec.json.encode({"digest": artifact.digest}))
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give an empty folder that is gone afterwards, unless ``put`` has moved it."""
+        parent = self.root / "tmp"
+        with writing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read a stored artifact by the manifest in its folder.
+
+    Raises:
+        StoreError: there is no manifest, or it is damaged, or it names files outside the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder} holds no artifact: it has no {MANIFEST}") from error
+    except (msgspec.DecodeError, OSError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    for name in (manifest.entry_name, *manifest.files):
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise StoreError(f"{path} names the file {name!r}, which is outside its folder")
+    return Artifact(
+        folder=folder,
+        format=manifest.format,
+        entry_name=manifest.entry_name,
+        files=manifest.files,
+        signature=manifest.signature,
+        traits=frozenset(manifest.traits),
+        lineage=tuple(manifest.lineage),
+        host=manifest.host,
+        preprocess=manifest.preprocess,
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole.
+
+    Raises:
+        StoreError: the disk is full or cannot be written; the old file is as it was.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure of the disk below into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"the disk is full while writing {path}; free some space, nothing was changed") from error
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Contract suites that the author of a pass or an engine runs over it."""

@@ -1,0 +1,111 @@
+"""A pass, and the one place where passes are checked, cached, timed, given a lineage, and their failures wrapped."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import msgspec
+
+from hasten.artifact import Artifact, Step
+from hasten.errors import BuildFailed, HastenError, Unsupported
+from hasten.host import versions
+from hasten.isolation import Progress
+from hasten.samples import Samples
+from hasten.settings import values_of
+from hasten.store import Store, writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a pass may use while it works."""
+
+    folder: Path
+    """Empty, and the pass's own: the new artifact's files go here, and nothing else."""
+    samples: Samples | None
+    """The calibrate split, for passes with ``uses_samples``."""
+    seed: int
+    progress: Progress
+    """Call it in long loops: ``ctx.progress("layer 3 of 50", 0.06)``."""
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """One way to change a model: a frozen dataclass whose fields are its settings.
+
+    ``name`` is its registry name. With ``uses_samples`` its result depends on the calibration samples.
+    """
+
+    name: ClassVar[str]
+    uses_samples: ClassVar[bool]
+
+    def why_not(self, source: Artifact) -> str | None:
+        """Say in a sentence why it cannot take ``source``, or None. Cheap: reads no weights."""
+
+    def apply(self, source: Artifact, ctx: Context) -> Artifact:
+        """Write the changed model into ``ctx.folder`` and describe it (``Artifact.of``), without lineage.
+
+        Raises:
+            Unsupported: it meets something in the model that it cannot handle; never guesses.
+        """
+
+
+def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifact:
+    """Apply a pass: check that it can, look into the cache, run it, add the lineage, keep the result.
+
+    ``ctx.folder`` is ignored: the pass gets an empty one of the store. Gives ``source`` itself, where the pass
+    left every byte as it was.
+
+    Raises:
+        Unsupported: the pass declines, with its sentence.
+        BuildFailed: it failed in a way it did not announce; the cause is chained.
+        StoreError: the result cannot be written.
+    """
+    if reason := step.why_not(source):
+        raise Unsupported(step.name, reason)
+    key = step_key(step, source, ctx)
+    if (found := store.cached(key)) is not None:
+        return found
+    with store.scratch() as folder:
+        start = time.perf_counter()
+        made = _apply(step, source, Context(folder=folder, samples=ctx.samples, seed=ctx.seed, progress=ctx.progress))
+        record = Step(
+            name=step.name,
+            settings=values_of(step),
+            source=source.digest,
+            seconds=time.perf_counter() - start,
+            versions=versions(),
+        )
+        unchanged = made.content == source.content
+        result = source if unchanged else store.put(made.after(record, source=source))
+    store.remember(key, result)
+    return result
+
+
+def step_key(step: Pass, source: Artifact, ctx: Context) -> str:
+    """Give the cache key: pass, settings, source, seed, versions, and the samples where they matter."""
+    parts = {
+        "name": step.name,
+        "settings": values_of(step),
+        "source": source.digest,
+        "seed": ctx.seed,
+        "versions": versions(),
+        "samples": ctx.samples.digest if step.uses_samples and ctx.samples else None,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _apply(step: Pass, source: Artifact, ctx: Context) -> Artifact:
+    if step.uses_samples and ctx.samples is None:
+        raise Unsupported(step.name, "it needs calibration samples; give some with --data")
+    try:
+        with writing(ctx.folder):
+            return step.apply(source, ctx)
+    except HastenError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        raise BuildFailed(step.name, f"{type(error).__name__}: {reason}") from error
