@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,13 +33,13 @@ class Builder:
         factor = scale if scale is not None else float(np.sqrt(2.0 / fan_in))
         return self.constant(self.random.standard_normal(shape).astype(np.float32) * np.float32(factor))
 
-    def constant(self, value: Array) -> str:
+    def constant(self, value: Array | np.floating[Any]) -> str:
         """Add a constant."""
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(value, name))
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def add(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node of one output."""
         name = f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name + "_out"], name=name, **attributes))
@@ -69,7 +70,7 @@ class Builder:
 
 
 def mlp(*, features: int = 16, hidden: int = 32, classes: int = 4, seed: int = 0) -> onnx.ModelProto:
-    """x [batch, features] -> Gemm, Relu, Gemm, Relu, Gemm -> y [batch, classes]."""
+    """Make x [batch, features] -> Gemm, Relu, Gemm, Relu, Gemm -> y [batch, classes]."""
     net = Builder(seed)
     h = net.add("Relu", net.add("Gemm", "x", net.weight(hidden, features), net.weight(hidden, scale=0.1), transB=1))
     h = net.add("Relu", net.add("Gemm", h, net.weight(hidden, hidden), net.weight(hidden, scale=0.1), transB=1))
@@ -78,7 +79,7 @@ def mlp(*, features: int = 16, hidden: int = 32, classes: int = 4, seed: int = 0
 
 
 def convnet(*, size: int = 16, width: int = 8, classes: int = 4, seed: int = 0) -> onnx.ModelProto:
-    """x [batch, 3, size, size] -> convolutions with batch-norm, one depthwise, a residual -> y [batch, classes]."""
+    """Make x [batch, 3, size, size] -> convolutions with batch-norm, one depthwise, a residual -> y [batch, classes]."""
     net = Builder(seed)
     h = net.add("Conv", "x", net.weight(width, 3, 3, 3), pads=[1] * 4)
     h = stem = net.add("Relu", net.batch_norm(h, width))
@@ -94,7 +95,7 @@ def convnet(*, size: int = 16, width: int = 8, classes: int = 4, seed: int = 0) 
 
 
 def encoder(*, length: int = 8, width: int = 16, heads: int = 2, classes: int = 4, seed: int = 0) -> onnx.ModelProto:
-    """x [batch, length, width] -> attention, layer-norm, GELU by Erf, as an exporter writes them -> y [batch, classes]."""
+    """Make x [batch, length, width] -> attention, layer-norm, GELU as exporters write them -> y [batch, classes]."""
     net = Builder(seed)
     depth = width // heads
     split = net.constant(np.array([0, length, heads, depth], np.int64))
