@@ -41,6 +41,12 @@ class Host:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property
+    def binding(self) -> str:
+        """Twelve hex digits of what compiled code depends on: system, processor and flags, not how much of it."""
+        parts = [self.system.split()[0], self.cpu, *self.flags, *self.accelerators]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+    @property
     def usable_cores(self) -> int:
         """Whole cores that this process may keep busy, at least one."""
         return max(1, min(self.cores, int(self.quota) if self.quota else self.cores))

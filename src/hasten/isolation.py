@@ -31,7 +31,7 @@ import psutil
 
 from hasten import errors, registry
 from hasten.artifact import Json
-from hasten.tensors import DTYPES, Array
+from hasten.tensors import Array
 
 MEMORY_POLL_S = 0.25
 """How often a child's memory is looked at while it works: rare enough not to disturb a measurement."""
@@ -63,7 +63,10 @@ class Reply:
 
 
 class Child:
-    """A live child process. Use ``Child.start`` as a context manager. One thread at a time."""
+    """A live child process. Use ``Child.start`` as a context manager. One thread at a time.
+
+    The thread that starts it must outlive it: on Linux the child dies with its parent's thread.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], pipes: tuple[IO[bytes], IO[bytes]], log: IO[bytes]) -> None:
         self._process = process
@@ -133,6 +136,8 @@ class Child:
             ChildHung: no answer within the time limit. OutOfMemory: it went over its memory limit.
             HastenError: what the method raised, as the same class; anything else it raised is a BuildFailed.
         """
+        if self._requests.closed:
+            raise errors.ChildCrashed(method, "the child process has ended before; start another")
         deadline = time.monotonic() + (timeout_s or self._limits.seconds)
         try:
             write_frame(self._requests, {"method": method, "params": params}, arrays or {})
@@ -141,6 +146,8 @@ class Child:
         while True:
             header, got = self._read_reply(method, deadline)
             if header["kind"] == "progress":
+                if time.monotonic() > deadline:
+                    raise self._hung(method)
                 if progress:
                     progress(header["text"], header["share"])
                 continue
@@ -149,10 +156,10 @@ class Child:
             return Reply(header["value"], got)
 
     def _read_reply(self, method: str, deadline: float) -> tuple[dict[str, Any], dict[str, Array]]:
+        self._check_memory(method)  # a child that reports progress all the time never comes to the loop
         while not select.select([self._replies], [], [], MEMORY_POLL_S)[0]:
             if time.monotonic() > deadline:
-                self.close()
-                raise errors.ChildHung(method, "no answer within its time limit; it was stopped")
+                raise self._hung(method)
             self._check_memory(method)
         frame = read_frame(self._replies)
         if frame is None:
@@ -172,6 +179,10 @@ class Child:
             raise errors.OutOfMemory(
                 method, f"it took {used / 2**20:.0f} MiB of memory, more than the limit of {limit / 2**20:.0f} MiB"
             )
+
+    def _hung(self, method: str) -> errors.ChildHung:
+        self.close()
+        return errors.ChildHung(method, "no answer within its time limit; it was stopped")
 
     def _crashed(self, method: str) -> errors.ChildCrashed:
         code = self._process.wait()
@@ -230,17 +241,22 @@ def report_progress(text: str, share: float | None = None) -> None:
 
 def write_frame(pipe: IO[bytes], header: Mapping[str, Json], arrays: Mapping[str, Array]) -> None:
     """Write one frame."""
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # keeps a scalar a scalar
     for name, array in whole.items():
-        if array.dtype.kind == "O":
-            raise errors.Unsupported("isolation", f"array {name!r} holds Python objects; use a fixed-width dtype")
-    described = [[n, a.dtype.name if a.dtype.kind != "U" else a.dtype.str, list(a.shape)] for n, a in whole.items()]
+        if array.dtype.hasobject or array.dtype.names:
+            raise errors.Unsupported("isolation", f"array {name!r} holds {array.dtype}; use a plain, fixed-width dtype")
+    described = [[name, _dtype_code(array.dtype), list(array.shape)] for name, array in whole.items()]
     encoded = msgspec.json.encode({**header, "arrays": described})
     pipe.write(len(encoded).to_bytes(8, "little") + encoded)
     for array in whole.values():
         if array.nbytes:
             pipe.write(array.reshape(-1).view(np.uint8).data)
     pipe.flush()
+
+
+def _dtype_code(dtype: np.dtype[Any]) -> str:
+    """Name a dtype so that ``np.dtype`` understands it: "<f4" tells the byte order, but of bfloat16 only the size."""
+    return dtype.name if dtype.kind == "V" else dtype.str
 
 
 def read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]] | None:
@@ -254,7 +270,7 @@ def read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]] | Non
     header = msgspec.json.decode(encoded)
     arrays: dict[str, Array] = {}
     for name, dtype_name, shape in header.pop("arrays"):
-        dtype = DTYPES.get(dtype_name) or np.dtype(dtype_name)
+        dtype = np.dtype(dtype_name)
         data = _read_exactly(pipe, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         if data is None:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hasten.host import Host, Load
@@ -169,6 +169,9 @@ class Bound:
     operators: tuple[OperatorBound, ...]
     unpriced: tuple[str, ...]
     """Kinds of operators whose arithmetic is not counted; their bytes are."""
+    profile_scale: float = 1.0
+    """What the profiled times of ``operators`` were multiplied by: under 1, they summed up to more than
+    ``measured_ns``, because profiling takes time itself."""
 
     @property
     def efficiency(self) -> float:
@@ -184,7 +187,10 @@ class Peaks:
     operations_per_s: Mapping[str, float]
     """By dtype: float32, int8, and bfloat16 or float16 where the host computes in them."""
     bytes_per_s: float
+    """Of memory: more than the caches hold is in use."""
     fingerprint: str
+    cached_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
+    """Bytes per second by how many bytes are in use, over and over: the caches' bandwidth, falling with the size."""
 
 
 @dataclass(frozen=True, kw_only=True)

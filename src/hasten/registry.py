@@ -6,6 +6,7 @@ add theirs through the entry-point groups ``hasten.passes``, ``hasten.engines`` 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -70,10 +71,7 @@ def registered() -> list[tuple[Kind, str, Entry]]:
 
 def entries(kind: Kind) -> dict[str, Entry]:
     """Give every entry of a kind by name: built in, from other distributions, then registered."""
-    outside = {
-        point.name: Entry(point.value) for point in importlib.metadata.entry_points(group=f"hasten.{_GROUPS[kind]}")
-    }
-    return {**BUILT_IN[kind], **outside, **_registered[kind]}
+    return {**BUILT_IN[kind], **_outside(kind), **_registered[kind]}
 
 
 def load(kind: Kind, name: str) -> type[Any]:
@@ -92,6 +90,13 @@ def load(kind: Kind, name: str) -> type[Any]:
     module, _, attribute = entry.target.partition(":")
     loaded: type[Any] = getattr(importlib.import_module(module), attribute)
     return loaded
+
+
+@functools.cache
+def _outside(kind: Kind) -> Mapping[str, Entry]:
+    """Read the entry points once: it takes milliseconds, and installing while we run is not supported."""
+    points = importlib.metadata.entry_points(group=f"hasten.{_GROUPS[kind]}")
+    return {point.name: Entry(point.value) for point in points}
 
 
 _GROUPS: Mapping[Kind, str] = {"pass": "passes", "engine": "engines", "frontend": "frontends"}

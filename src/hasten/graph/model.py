@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ EXTERNAL_FROM_BYTES = 1 << 30
 """From this size on, weights go into ``model.onnx.data``: a protobuf file ends at 2 GiB."""
 
 ENTRY = "model.onnx"
+
+STANDARD = ("", "ai.onnx")
+"""The two spellings of ONNX's own domain."""
+
+SHAPE_DATA_LENGTH = 1024
+"""Constants longer than this hold no shapes, so shape inference need not see their values."""
 
 
 def read_model(source: Artifact) -> onnx.ModelProto:
@@ -59,13 +66,55 @@ def write_model(
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the model with ``value_info`` made anew. Tensors that inference cannot type are left out."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    if bare.ByteSize() >= EXTERNAL_FROM_BYTES:
-        return bare
-    return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    """Give a copy of the model with ``value_info`` made anew. Tensors that inference cannot type are left out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    refresh_shapes(copy)
+    return copy
+
+
+def refresh_shapes(model: onnx.ModelProto) -> None:
+    """Make ``value_info`` anew, in place; a model of any size will do.
+
+    The graph's outputs keep the dimensions that they declare; those that they do not are filled in.
+    """
+    inferred = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True).graph
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.value_info)
+    found = {value.name: value for value in inferred.output}
+    for value in model.graph.output:
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
+            _fill_dims(value, found[value.name])
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model without its value_info and without the bytes of its weights: their shapes are all that matters."""
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SHAPE_DATA_LENGTH:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return bare
+
+
+def _fill_dims(value: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto) -> None:
+    declared, found = value.type.tensor_type, inferred.type.tensor_type
+    if not declared.elem_type:
+        declared.elem_type = found.elem_type
+    if not declared.HasField("shape"):
+        if found.HasField("shape"):
+            declared.shape.CopyFrom(found.shape)
+        return
+    for mine, other in zip(declared.shape.dim, found.shape.dim, strict=False):
+        if mine.WhichOneof("value") is None:
+            mine.CopyFrom(other)
 
 
 def signature_of(model: onnx.ModelProto) -> Signature:
@@ -107,16 +156,21 @@ class Graph:
     model: onnx.ModelProto
 
     @cached_property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes in order. While this list lives, a node's ``id`` tells it from others."""
+        return list(self.model.graph.node)
+
+    @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
         """The node that makes each tensor."""
-        return {name: node for node in self.model.graph.node for name in node.output if name}
+        return {name: node for node in self.nodes for name in node.output if name}
 
     @cached_property
     def consumers(self) -> dict[str, list[onnx.NodeProto]]:
         """The nodes that use each tensor, with those that use it inside a subgraph."""
         users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.model.graph.node:
-            for name in _reads(node):
+        for node in self.nodes:
+            for name in dict.fromkeys(_reads(node)):
                 users[name].append(node)
         return dict(users)
 
@@ -131,6 +185,17 @@ class Graph:
         return frozenset(value.name for value in self.model.graph.output)
 
     @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of every tensor that has one, also where its shape is unknown."""
+        graph = self.model.graph
+        found = {
+            value.name: dtype_name(value.type.tensor_type.elem_type)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            if value.type.WhichOneof("value") == "tensor_type" and value.type.tensor_type.elem_type
+        }
+        return found | {tensor.name: dtype_name(tensor.data_type) for tensor in graph.initializer}
+
+    @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of every tensor that has them: inputs, inner values, outputs, initializers."""
         graph = self.model.graph
@@ -143,15 +208,35 @@ class Graph:
             found[tensor.name] = TensorSpec(tensor.name, dtype_name(tensor.data_type), tuple(tensor.dims))
         return found
 
+    @cached_property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return opset_of(self.model)
+
     def constant(self, name: str) -> Array | None:
         """Give a tensor's value where it is an initializer, else None."""
         tensor = self.initializers.get(name)
         return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
+    def producer(self, name: str, *kinds: str) -> onnx.NodeProto | None:
+        """Give the node that makes a tensor if it is one of these standard operators, else None."""
+        node = self.producers.get(name)
+        return node if node is not None and is_standard(node) and node.op_type in kinds else None
+
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
         """Give the one node that uses a tensor, or None if there are more, none, or it is an output."""
         users = self.consumers.get(name, [])
         return users[0] if len(users) == 1 and name not in self.outputs else None
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Give the version of the default operator set that a model imports."""
+    return next((item.version for item in model.opset_import if item.domain in STANDARD), 1)
+
+
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Tell whether a node's operator is one of ONNX's own."""
+    return node.domain in STANDARD
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
@@ -163,9 +248,26 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Give the graphs in a node's attributes: the branches of an If, the body of a Loop or a Scan."""
+    for item in node.attribute:
+        yield from item.graphs
+        if item.HasField("g"):
+            yield item.g
+
+
+def made_in(graph: onnx.GraphProto) -> set[str]:
+    """Give every name that a graph itself brings in: inputs, initializers, and what its nodes make."""
+    return {
+        *(value.name for value in graph.input),
+        *(tensor.name for tensor in graph.initializer),
+        *(name for node in graph.node for name in node.output),
+    }
+
+
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from (name for name in node.input if name)
-    for item in node.attribute:
-        for graph in (*item.graphs, *([item.g] if item.HasField("g") else ())):
-            made = {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in _reads(inner) if name not in made)
+    for graph in subgraphs(node):
+        made = made_in(graph)
+        inner = (*(name for item in graph.node for name in _reads(item)), *(value.name for value in graph.output))
+        yield from (name for name in inner if name not in made)

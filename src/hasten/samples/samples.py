@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +19,15 @@ from hasten.errors import BadInput, SignatureMismatch, StoreError
 from hasten.store import write_atomically, writing
 from hasten.tensors import Array, Signature
 
+INDEX = "samples.json"
+
 
 @dataclass(frozen=True)
 class Samples:
     """``inputs`` by name, each [n, ...]: the first axis counts samples. ``labels`` [n, ...] or None.
 
     Raises:
-        BadInput: the lengths differ, or there is nothing.
+        BadInput: the lengths differ, there is nothing, or an array holds Python objects.
     """
 
     inputs: Mapping[str, Array]
@@ -39,6 +43,12 @@ class Samples:
             raise BadInput(f"samples differ in length: {', '.join(f'{k} has {n}' for k, n in lengths.items())}")
         if not self.inputs or not next(iter(lengths.values())):
             raise BadInput("there are no samples")
+        arrays = {**self.inputs} if self.labels is None else {**self.inputs, "labels": self.labels}
+        for name, array in arrays.items():
+            if array.dtype.kind == "O":
+                raise BadInput(
+                    f"{name!r} holds Python objects; samples need a fixed-width dtype, such as 'U8' for text"
+                )
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -88,21 +98,28 @@ class Samples:
                 raise SignatureMismatch(f"the samples do not fit: input {problem}")
 
     def save(self, folder: Path) -> None:
-        """Write one ``.npy`` per array and an index. A file already there is overwritten whole."""
+        """Write one ``.npy`` per array, then the index: without it, the folder holds no samples.
+
+        A file already there is replaced whole, so that who has mapped the old one keeps it.
+
+        Raises:
+            StoreError: the disk is full or cannot be written.
+        """
         names = list(self.inputs)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)
             for i, name in enumerate(names):
-                np.save(folder / f"input{i}.npy", _storable(self.inputs[name]), allow_pickle=False)
+                _save_array(folder / f"input{i}.npy", _storable(self.inputs[name]))
             if self.labels is not None:
-                np.save(folder / "labels.npy", self.labels, allow_pickle=False)
+                _save_array(folder / "labels.npy", self.labels)
         index = {
             "inputs": [[name, self.inputs[name].dtype.name] for name in names],
             "labels": self.labels is not None,
             "classes": self.classes,
             "digest": self.digest,
         }
-        write_atomically(folder / "samples.json", msgspec.json.encode(index))
+        write_atomically(folder / INDEX, msgspec.json.encode(index))
 
     @classmethod
     def load(cls, folder: Path) -> Samples:
@@ -112,7 +129,7 @@ class Samples:
             StoreError: the folder holds no samples, or damaged ones.
         """
         try:
-            index = msgspec.json.decode((folder / "samples.json").read_bytes())
+            index = msgspec.json.decode((folder / INDEX).read_bytes())
             inputs = {
                 name: _restored(np.load(folder / f"input{i}.npy", mmap_mode="r", allow_pickle=False), dtype)
                 for i, (name, dtype) in enumerate(index["inputs"])
@@ -123,6 +140,17 @@ class Samples:
         loaded = cls(inputs, labels, tuple(index["classes"]) if index["classes"] else None)
         loaded.__dict__["digest"] = index["digest"]
         return loaded
+
+
+def _save_array(path: Path, array: Array) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _storable(array: Array) -> Array:

@@ -1,1 +1,1 @@
-"""Contract suites that the author of a pass or an engine runs over it."""
+"""For the authors of passes and engines: contract suites, small real models, and engines that fail on purpose."""

@@ -79,7 +79,7 @@ def mlp(*, features: int = 16, hidden: int = 32, classes: int = 4, seed: int = 0
 
 
 def convnet(*, size: int = 16, width: int = 8, classes: int = 4, seed: int = 0) -> onnx.ModelProto:
-    """Make x [batch, 3, size, size] -> convolutions with batch-norm, one depthwise, a residual -> y [batch, classes]."""
+    """Make x [batch, 3, size, size] -> convolutions with batch-norm, a residual -> y [batch, classes]."""
     net = Builder(seed)
     h = net.add("Conv", "x", net.weight(width, 3, 3, 3), pads=[1] * 4)
     h = stem = net.add("Relu", net.batch_norm(h, width))
@@ -119,6 +119,19 @@ def encoder(*, length: int = 8, width: int = 16, heads: int = 2, classes: int = 
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {"mlp": mlp, "convnet": convnet, "encoder": encoder}
 """The networks that every contract suite runs over."""
+
+
+def strange() -> onnx.ModelProto:
+    """Make x [batch, 16] -> Gemm, an operator that nobody knows, Gemm -> y [batch, 4]."""
+    net = Builder(0)
+    h = net.add("Gemm", "x", net.weight(32, 16), net.weight(32, scale=0.1), transB=1)
+    h = net.add("Strange", h, domain="com.example")
+    net.add("Gemm", h, net.weight(4, 32), net.weight(4, scale=0.1), transB=1)
+    net.nodes[-1].output[0] = "y"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", n)) for name, n in (("x", 16), ("y", 4))]
+    graph = helper.make_graph(net.nodes, "net", ends[:1], ends[1:], net.weights)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.example", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def stored(model: onnx.ModelProto, store: Store) -> Artifact:

@@ -1,0 +1,119 @@
+"""The command line: finds the verb, prints its answer, turns errors into one line and an exit code.
+
+0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 130: stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import msgspec
+from cyclopts import App, CycloptsError, Parameter
+
+from hasten.errors import BadInput, HastenError, UsageError
+
+if TYPE_CHECKING:
+    from hasten.cli.answer import Answer
+
+VERBS = {
+    "optimize": "Find the fastest form of a model that keeps the goal, prove it, and make it ready to deploy.",
+    "report": "Show a finished run: the frontier, the verdict, the page.",
+    "demo": "Run the main job on a model and data that come with hasten.",
+    "inspect": "Show a model: signature, operators, what they cost, and this machine's limit for each.",
+    "measure": "Time a model in one engine, or in several side by side.",
+    "apply": "Apply passes to a model and write the changed model.",
+    "import": "Bring a model into the store, checked.",
+    "doctor": "Show what works here, and the fix for what does not.",
+}
+"""Each verb lives in a module of its name, which is imported when it is called."""
+
+RESUMES = ("optimize", "demo")
+
+
+def make_app() -> App:
+    """Make the command line's parser."""
+    app = App(
+        name="hasten",
+        help="From a trained model to a proven, faster one.",
+        help_epilogue="Try: hasten demo",
+        version=version("hasten"),
+        result_action="return_value",
+        default_parameter=Parameter(negative=()),
+    )
+    for place, (verb, text) in enumerate(VERBS.items()):
+        app.command(f"hasten.cli.{module_of(verb)}:{module_of(verb)}", name=verb, help=text, sort_key=place)
+    app.register_install_completion_command(add_to_startup=False)
+    return app
+
+
+def module_of(verb: str) -> str:
+    """Give the module, and in it the function, of a verb: ``import`` is a keyword."""
+    return "import_" if verb == "import" else verb
+
+
+def main() -> None:
+    """Run the command of ``sys.argv`` and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command and give its exit code."""
+    as_json = "--json" in tokens
+    try:
+        answer = make_app()(list(tokens), exit_on_error=False, print_error=False, verbose=False)
+    except CycloptsError as error:
+        return _fail(error, f"{_one_line(error)} (hasten {_verb(tokens)}--help)", 2, tokens)
+    except HastenError as error:
+        usage = isinstance(error, UsageError) and not isinstance(error, BadInput)
+        return _fail(error, _one_line(error), 2 if usage else 1, tokens)
+    except KeyboardInterrupt:
+        again = "; the same command goes on where it was" if tokens and tokens[0] in RESUMES else ""
+        print(f"hasten: stopped{again}", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: one line for the user, the trace with --debug
+        text = f"{type(error).__name__}: {_one_line(error)} (a defect of hasten; --debug shows where)"
+        return _fail(error, text, 1, tokens)
+    if answer is None:  # --help, --version and --install-completion have printed already
+        return 0
+    _print(answer, as_json=as_json)
+    return int(answer.code)
+
+
+def _print(answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer.document), indent=2).decode() + "\n")
+        return
+    from rich.console import Console
+
+    from hasten.cli.answer import Verbatim
+
+    console = Console(highlight=False)
+    for item in answer.shown:
+        if isinstance(item, Verbatim):
+            sys.stdout.write(item.text + "\n")
+        else:
+            console.print(item)
+
+
+def _fail(error: BaseException, text: str, code: int, tokens: Sequence[str]) -> int:
+    if "--debug" in tokens:
+        traceback.print_exception(error)
+    print(f"hasten: error: {text}", file=sys.stderr)  # noqa: T201
+    if "--json" in tokens:
+        document = {"error": {"kind": type(error).__name__, "message": text, "exit_code": code}}
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _verb(tokens: Sequence[str]) -> str:
+    return f"{tokens[0]} " if tokens and tokens[0] in VERBS else ""

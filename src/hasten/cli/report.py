@@ -1,0 +1,90 @@
+"""``hasten report``: a finished run, in the terminal and as a page."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from hasten.cli.answer import COMMON, Answer, Common, python_answer
+from hasten.cli.optimize import PAGE, answer_of, write_page
+from hasten.errors import BadInput
+from hasten.search.optimize import LAST, RESULT
+from hasten.search.result import read_result
+from hasten.store import Store
+
+
+def report(
+    run: str | None = None,
+    /,
+    *,
+    html: Path | None = None,
+    open_page: Annotated[bool, Parameter(name="--open")] = False,
+    common: Common = COMMON,
+) -> Answer:
+    """Show a finished run: the frontier, the verdict, and the page, which is written anew.
+
+    Examples
+    --------
+    ::
+
+        hasten report
+        hasten report --open
+        hasten report 3f2a --html out/report.html
+
+    Args:
+        run: The run's id, its first characters, or its folder; by default the last run.
+        html: Where to write the page; by default report.html in the run's folder.
+        open_page: Open the page in a browser.
+    """
+    folder = find_run(run, common.home)
+    if common.show_python:
+        page = html or folder / PAGE
+        return python_answer(
+            "from pathlib import Path",
+            "import hasten",
+            "from hasten.report.html import write_html",
+            "",
+            f"result = hasten.read_result(Path({str(folder / RESULT)!r}))",
+            f"chosen = hasten.Store(Path({str(common.home)!r})).get(result.trial(result.chosen).artifact)",
+            f"print(result.verdict.word, write_html(result, Path({str(page)!r}), chosen=chosen))",
+        )
+    result = read_result(folder / RESULT)
+    page = write_page(result, Store(common.home), html or folder / PAGE)
+    if open_page:
+        webbrowser.open(page.resolve().as_uri())
+    return answer_of(result, page, code=0)
+
+
+def find_run(run: str | None, home: Path) -> Path:
+    """Give a finished run's folder.
+
+    Raises:
+        BadInput: there is none, several begin so, or it is not finished.
+    """
+    if run is None:
+        last = home / LAST
+        if not last.is_file():
+            raise BadInput(f"there is no run in {home} yet; start one with hasten optimize, or name another --home")
+        folder = home / "runs" / last.read_text().strip()
+    else:
+        folder = _named(run, home)
+    if not (folder / RESULT).is_file():
+        raise BadInput(f"the run {folder.name} is not finished; the same hasten optimize command goes on with it")
+    return folder
+
+
+def _named(run: str, home: Path) -> Path:
+    path = Path(run)
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        return path
+    found = [folder for folder in sorted((home / "runs").glob("*")) if folder.name.startswith(run)]
+    exact = [folder for folder in found if folder.name == run]
+    if len(exact or found) != 1:
+        known = ", ".join(folder.name for folder in sorted((home / "runs").glob("*"))) or "none"
+        raise BadInput(f"{len(found)} runs in {home} begin with {run!r}; there are: {known}")
+    return (exact or found)[0]

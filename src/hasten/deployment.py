@@ -1,0 +1,95 @@
+"""A deployment: what a server must run, as a TOML file beside the model's own files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from hasten.artifact import Artifact, Json
+from hasten.errors import StoreError
+from hasten.store import MANIFEST, read_artifact, write_atomically, writing
+
+FILE = "deployment.toml"
+MODEL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What to serve and how. Times in milliseconds; an absent field is not limited, or not known."""
+
+    name: str
+    artifact: str
+    """Digest of what the engine built; its files lie in ``model/`` beside this file."""
+    engine: str
+    settings: dict[str, Json]
+    source: str
+    """Digest of the model that was imported."""
+    plan: str
+    """The plan that made it, as one line of JSON."""
+    verdict: str
+    host: str | None = None
+    """Fingerprint of the host that it was built and measured on."""
+    versions: dict[str, str] = field(default_factory=dict)
+    batch: int = 1
+    p99_ms: float | None = None
+    """The objective, where the goal had one."""
+    preprocess: dict[str, Json] | None = None
+    classes: list[str] | None = None
+    claims: dict[str, Json] = field(default_factory=dict)
+    """What was certified: speed-up and drop with their intervals."""
+
+
+def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:
+    """Write a bundle: the deployment and a copy of the model. Gives the path of the TOML file.
+
+    The folder appears whole, or what was there before stays.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            shutil.copytree(built.folder, fresh / MODEL)
+            write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
+            fresh.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            fresh.rename(folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    return folder / FILE
+
+
+def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
+    """Read a bundle by its TOML file, and check the model's digest.
+
+    Raises:
+        StoreError: a file is missing or damaged, or the model is another than the deployment names.
+    """
+    try:
+        deployment = msgspec.toml.decode(path.read_bytes(), type=Deployment)
+    except (OSError, msgspec.DecodeError) as error:
+        raise StoreError(f"{path} is no deployment that can be read: {error}") from error
+    artifact = read_artifact(path.parent / MODEL)
+    if artifact.digest != deployment.artifact:
+        raise StoreError(
+            f"{path} names artifact {deployment.artifact[:12]}, but {MANIFEST} says {artifact.digest[:12]}"
+        )
+    return deployment, artifact
+
+
+def _without_none(value: Mapping[str, Json]) -> dict[str, Json]:
+    """TOML has no null: an absent key says the same."""
+    return {
+        key: _without_none(item) if isinstance(item, Mapping) else item
+        for key, item in value.items()
+        if item is not None
+    }

@@ -1,0 +1,131 @@
+"""Intervals for ratios, and what a percentile needs before it may be claimed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from hasten.errors import InvalidSetting, Untrusted
+from hasten.measurement import Ratio
+from hasten.tensors import Array
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 2000
+"""Bootstrap resamples: they place the ends of a 95 % interval to within about a tenth of its standard error."""
+
+FEWEST_FOR_BOOTSTRAP = 6
+"""With five blocks, even the whole range of the data covers the median in only 93.75 % of repeats."""
+
+LARGEST_AUTOCORRELATION = 0.8
+"""Beyond it so few blocks tell nothing about the spread; the widening stops at three times."""
+
+_TAIL = 0.025
+
+
+def bootstrap_ratio(log_ratios: Array | list[float], *, seed: int, asked: float) -> Ratio:
+    """Estimate a ratio and its 95 % interval from the logarithms of block ratios, in the order they were taken.
+
+    The estimate is exp(median). The interval is the percentile bootstrap over blocks, never over single runs,
+    with two corrections, because with few blocks it covers too little. Its percentiles are expanded as Student's t
+    asks (T. Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015, 3.3);
+    and it is stretched about the median by sqrt((1 + r) / (1 - r)), where blocks follow one another with the
+    autocorrelation r > 0 (r corrected for its bias: M. G. Kendall, "Note on bias in the estimation of
+    autocorrelation", Biometrika 41, 1954). Below ``FEWEST_FOR_BOOTSTRAP`` blocks it is Student's t interval.
+
+    Args:
+        log_ratios: log(time of the baseline / time of the candidate), one a block.
+        seed: Of the resampling.
+        asked: Half-width, as a share of the ratio, at which it counts as settled.
+
+    Raises:
+        Untrusted: fewer than two blocks, or one that is not finite.
+    """
+    logs = np.asarray(log_ratios, dtype=np.float64)
+    if len(logs) < 2:
+        raise Untrusted(f"a ratio needs two blocks at least, and there are {len(logs)}; allow more time to measure")
+    if not np.isfinite(logs).all():
+        raise Untrusted(f"block {int(np.argmin(np.isfinite(logs)))} has a ratio that is not finite: a time of zero?")
+    middle = float(np.median(logs))
+    low, high = _interval(logs, seed)
+    stretch = math.sqrt((1 + (r := autocorrelation(logs))) / (1 - r))
+    low, high = (math.exp(middle + (end - middle) * stretch) for end in (min(low, middle), max(high, middle)))
+    settled = (high - low) / 2 <= asked * math.exp(middle)
+    return Ratio(value=math.exp(middle), low=low, high=high, n=len(logs), settled=settled)
+
+
+def autocorrelation(values: Floats) -> float:
+    """Estimate how much each value resembles the one before it: 0 (or less) to ``LARGEST_AUTOCORRELATION``.
+
+    Values beyond three median deviations are drawn in first, lest one outlier hide what the others do.
+    """
+    n = len(values)
+    if n < FEWEST_FOR_BOOTSTRAP:
+        return 0.0
+    centred = values - np.median(values)
+    reach = 3 * np.median(np.abs(centred))
+    kept = np.clip(centred, -reach, reach)
+    power = float(kept @ kept)
+    if power == 0:
+        return 0.0
+    seen = float(kept[1:] @ kept[:-1]) / power
+    return min(max(seen + (1 + 3 * seen) / n, 0.0), LARGEST_AUTOCORRELATION)
+
+
+def quantile(values: Array, q: float) -> float:
+    """Give the smallest of ``values`` that at least a share ``q`` of them does not exceed."""
+    return float(np.quantile(np.asarray(values, dtype=np.float64), q, method="inverted_cdf"))
+
+
+def percentile_or_none(samples_ns: Array, q: float) -> float | None:
+    """Give the ``q`` quantile where there are enough samples to claim it (``runs_needed(q, 0)``), else None."""
+    return quantile(samples_ns, q) if len(samples_ns) >= runs_needed(q, 0) else None
+
+
+def percentile_holds(n: int, misses: int, q: float, confidence: float = 0.99) -> bool:
+    """Say whether ``misses`` of ``n`` runs over a limit prove that the ``q`` quantile is under it.
+
+    The exact binomial test: were a share of 1 - q or more over the limit, so few misses would turn up with a
+    probability of at most 1 - ``confidence``.
+    """
+    _check_share(q)
+    if not 0 <= misses <= n:
+        raise InvalidSetting(f"{misses} misses in {n} runs: misses must lie between 0 and the runs")
+    return n > 0 and float(special.bdtr(misses, n, 1 - q)) <= 1 - confidence
+
+
+def runs_needed(q: float, misses: int, confidence: float = 0.99) -> int:
+    """Give the fewest runs of which ``misses`` may be over a limit with the ``q`` quantile still proven under it."""
+    _check_share(q)
+    enough = max(misses, 1)
+    while not percentile_holds(enough, misses, q, confidence):
+        enough *= 2
+    too_few = enough // 2
+    while enough - too_few > 1:
+        between = (enough + too_few) // 2
+        if between >= misses and percentile_holds(between, misses, q, confidence):
+            enough = between
+        else:
+            too_few = between
+    return enough
+
+
+def _interval(logs: Floats, seed: int) -> tuple[float, float]:
+    n = len(logs)
+    t = float(special.stdtrit(n - 1, 1 - _TAIL))
+    if n < FEWEST_FOR_BOOTSTRAP:
+        reach = t * float(logs.std(ddof=1)) / math.sqrt(n)
+        return float(logs.mean()) - reach, float(logs.mean()) + reach
+    random = np.random.default_rng(seed)
+    medians = np.median(logs[random.integers(0, n, (RESAMPLES, n))], axis=1)  # [RESAMPLES]
+    tail = float(special.ndtr(-t * math.sqrt(n / (n - 1))))
+    low, high = np.quantile(medians, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def _check_share(q: float) -> None:
+    if not 0 < q < 1:
+        raise InvalidSetting(f"a quantile lies between 0 and 1, and {q} does not; p99 is 0.99")

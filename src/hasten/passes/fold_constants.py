@@ -1,0 +1,165 @@
+"""Rules of ``fold`` that compute ahead what does not depend on the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from hasten.errors import BuildFailed
+from hasten.graph.constants import evaluate, known_inputs, may_fold
+from hasten.graph.dims import Known, Shapes
+from hasten.graph.model import Graph, attribute, is_standard
+from hasten.graph.rewrite import Edit, copied, rename_uses
+from hasten.tensors import DTYPES, Array, Dim
+
+_VALUES = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
+
+
+def name_constants(model: onnx.ModelProto) -> int:
+    """Turn Constant nodes into initializers. Gives the number of changes."""
+    graph = Graph(model)
+    edit = Edit(graph)
+    for node in graph.nodes:
+        if not is_standard(node) or node.op_type != "Constant" or node.output[0] in graph.outputs:
+            continue
+        if (value := constant_value(node)) is not None:
+            edit.set_constant(node.output[0], value)
+            edit.remove(node)
+    return edit.commit()
+
+
+def constant_value(node: onnx.NodeProto) -> Array | None:
+    """Give the value of a Constant node, or None where it is sparse or of strings."""
+    item = node.attribute[0]
+    if item.name == "value" and item.t.data_type != onnx.TensorProto.STRING:
+        return np.asarray(onnx.numpy_helper.to_array(item.t))
+    if item.name in _VALUES:
+        return np.asarray(helper.get_attribute_value(item), dtype=DTYPES[_VALUES[item.name]])
+    return None
+
+
+def fold_constants(model: onnx.ModelProto, *, max_bytes: int = 64 << 20) -> int:
+    """Replace each node whose inputs are all constant by its value. Gives the number of changes.
+
+    Left alone are nodes of ``hasten.graph.constants.NEVER``, those that hold graphs, and those whose value would be
+    larger than ``max_bytes``, or much larger than what it is made of.
+    """
+    changes = 0
+    while folded := _fold_once(model, max_bytes):
+        changes += folded
+    return changes
+
+
+def _fold_once(model: onnx.ModelProto, max_bytes: int) -> int:
+    graph = Graph(model)
+    edit = Edit(graph)
+    for node in graph.nodes:
+        if not node.input or not may_fold(graph, node, max_bytes):
+            continue
+        inputs = known_inputs(graph, node)
+        if inputs is None:
+            continue
+        for name, value in zip(node.output, _evaluate(node, inputs, graph.opset), strict=True):
+            if name:
+                edit.set_constant(name, value)
+        edit.remove(node)
+    return edit.commit()
+
+
+def _evaluate(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+    try:
+        with np.errstate(all="ignore"):  # log(0) is -inf here as in any runtime
+            return evaluate(node, inputs, opset)
+    except Exception as error:
+        raise BuildFailed("fold", f"cannot compute {node.op_type} (node {node.name!r}): {error}") from error
+
+
+def fold_shapes(model: onnx.ModelProto) -> int:
+    """Replace integer arithmetic on shapes by numbers, where every dimension in it is known. Gives the changes.
+
+    Follows Shape, Gather, Slice, Concat, Cast and + - * / as exporters write them (``hasten.graph.dims``).
+    """
+    graph = Graph(model)
+    shapes = Shapes(graph)
+    edit = Edit(graph)
+    for node in graph.nodes:
+        if len(node.output) != 1 or node.output[0] in graph.outputs or node.output[0] in graph.initializers:
+            continue
+        value = shapes.value(node.output[0])
+        if value is not None and value.static:
+            dtype = DTYPES[graph.dtypes.get(node.output[0], "int64")]
+            entries = np.array(value.entries, dtype=dtype)
+            edit.set_constant(node.output[0], entries.reshape(()) if value.scalar else entries)
+            edit.remove(node)
+    return edit.commit()
+
+
+def settle_reshapes(model: onnx.ModelProto) -> int:
+    """Give each Reshape a constant shape, where dimensions that stay (0) and one that is left over (-1) can say it.
+
+    Gives the number of changes.
+    """
+    graph = Graph(model)
+    shapes = Shapes(graph)
+    edit = Edit(graph)
+    for node in graph.nodes:
+        if not is_standard(node) or node.op_type != "Reshape" or len(node.input) < 2:
+            continue
+        wanted = shapes.value(node.input[1])
+        if wanted is None or wanted.static:
+            continue
+        settled = _settled(shapes.of(node.input[0]), wanted)
+        if settled is not None:
+            shape = edit.constant(np.array(settled, np.int64), f"{node.output[0]}_shape")
+            edit.replace(node, edit.make("Reshape", [node.input[0], shape], node.output[0]))
+    return edit.commit()
+
+
+def _settled(source: Sequence[Dim] | None, wanted: Known) -> list[int] | None:
+    """Write ``wanted`` with 0 for a dimension that stays in its place and -1 for at most one other."""
+    known = list(source or ())
+    entries = [
+        0 if isinstance(dim, str) and axis < len(known) and known[axis] == dim else dim
+        for axis, dim in enumerate(wanted.entries)
+    ]
+    if any(dim == 0 and wanted.entries[axis] == 0 for axis, dim in enumerate(entries)):
+        return None  # an empty tensor: what 0 means depends on allowzero
+    names = [dim for dim in entries if isinstance(dim, str)]
+    if len(names) + entries.count(-1) > 1:
+        return None
+    return [dim if isinstance(dim, int) else -1 for dim in entries]
+
+
+def choose_branches(model: onnx.ModelProto) -> int:
+    """Replace each If whose condition is constant by the branch that is taken. Gives the number of changes."""
+    graph = Graph(model)
+    edit = Edit(graph)
+    for node in graph.nodes:
+        condition = graph.constant(node.input[0]) if is_standard(node) and node.op_type == "If" else None
+        if condition is None:
+            continue
+        branch = attribute(node, "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch")
+        assert isinstance(branch, onnx.GraphProto)  # the checker has seen to it
+        _inline(edit, node, branch)
+    return edit.commit()
+
+
+def _inline(edit: Edit, node: onnx.NodeProto, branch: onnx.GraphProto) -> None:
+    """Put a branch in the place of its If, under names of its own."""
+    inner = {name: edit.name(name) for item in branch.node for name in item.output if name}
+    for tensor in branch.initializer:
+        inner[tensor.name] = edit.constant(np.asarray(onnx.numpy_helper.to_array(tensor)), tensor.name)
+    nodes = [copied(item) for item in branch.node]
+    for item in nodes:
+        rename_uses(item, inner)
+        for i, name in enumerate(item.output):
+            item.output[i] = inner.get(name, name)
+    results = [
+        edit.make("Identity", [inner.get(value.name, value.name)], output)
+        for value, output in zip(branch.output, node.output, strict=True)
+        if output
+    ]
+    edit.replace(node, *nodes, *results)

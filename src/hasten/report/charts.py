@@ -1,0 +1,321 @@
+"""Plotly figures as plain values: what ``Plotly.newPlot`` takes. Colours are CSS variables that the page resolves.
+
+A colour is written ``var(--name)``; the page's script puts in the colour of the reader's theme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hasten.artifact import Json
+from hasten.measurement import OperatorBound
+from hasten.report import format as fmt
+from hasten.report.rows import Row, certified_rows, measured_rows
+from hasten.search.result import Result
+
+Figure = dict[str, Json]
+
+LIMITS: dict[str, tuple[str, str]] = {
+    "compute": ("arithmetic", "var(--compute)"),
+    "memory": ("memory", "var(--memory)"),
+    "overhead": ("overhead", "var(--overhead)"),
+}
+"""What holds an operator: its word in the legend, and its colour."""
+
+MARKS = {
+    "chosen": ("star", 17, "var(--chosen)"),
+    "best lossless": ("square", 11, "var(--lossless)"),
+    "untouched": ("diamond", 13, "var(--original)"),
+}
+"""Symbol, size in pixels and colour of the plans that are always marked."""
+
+FAINT = {"var(--muted)": "var(--line)"}
+"""Intervals of the many beaten plans step back behind the points."""
+
+LANE_PX = 17
+"""Height of a line of labels above the plot."""
+
+MAX_BARS = 6
+
+
+def frontier_figure(result: Result) -> Figure:
+    """Draw latency against quality: every measured plan, intervals as bars, the three marked plans labelled.
+
+    Labels stand in lanes above the plot, one a plan, so that they cannot cover each other or a point.
+    """
+    rows = measured_rows(result)
+    special = [row for row in rows if row.roles]
+    plain = [row for row in rows if not row.roles]
+    on = [row for row in plain if row.key in result.frontier]
+    off = [row for row in plain if row.key not in result.frontier]
+    traces = [
+        _points("other plans", off, symbol="circle", size=7, colour="var(--muted)"),
+        _points("frontier", on, symbol="circle", size=9, colour="var(--accent)"),
+        _steps([row for row in rows if row.key in result.frontier]),
+        *(_points(", ".join(row.roles), [row], *MARKS[row.roles[0]]) for row in special),
+    ]
+    quality = special[0].quality or next((row.quality for row in rows if row.quality), None)
+    better = "higher" if quality is None or quality.higher_is_better else "lower"
+    axis: Json = {"title": {"text": f"{result.metric} ({better} is better)"}, "tickformat": ".4~f", **_range(rows)}
+    layout = _layout(height=440 + LANE_PX * len(special))
+    layout["margin"] = {"l": 72, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
+    layout["xaxis"] |= {"type": "log", "title": {"text": "latency, ms (log scale)"}, "nticks": 8, "tickformat": "~g"}
+    layout["yaxis"] |= axis
+    layout["legend"] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
+    layout["annotations"], layout["shapes"] = _labels(special)
+    return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
+
+
+def operators_figure(result: Result) -> Figure:
+    """Draw where the time of each finalist goes: a piece an operator, coloured by what holds it, and the rest.
+
+    The pieces of a bar add up to the measured time, which stands beside it; the tick is the machine's limit.
+    """
+    rows = [row for row in certified_rows(result) or measured_rows(result) if row.measurement.bound][:MAX_BARS]
+    traces = [*(_operator_trace(limit, rows) for limit in LIMITS), _outside_trace(rows), _limit_trace(rows)]
+    layout = _layout(height=96 + 62 * max(1, len(rows)))
+    layout |= {"barmode": "stack", "bargap": 0.6, "margin": {"l": 12, "r": 24, "t": 8, "b": 80}}
+    longest = max((row.measurement.latency.median_ns for row in rows), default=1.0) / 1e6
+    layout["xaxis"] |= {"title": {"text": "time of one run, ms"}, "range": [0, longest * 1.04]}
+    layout["yaxis"] |= {"visible": False, "range": [len(rows) - 0.4, -0.85]}
+    layout["legend"] = {"orientation": "h", "y": -64 / max(62 * len(rows), 62), "yanchor": "top", "x": 0}
+    layout["annotations"] = [_bar_label(i, row) for i, row in enumerate(rows)]
+    return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
+
+
+def shorten(plan: str, limit: int = 72) -> str:
+    """Cut a plan's text in its middle: the passes' names come first, the engine last."""
+    if len(plan) <= limit:
+        return plan
+    half = (limit - 3) // 2
+    return f"{plan[:half]} … {plan[-half:]}"
+
+
+def _points(name: str, rows: Sequence[Row], symbol: str, size: int, colour: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [row.measurement.latency.median_ns / 1e6 for row in rows],
+        "y": [_height(row, rows) for row in rows],
+        "text": [_hover(row) for row in rows],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"symbol": symbol, "size": size, "color": colour, "line": {"width": 1, "color": "var(--surface)"}},
+        "error_x": _bars([_latency_arms(row) for row in rows], FAINT.get(colour, colour)),
+        "error_y": _bars([_quality_arms(row) for row in rows], FAINT.get(colour, colour)),
+    }
+
+
+def _steps(rows: Sequence[Row]) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "x": [row.measurement.latency.median_ns / 1e6 for row in rows],
+        "y": [_height(row, rows) for row in rows],
+        "line": {"width": 1, "dash": "dot", "color": "var(--accent)"},
+    }
+
+
+def _height(row: Row, rows: Sequence[Row]) -> float | None:
+    """Give a plan's quality; where it was not judged because nothing may differ, the reference's."""
+    if row.quality is not None:
+        return row.quality.value
+    return next((other.quality.reference for other in rows if other.quality), None)
+
+
+def _bars(arms: Sequence[tuple[float, float]], colour: str) -> Figure:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [plus for plus, _ in arms],
+        "arrayminus": [minus for _, minus in arms],
+        "thickness": 1,
+        "width": 3,
+        "color": colour,
+    }
+
+
+def _latency_arms(row: Row) -> tuple[float, float]:
+    latency = row.measurement.latency
+    low, high = fmt.median_interval(latency) or (latency.median_ns, latency.median_ns)
+    return max(0.0, high - latency.median_ns) / 1e6, max(0.0, latency.median_ns - low) / 1e6
+
+
+def _quality_arms(row: Row) -> tuple[float, float]:
+    """A drop's interval, turned round where higher is better, and scaled back where it is a share."""
+    if row.quality is None:
+        return 0.0, 0.0
+    drop, scale = row.quality.drop, _scale(row)
+    down, up = (drop.high - drop.value) * scale, (drop.value - drop.low) * scale
+    return (up, down) if row.quality.higher_is_better else (down, up)
+
+
+def _scale(row: Row) -> float:
+    """Give what one unit of drop is in the metric's own unit: 1 for absolute drops, else the original's score."""
+    quality = row.quality
+    if quality is None or quality.reference is None or abs(quality.drop.value) < 1e-12:
+        return 1.0
+    return abs(quality.value - quality.reference) / abs(quality.drop.value)
+
+
+def _range(rows: Sequence[Row]) -> Figure:
+    """Fix the range where all plans have one quality: the automatic one would magnify nothing into a slope."""
+    values = [v for row in rows if (v := _height(row, rows)) is not None]
+    if not values or max(values) - min(values) > 0.002:
+        return {}
+    middle = (max(values) + min(values)) / 2
+    return {"range": [middle - 0.01, middle + 0.01]}
+
+
+def _labels(special: Sequence[Row]) -> tuple[list[Figure], list[Figure]]:
+    notes, lines = [], []
+    xs = sorted(row.measurement.latency.median_ns for row in special)
+    middle = (xs[0] * xs[-1]) ** 0.5 if xs else 0.0
+    for lane, row in enumerate(special):
+        x_ms = row.measurement.latency.median_ns / 1e6
+        colour = MARKS[row.roles[0]][2]
+        lines.append(
+            {
+                "type": "line",
+                "x0": x_ms,
+                "x1": x_ms,
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "layer": "below",
+                "line": {"width": 1, "dash": "dot", "color": colour},
+            }
+        )
+        left = row.measurement.latency.median_ns <= middle
+        notes.append(
+            {
+                "xref": "x",
+                "x": _log10(x_ms),
+                "yref": "paper",
+                "y": 1,
+                "yshift": LANE_PX * (len(special) - 1 - lane) + 12,
+                "xanchor": "left" if left else "right",
+                "xshift": -4 if left else 4,
+                "showarrow": False,
+                "text": f"<b>{', '.join(row.roles)}</b>  {fmt.duration(row.measurement.latency.median_ns)}",
+                "font": {"size": 12, "color": colour},
+            }
+        )
+    return notes, lines
+
+
+def _log10(value: float) -> float:
+    """Annotations on a log axis are placed by exponent; shapes by value."""
+    return math.log10(value)
+
+
+def _hover(row: Row) -> str:
+    quality = row.quality
+    lines = [
+        *([f"<b>{', '.join(row.roles)}</b>"] if row.roles else []),
+        escape(shorten(row.plan)),
+        f"latency {fmt.interval(row.measurement.latency)}",
+        f"over untouched {fmt.times(row.over_original)}",
+        f"of the machine's limit {fmt.percent(row.efficiency)}",
+        *([f"{quality.metric} {quality.value:.4f}, drop {fmt.drop(quality.drop)} on {row.split}"] if quality else []),
+        f"file {fmt.size(row.measurement.resources.file_bytes)}",
+    ]
+    return "<br>".join(lines)
+
+
+def escape(text: str) -> str:
+    """Make a text safe for Plotly, which reads a little HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _operator_trace(limit: str, rows: Sequence[Row]) -> Figure:
+    word, colour = LIMITS[limit]
+    pieces = [
+        (i, op)
+        for i, row in enumerate(rows)
+        if row.measurement.bound
+        for op in sorted(row.measurement.bound.operators, key=lambda op: -(op.time_ns or 0.0))
+        if op.limit == limit and op.time_ns
+    ]
+    texts = [_operator_hover(op) for _, op in pieces]
+    return _bar(
+        f"held by {word}", colour, [(i, op.time_ns or 0.0, t) for (i, op), t in zip(pieces, texts, strict=True)]
+    )
+
+
+def _outside_trace(rows: Sequence[Row]) -> Figure:
+    pieces = [
+        (i, bound.outside_ns, f"outside operators<br>{fmt.duration(bound.outside_ns)}")
+        for i, row in enumerate(rows)
+        if (bound := row.measurement.bound) and bound.outside_ns > 0
+    ]
+    return _bar("outside operators", "var(--outside)", pieces)
+
+
+def _bar(name: str, colour: str, pieces: Sequence[tuple[int, float, str]]) -> Figure:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "x": [ns / 1e6 for _, ns, _ in pieces],
+        "y": [i for i, _, _ in pieces],
+        "text": [text for _, _, text in pieces],
+        "textposition": "none",
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"color": colour, "line": {"width": 0.6, "color": "var(--surface)"}},
+    }
+
+
+def _limit_trace(rows: Sequence[Row]) -> Figure:
+    bounds = [(i, row.measurement.bound) for i, row in enumerate(rows)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "the machine's limit",
+        "x": [bound.grouped_ns / 1e6 for _, bound in bounds if bound],
+        "y": [i for i, bound in bounds if bound],
+        "text": [f"limit {fmt.duration(bound.grouped_ns)}" for _, bound in bounds if bound],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"symbol": "line-ns-open", "size": 15, "color": "var(--ink)", "line": {"width": 2}},
+    }
+
+
+def _bar_label(index: int, row: Row) -> Figure:
+    role = f"<b>{', '.join(row.roles)}</b>  " if row.roles else ""
+    total = f"{fmt.duration(row.measurement.latency.median_ns)}, {fmt.percent(row.efficiency)} of the limit"
+    return {
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "left",
+        "y": index,
+        "yshift": 23,
+        "showarrow": False,
+        "align": "left",
+        "text": f"{role}{escape(shorten(row.plan, 58))}  <b>{total}</b>",
+        "font": {"size": 12, "color": "var(--ink)"},
+    }
+
+
+def _operator_hover(op: OperatorBound) -> str:
+    work = f"{fmt.count(op.operations)} operations, {fmt.size(op.bytes)}"
+    reached = fmt.percent(op.efficiency)
+    return f"<b>{escape(op.kind)}</b> {escape(op.name)}<br>{fmt.duration(op.time_ns)}, {reached} of its limit<br>{work}"
+
+
+def _layout(*, height: int) -> Figure:
+    axis = {"gridcolor": "var(--line)", "zeroline": False, "linecolor": "var(--line)", "ticks": ""}
+    return {
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
+        "hoverlabel": {"align": "left", "bgcolor": "var(--surface)", "bordercolor": "var(--line)"},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"},
+        "dragmode": "zoom",
+        "xaxis": {**axis},
+        "yaxis": {**axis},
+    }

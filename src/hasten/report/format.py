@@ -1,0 +1,102 @@
+"""Numbers as people read them: three significant digits, a unit, an interval."""
+
+from __future__ import annotations
+
+import math
+
+from scipy import stats
+
+from hasten.measurement import Estimate, Latency
+
+NONE = "–"
+"""Stands for what was not measured."""
+
+
+def duration(ns: float | None) -> str:
+    """Write nanoseconds as ns, µs, ms or s."""
+    if ns is None:
+        return NONE
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if abs(ns) >= size * 0.9995:
+            return f"{digits(ns / size)} {unit}"
+    return f"{digits(ns)} ns"
+
+
+def size(count: float | None) -> str:
+    """Write bytes as B, kB, MB or GB (powers of 1000)."""
+    if count is None:
+        return NONE
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale * 0.9995:
+            return f"{digits(count / scale)} {unit}"
+    return f"{count:.0f} B"
+
+
+def count(value: float) -> str:
+    """Write a number of operations as K, M, G or T."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= scale * 0.9995:
+            return f"{digits(value / scale)} {unit}"
+    return f"{value:.0f}"
+
+
+def times(ratio: Estimate | None) -> str:
+    """Write a speed-up with its interval: ``2.31x [2.25, 2.37]``."""
+    return NONE if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def percent(share: float | None, decimals: int = 0) -> str:
+    """Write a share as per cent."""
+    return NONE if share is None else f"{share * 100:.{decimals}f} %"
+
+
+def drop(estimate: Estimate | None) -> str:
+    """Write a loss of quality with its interval, in per cent: ``0.30 % [-0.10, 0.70]``."""
+    if estimate is None:
+        return NONE
+    value, low, high = (number * 100 + 0.0 for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def seconds(value: float) -> str:
+    """Write a wait: ``0.4 s``, ``42 s``, ``3 min 20 s``, ``1 h 5 min``."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def digits(value: float) -> str:
+    """Write three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    return f"{value:.{decimals}f}"
+
+
+def median_interval(latency: Latency) -> tuple[float, float] | None:
+    """Give the 95 % interval of the median of the slices' medians, in ns, from their order.
+
+    The k-th smallest and the k-th largest of n independent observations enclose their median with a probability
+    that the binomial distribution of n fair coins gives, whatever the distribution of times. None: under six
+    slices, where no such k exists.
+    """
+    ordered = sorted(latency.slices_ns)
+    k = int(stats.binom.ppf(0.025, len(ordered), 0.5)) if ordered else 0
+    if k < 1:
+        return None
+    return ordered[k - 1], ordered[-k]
+
+
+def interval(latency: Latency) -> str:
+    """Write a latency with its interval: ``1.23 ms [1.21, 1.26]``."""
+    bounds = median_interval(latency)
+    text = duration(latency.median_ns)
+    if bounds is None:
+        return text
+    unit = {"s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1.0}[text.split()[-1]]
+    return f"{text} [{digits(bounds[0] / unit)}, {digits(bounds[1] / unit)}]"

@@ -1,0 +1,142 @@
+"""One self-contained HTML page about a result: it opens offline, fetches nothing, and its numbers need no script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+
+from hasten.artifact import Artifact, Json
+from hasten.report import format as fmt
+from hasten.report.charts import frontier_figure, operators_figure, shorten
+from hasten.report.rows import certified_rows, counts, frontier_rows, roles_of, row_of
+from hasten.report.tables import LOW_EFFICIENCY
+from hasten.search.result import Result
+from hasten.store import write_atomically
+
+ASSETS = resources.files("hasten.report") / "assets"
+TOP_OPERATORS = 25
+
+
+def write_html(result: Result, path: Path, *, chosen: Artifact | None = None) -> Path:
+    """Write the page and give its path.
+
+    Args:
+        result: The finished search.
+        path: Where to; a file already there is replaced whole.
+        chosen: What was built for the chosen plan, for its lineage; None: the page leaves the lineage out.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    write_atomically(path, render_html(result, chosen=chosen).encode())
+    return path
+
+
+def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
+    """Give the page's text. Its content security policy lets only the page's own two scripts run."""
+    scripts = {name: _asset(name) for name in ("plotly-basic.min.js", "report.js")}
+    figures = {"frontier": frontier_figure(result), "operators": operators_figure(result)}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(fmt=fmt, shorten=shorten)
+    rows = frontier_rows(result)
+    return environment.from_string(_asset("report.html.j2")).render(
+        result=result,
+        chosen=row_of(result, result.trial(result.chosen)),
+        rows=rows,
+        finalists=certified_rows(result),
+        operators=_operators(result),
+        trials=[_trial_cells(result, i) for i in range(len(result.trials))],
+        counts=counts(result),
+        lineage=chosen.lineage if chosen else (),
+        artifact=chosen,
+        baseline=rows[0].baseline_efficiency if rows else None,
+        low_efficiency=LOW_EFFICIENCY,
+        constraints=constraints(result),
+        deployment=_deployment(result),
+        policy=_policy(scripts),
+        style=_asset("report.css"),
+        plotly=scripts["plotly-basic.min.js"],
+        script=scripts["report.js"],
+        figures=_script_json(figures),
+    )
+
+
+def constraints(result: Result) -> list[tuple[str, str]]:
+    """Say what the user asked for, one pair of words each."""
+    goal = result.goal
+    found = [("objective", f"smallest {goal.objective}"), ("batch", str(goal.batch))]
+    if goal.max_drop is not None:
+        found.append(("largest drop", fmt.percent(goal.max_drop, 2)))
+    if goal.p99_ns is not None:
+        found.append(("p99 under", fmt.duration(goal.p99_ns)))
+    if goal.min_throughput is not None:
+        found.append(("throughput over", f"{fmt.digits(goal.min_throughput)} samples/s"))
+    if goal.max_file_bytes is not None:
+        found.append(("file under", fmt.size(goal.max_file_bytes)))
+    if goal.max_memory_bytes is not None:
+        found.append(("memory under", fmt.size(goal.max_memory_bytes)))
+    return found
+
+
+def _operators(result: Result) -> list[Any]:
+    row = row_of(result, result.trial(result.chosen))
+    if row is None or row.measurement.bound is None:
+        return []
+    return sorted(row.measurement.bound.operators, key=lambda op: -(op.time_ns or 0.0))[:TOP_OPERATORS]
+
+
+def _trial_cells(result: Result, index: int) -> dict[str, Json]:
+    """Give one trial as the page's table shows it: each cell's text, and the number it is sorted by."""
+    trial = result.trials[index]
+    measured = trial.measurement
+    quality = measured.quality if measured else None
+    return {
+        "number": index + 1,
+        "plan": str(trial.plan),
+        "roles": ", ".join(roles_of(result, trial.key)),
+        "stage": trial.stage,
+        "outcome": trial.outcome,
+        "reason": trial.reason or "",
+        "latency_ns": measured.latency.median_ns if measured else None,
+        "speedup": measured.speedup if measured else None,
+        "drop": quality.drop if quality else None,
+        "size": measured.resources.file_bytes if measured else None,
+        "efficiency": measured.bound.efficiency if measured and measured.bound else None,
+        "seconds": trial.seconds,
+    }
+
+
+def _deployment(result: Result) -> str | None:
+    return result.deployment.read_text() if result.deployment.is_file() else None
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: dict[str, str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values()]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    rules = [
+        "default-src 'none'",
+        f"script-src {allowed}",
+        "style-src 'unsafe-inline'",
+        "img-src data: blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _script_json(value: Json) -> str:
+    """Encode JSON that can stand inside a script element: nothing in it can end the element."""
+    text = msgspec.json.encode(value).decode()
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,331 @@
+"""The bench: builds one plan, measures it beside the original, judges its outputs, and records what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+
+from hasten.artifact import Artifact
+from hasten.errors import BuildFailed, HastenError, MissingDependency, StoreError, Unsupported
+from hasten.host import Ticks, load_since, this_host, ticks, versions
+from hasten.measure.compare import Comparison, compare
+from hasten.measure.latency import WarmUp
+from hasten.measure.quality import quality
+from hasten.measure.worker import IsolatedSession, open_isolated
+from hasten.measurement import Conditions, Measurement, Quality
+from hasten.plan import Plan, run_plan_isolated
+from hasten.search.events import Event, Kind, Listener
+from hasten.search.frontier import cost, loss
+from hasten.search.journal import Journal
+from hasten.search.result import Outcome, Trial
+from hasten.search.task import Task
+from hasten.tensors import Array
+
+T = TypeVar("T")
+
+OUTPUT_ROWS = 64
+"""Rows that go through a model at a time when its outputs are wanted, not its speed."""
+
+
+ANCHOR = "original"
+"""What the original's session is called in a comparison."""
+
+TRIAL_WARM_UP = WarmUp(min_s=0.3, max_s=5.0)
+"""A trial is a screening; the finals warm up by the full rule."""
+
+
+class BudgetSpent(Exception):
+    """The time for trials is over."""
+
+
+class Bench:
+    """A search's workplace; use as a context manager. Keeps one session of the original open beside every trial."""
+
+    def __init__(self, task: Task, journal: Journal, listener: Listener, *, sitting: int) -> None:
+        self.task = task
+        self.journal = journal
+        self._listener = listener
+        self._sitting = sitting
+        self._start = time.monotonic()
+        self._spent_before = journal.spent()
+        self._anchor: IsolatedSession | None = None
+        self._references: dict[str, dict[str, Array]] = {}
+        self.trials: dict[str, Trial] = {trial.key: trial for trial in journal.trials()}
+        self.stage = "start"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.spend()
+        self.drop_anchor()
+
+    # What it tells
+
+    def tell(self, kind: Kind, text: str, *, share: float | None = None, trial: Trial | None = None) -> None:
+        """Tell the listener."""
+        event = Event(
+            kind=kind, stage=self.stage, text=text, share=share, trial=trial, best=self.best(), left_s=self.left_s()
+        )
+        self._listener(event)
+
+    def note(self, text: str) -> None:
+        """Tell a sentence and keep it in the journal."""
+        self.journal.note(text)
+        self.tell("note", text)
+
+    def progress(self, text: str, share: float | None) -> None:
+        """Pass on what a long piece of work says of itself."""
+        self.tell("progress", text, share=share)
+
+    # Its time
+
+    def elapsed(self) -> float:
+        """Seconds that the search has taken, earlier sittings with it."""
+        return self._spent_before + time.monotonic() - self._start
+
+    def spend(self) -> None:
+        """Write the time taken by now into the journal."""
+        self.journal.spend(self._sitting, time.monotonic() - self._start)
+
+    def left_s(self) -> float | None:
+        """Seconds of budget that are left, or None without a budget."""
+        budget = self.task.effort.budget_s
+        return None if budget is None else max(0.0, budget - self.elapsed())
+
+    def finals_s(self) -> float:
+        """Seconds to keep for the finals: a quarter of the budget, within what they can use."""
+        budget = self.task.effort.budget_s
+        return self.task.effort.finals_s if budget is None else min(self.task.effort.finals_s, max(budget / 4, 3.0))
+
+    def check_budget(self) -> None:
+        """Raise ``BudgetSpent`` when another trial would eat into the finals' time."""
+        left = self.left_s()
+        if left is not None and left < self.finals_s():
+            raise BudgetSpent
+
+    # What it knows
+
+    def meets(self, trial: Trial) -> bool:
+        """Say whether a measured trial keeps the allowed drop, by its estimate on the search split."""
+        limit = self.task.goal.max_drop
+        return trial.outcome == "measured" and (limit is None or loss(trial) <= limit)
+
+    def best(self) -> Trial | None:
+        """The best measured trial that meets the goal on the search split."""
+        fitting = [trial for trial in self.trials.values() if self.meets(trial)]
+        return min(fitting, key=lambda trial: cost(trial, self.task.goal), default=None)
+
+    def original(self) -> Trial:
+        """The original's trial. Call it after the first stage has begun.
+
+        Raises:
+            BuildFailed: the untouched model does not run at all.
+        """
+        trial = self.trials[self.task.original.key]
+        if trial.outcome != "measured":
+            raise BuildFailed("the untouched model", f"{trial.plan} does not run: {trial.reason}")
+        return trial
+
+    # What it does
+
+    def run(self, plan: Plan) -> Trial:
+        """Build, judge and measure a plan, unless the journal has it already. A failure is an outcome.
+
+        Raises:
+            BudgetSpent: there is no time left for it.
+            StoreError: the disk fails; that is not the plan's fault.
+        """
+        if (found := self.trials.get(plan.key)) is not None:
+            return found
+        if plan.key != self.task.original.key:
+            self.check_budget()
+        self.tell("trial-start", str(plan))
+        start = time.monotonic()
+        trial = Trial(plan=plan, stage=self.stage, outcome="failed", seconds=0.0)
+        try:
+            trial = self._attempt(trial)
+        except (Unsupported, MissingDependency) as error:
+            trial = replace(trial, outcome="unsupported", reason=str(error))
+        except StoreError:
+            raise
+        except HastenError as error:
+            trial = replace(trial, outcome="failed", reason=f"{type(error).__name__}: {error}")
+        return self.keep(replace(trial, seconds=time.monotonic() - start))
+
+    def skip(self, plan: Plan, reason: str) -> Trial:
+        """Record that a plan was not tried, and why."""
+        if (found := self.trials.get(plan.key)) is not None:
+            return found
+        self.journal.note(f"skipped {plan}: {reason}")
+        return self.keep(Trial(plan=plan, stage=self.stage, outcome="skipped", seconds=0.0, reason=reason))
+
+    def keep(self, trial: Trial) -> Trial:
+        """Record a finished trial."""
+        self.journal.add(trial)
+        self.trials[trial.key] = trial
+        self.spend()
+        self.tell("trial-end", _summary(trial), trial=trial)
+        return trial
+
+    def build(self, plan: Plan) -> Artifact:
+        """Run a plan's passes and its engine's build in a child."""
+        return run_plan_isolated(
+            plan, self.task.source, self.task.inputs, limits=self.task.build_limits, progress=self.progress
+        )
+
+    def session(
+        self, plan: Plan, built: Artifact, *, name: str, split: str = "search", warm_up: WarmUp = TRIAL_WARM_UP
+    ) -> IsolatedSession:
+        """Open what was built in a child of its own. Close it, or use it as a context manager."""
+        return open_isolated(
+            plan.engine,
+            built,
+            self.task.store,
+            self.task.samples(split),
+            batch=self.task.goal.batch,
+            limits=self.task.limits(plan.threads),
+            seed=self.task.seed,
+            name=name,
+            warm_up=warm_up,
+        )
+
+    def anchor(self) -> IsolatedSession:
+        """The original's session, opened when it is first needed, and again when it has died."""
+        if self._anchor is None:
+            plan = self.task.original
+            self._anchor = self.session(plan, self.build(plan), name=ANCHOR)
+        return self._anchor
+
+    def drop_anchor(self) -> None:
+        """Close the original's session."""
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+
+    def reference(self, split: str) -> dict[str, Array]:
+        """Give the original's outputs on a split, computed once."""
+        if split not in self._references:
+            plan = self.task.original
+            with self.session(plan, self.build(plan), name=ANCHOR, split=split) as session:
+                self._references[split] = self.outputs(session, split)
+        return self._references[split]
+
+    def outputs(self, session: IsolatedSession, split: str) -> dict[str, Array]:
+        """Run a whole split through a session opened on it."""
+        n = self.task.splits[split]
+        parts: list[dict[str, Array]] = []
+        for start in range(0, n, OUTPUT_ROWS):
+            parts.append(session.outputs(start, min(start + OUTPUT_ROWS, n), OUTPUT_ROWS))
+            self.progress(f"outputs on the {split} split", min(1.0, (start + OUTPUT_ROWS) / n))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def judge(self, session: IsolatedSession, split: str) -> Quality:
+        """Compare a session's outputs on a split with the original's."""
+        return quality(
+            self.task.metric,
+            reference=self.reference(split),
+            candidate=self.outputs(session, split),
+            labels=self.task.load(split).labels,
+            classes=self.task.classes,
+            seed=self.task.seed,
+        )
+
+    def conditions(self, since: Ticks, *, threads: int) -> Conditions:
+        """Describe the circumstances of numbers taken since then."""
+        return Conditions(
+            host=this_host(),
+            load=load_since(since),
+            threads=threads,
+            batch=self.task.goal.batch,
+            versions=versions(),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _attempt(self, trial: Trial) -> Trial:
+        plan, since, steps = trial.plan, ticks(), {}
+        built, steps["build"] = _timed(lambda: self.build(plan))
+        precision = str(plan.load_engine().precision)
+        traits = tuple(sorted((built.traits | {precision}) & LOSSY))
+        trial = replace(trial, artifact=built.digest, traits=traits)
+        if (twin := self._same_bytes(plan, built)) is not None:
+            reason = f"its passes change nothing: the result is, byte for byte, that of {twin.plan}"
+            return replace(trial, outcome="unchanged", reason=reason)
+        with self.session(plan, built, name=plan.key) as session:
+            judged, steps["quality"] = _timed(lambda: self.judge(session, "search"))
+            measured, steps["measure"] = _timed(lambda: self._measure(plan, session, judged, since))
+        return replace(trial, outcome="measured", measurement=measured, steps=steps)
+
+    def _same_bytes(self, plan: Plan, built: Artifact) -> Trial | None:
+        for trial in self.trials.values():
+            same_engine = trial.plan.engine == plan.engine and trial.outcome == "measured"
+            if same_engine and trial.artifact and self.task.store.get(trial.artifact).content == built.content:
+                return trial
+        return None
+
+    def _measure(self, plan: Plan, session: IsolatedSession, judged: Quality, since: Ticks) -> Measurement:
+        result = self._beside_anchor(session)
+        limit = self.task.goal.p99_ns
+        return Measurement(
+            latency=result.latency(session.name, limit_ns=limit),
+            speedup=result.ratio(ANCHOR, session.name),
+            resources=session.resources(),
+            conditions=self.conditions(since, threads=plan.threads),
+            signature=session.signature,
+            quality=judged,
+        )
+
+    def _beside_anchor(self, session: IsolatedSession) -> Comparison:
+        """Compare with the original; where that has died in the meantime, once more with a new one."""
+        effort = self.task.effort
+        for last in (False, True):
+            anchor = self.anchor()
+            result = compare(
+                [anchor, session],
+                precision=effort.precision,
+                budget_s=effort.trial_s,
+                slice_s=effort.slice_s,
+                seed=self.task.seed,
+                decide=True,
+                progress=self.progress,
+            )
+            if session.name in result.failures:
+                raise result.failures[session.name]
+            if anchor.name not in result.failures:
+                break
+            self.drop_anchor()
+            if last:
+                raise result.failures[anchor.name]
+        return result
+
+
+LOSSY: frozenset[str] = frozenset({"int8", "dynamic", "float16", "bfloat16"})
+"""Traits that say that a model computes in less than float32."""
+
+_SIGN: Mapping[Outcome, str] = {
+    "measured": "measured",
+    "unsupported": "not possible",
+    "failed": "failed",
+    "skipped": "skipped",
+    "unchanged": "changes nothing",
+}
+
+
+def _summary(trial: Trial) -> str:
+    if trial.measurement is None:
+        return f"{trial.plan}: {_SIGN[trial.outcome]}: {trial.reason}"
+    speed = trial.measurement.speedup
+    judged = trial.measurement.quality
+    lost = f", drop {judged.drop.value:.2%}" if judged else ""
+    return f"{trial.plan}: {speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}]{lost}"
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    start = time.monotonic()
+    return work(), time.monotonic() - start

@@ -1,0 +1,295 @@
+"""From a model, samples and a goal to a verdict: the main job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hasten import registry
+from hasten.artifact import Artifact
+from hasten.deployment import Deployment, write_deployment
+from hasten.errors import InvalidSetting, UnknownName
+from hasten.frontends import import_model
+from hasten.host import this_host, ticks, versions
+from hasten.metrics import default_metric, load_metric
+from hasten.plan import Part, Plan
+from hasten.samples import Preprocess, Samples, read_samples, split
+from hasten.search import space
+from hasten.search.bench import Bench, BudgetSpent
+from hasten.search.events import Listener
+from hasten.search.finals import Finals, finals
+from hasten.search.frontier import frontier
+from hasten.search.journal import Journal
+from hasten.search.result import Certificate, Goal, Result, Verdict, read_result
+from hasten.search.stages import Limits, in_order, int8, lossless, machine_limits, sweep
+from hasten.search.task import Effort, Task, task_id
+from hasten.search.verdict import choose
+from hasten.settings import values_of
+from hasten.store import Store, write_atomically
+from hasten.tensors import DTYPES, Array
+
+RESULT = "result.json"
+JOURNAL = "journal.sqlite"
+LAST = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How samples are read where they come from a file."""
+
+    inputs: Mapping[str, str] | None = None
+    """Which column feeds which model input."""
+    label: str | None = None
+    limit: int | None = None
+    preprocess: Preprocess | None = None
+
+
+def optimize(
+    model: Any,
+    samples: str | Path | Samples,
+    goal: Goal | None = None,
+    *,
+    data: Data | None = None,
+    engines: Sequence[str] | None = None,
+    threads: Sequence[int] | None = None,
+    effort: Effort | None = None,
+    home: Path = Path(".hasten"),
+    seed: int = 0,
+    example: Any = None,
+    state: Path | None = None,
+    fresh: bool = False,
+    on_event: Listener | None = None,
+) -> Result:
+    """Find the fastest form of a model that keeps the goal, prove it, and write it down ready to deploy.
+
+    The same call finds its own journal and goes on where it was interrupted; a finished one gives its result again.
+
+    Args:
+        model: An ONNX file, an ExportedProgram ``.pt2``, ``module.py:factory``, a ``torch.nn.Module``, or an artifact.
+        samples: A file or folder that ``read_samples`` takes, or samples. They are split into calibrate, search
+            and certify; the search never sees the last.
+        goal: What to reach; by default the lowest latency, any loss shown.
+        data: How to read ``samples`` where it is a file.
+        engines: Names of engines; by default all that are installed here.
+        threads: Thread counts to try; by default powers of two up to the cores that this process may use.
+        effort: Time and memory for the whole and its parts.
+        home: Folder of the store and of all runs.
+        seed: Of splits, calibration and the order of measurements.
+        example: For a PyTorch module: a tuple of example inputs.
+        state: For ``module.py:factory``: a safetensors or weights-only file.
+        fresh: Forget an earlier search of the same question.
+        on_event: Called with every piece of news, in this thread.
+
+    Raises:
+        UsageError: something that was given cannot be used; the message says what and why.
+        BuildFailed: the untouched model does not run in its reference engine.
+    """
+    goal, effort, data = goal or Goal(), effort or Effort(), data or Data()
+    store = Store(home)
+    names, counts = _engines(engines), _threads(threads)
+    source, name = _source(model, store, data=data, example=example, state=state)
+    loaded, preprocess = _samples(samples, source, data)
+    if preprocess is not None and source.preprocess is None:
+        source = _with_preprocess(source, preprocess, store)
+    loaded.check(source.signature)
+    choices = {"engines": names, "threads": counts, "seed": seed, "metric": goal.metric}
+    run = home / "runs" / task_id(source, loaded, goal, choices=choices)
+    if fresh:
+        run = _next_free(run)
+    write_atomically(home / LAST, run.name.encode())
+    if (run / RESULT).exists():
+        return read_result(run / RESULT)
+    parts = split(loaded, seed=seed)
+    parts.save(run / "splits")
+    metric = load_metric(goal.metric or default_metric(loaded.labels, _output_shapes(source)))
+    task = Task(
+        source=source,
+        name=name,
+        goal=goal,
+        metric=metric,
+        engines=names,
+        threads=counts,
+        original=space.original_plan(names, counts),
+        store=store,
+        run=run,
+        seed=seed,
+        effort=effort,
+        splits={"calibrate": len(parts.calibrate), "search": len(parts.search), "certify": len(parts.certify)},
+        classes=loaded.classes,
+    )
+    return search(task, on_event or (lambda event: None))
+
+
+def search(task: Task, listener: Listener) -> Result:
+    """Run every stage that the journal does not hold yet, then the finals, and write the result."""
+    journal = Journal.open(task.run / JOURNAL)
+    since = ticks()
+    with Bench(task, journal, listener, sitting=journal.begin()) as bench:
+        if bench.trials:
+            bench.note(f"resumed with {len(bench.trials)} finished trials")
+        limits = machine_limits(bench)
+        infeasible = _infeasible(bench, limits)
+        if infeasible:
+            bench.note(infeasible)
+        try:
+            in_order(
+                bench,
+                [
+                    ("sweep", lambda: sweep(bench)),
+                    ("lossless", lambda: lossless(bench, limits)),
+                    ("int8", lambda: int8(bench, limits)),
+                ],
+            )
+        except BudgetSpent:
+            bench.note(f"the time for trials is over after {len(bench.trials)} of them; the finals begin")
+        bench.stage = "finals"
+        bench.tell("stage", "finals")
+        outcome = finals(bench, limits)
+        result = _conclude(bench, outcome, infeasible, conditions=bench.conditions(since, threads=max(task.threads)))
+        bench.tell("note", f"{result.verdict.word}: {result.verdict.sentence}")
+    write_atomically(task.run / RESULT, msgspec.json.format(result.json))
+    return result
+
+
+def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditions: Any) -> Result:
+    task = bench.task
+    chosen, verdict = choose(
+        outcome.certificates,
+        task.goal,
+        original=task.original.key,
+        faster=dict.fromkeys(outcome.faster, True),
+    )
+    if infeasible and verdict.word != "MEETS":
+        verdict = replace(verdict, word="INFEASIBLE", sentence=f"{infeasible}. Best found: {verdict.sentence}")
+    trials = tuple(bench.trials.values())
+    shown = frontier(trials, task.goal, original=task.original.key)
+    return Result(
+        id=task.run.name,
+        run=task.run,
+        source=task.source.digest,
+        source_name=task.name,
+        goal=task.goal,
+        metric=task.metric.name,
+        trials=trials,
+        frontier=shown,
+        original=task.original.key,
+        best_lossless=outcome.best_lossless,
+        chosen=chosen.plan,
+        certificates=outcome.certificates,
+        verdict=verdict,
+        twin=outcome.twin,
+        splits=task.splits,
+        deployment=_deploy(bench, chosen, verdict),
+        seconds=bench.elapsed(),
+        conditions=conditions,
+    )
+
+
+def _deploy(bench: Bench, chosen: Certificate, verdict: Verdict) -> Path:
+    task, trial = bench.task, bench.trials[chosen.plan]
+    built = task.store.get(trial.artifact or "")
+    ratio, quality = chosen.over_original, chosen.quality
+    claims: dict[str, Any] = {"speedup": [ratio.low, ratio.value, ratio.high], "metric": task.metric.name}
+    if quality is not None:
+        claims |= {"drop": [quality.drop.low, quality.drop.value, quality.drop.high], "samples": quality.drop.n}
+    deployment = Deployment(
+        name=Path(task.name).stem,
+        artifact=built.digest,
+        engine=trial.plan.engine.name,
+        settings=trial.plan.engine.settings,
+        source=task.source.digest,
+        plan=trial.plan.json,
+        verdict=verdict.word,
+        host=built.host or this_host().fingerprint,
+        versions=versions(),
+        batch=task.goal.batch,
+        p99_ms=None if task.goal.p99_ns is None else task.goal.p99_ns / 1e6,
+        preprocess=None if task.source.preprocess is None else dict(task.source.preprocess),
+        classes=list(task.classes) if task.classes else None,
+        claims=claims,
+    )
+    return write_deployment(deployment, built, task.run / "best")
+
+
+def _infeasible(bench: Bench, limits: Limits) -> str | None:
+    """Say that no plan can meet the goal's p99 on this machine, where its own limit says so."""
+    wanted = bench.task.goal.p99_ns
+    if wanted is None:
+        return None
+    part = bench.task.original.engine
+    plans = [
+        Plan(replace(part, settings={**part.settings, "threads": threads}), (Part("quantize-static"),))
+        for threads in bench.task.threads
+    ]
+    floor = min(limits.floor_ns(plan) for plan in plans)
+    if floor <= wanted:
+        return None
+    return f"this machine cannot run this model's arithmetic in under {floor / 1e6:.3f} ms, even in int8"
+
+
+def _engines(names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return space.available_engines()
+    known = registry.entries("engine")
+    for name in names:
+        if name not in known:
+            raise UnknownName("engine", name, known)
+        registry.load("engine", name)
+    return tuple(names)
+
+
+def _threads(counts: Sequence[int] | None) -> tuple[int, ...]:
+    cores = this_host().usable_cores
+    chosen = tuple(sorted(set(counts or space.default_threads(cores))))
+    if chosen[0] < 1 or chosen[-1] > this_host().cores:
+        raise InvalidSetting(f"threads = {list(chosen)}: this machine has {this_host().cores} cores; ask for 1 to that")
+    return chosen
+
+
+def _source(model: Any, store: Store, *, data: Data, example: Any, state: Path | None) -> tuple[Artifact, str]:
+    if isinstance(model, Artifact):
+        return model, str(model.lineage[0].settings.get("source", "model")) if model.lineage else "model"
+    name = Path(str(model)).name if isinstance(model, str | Path) else type(model).__name__
+    return import_model(model, store, preprocess=data.preprocess, example=example, state=state), name
+
+
+def _samples(samples: str | Path | Samples, source: Artifact, data: Data) -> tuple[Samples, Preprocess | None]:
+    if isinstance(samples, Samples):
+        return samples, data.preprocess
+    read = read_samples(
+        samples,
+        source.signature,
+        preprocess=data.preprocess,
+        inputs=data.inputs,
+        label=data.label,
+        limit=data.limit,
+    )
+    return read.samples, read.preprocess
+
+
+def _output_shapes(source: Artifact) -> dict[str, Array]:
+    """Give zeros in the shape of the outputs for two samples: enough to see whether they are class scores."""
+    return {spec.name: np.zeros((2, *spec.concrete({})[1:]), DTYPES[spec.dtype]) for spec in source.signature.outputs}
+
+
+def _with_preprocess(source: Artifact, preprocess: Preprocess, store: Store) -> Artifact:
+    """Keep the preprocessing that the samples were read with beside the model."""
+    with store.scratch() as folder:
+        for name in source.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.folder / name, folder / name)
+        return store.put(replace(source, folder=folder, preprocess=values_of(preprocess)))
+
+
+def _next_free(run: Path) -> Path:
+    """Give a folder name beside ``run`` that no search has used."""
+    number = 2
+    while (fresh := run.with_name(f"{run.name}-{number}")).exists():
+        number += 1
+    return fresh

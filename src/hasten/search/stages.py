@@ -1,0 +1,218 @@
+"""The stages of a search: the untouched model everywhere, lossless passes, int8, int8 with nodes left in float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from hasten.graph.costs import operators_of
+from hasten.graph.model import read_model
+from hasten.measure.peaks import measure_peaks
+from hasten.measure.roofline import floor_ns
+from hasten.measurement import Operator, Peaks
+from hasten.plan import Part, Plan
+from hasten.search import space
+from hasten.search.bench import Bench
+from hasten.search.exclusions import find_exclusions
+from hasten.search.frontier import cost, loss, simplest
+from hasten.search.result import Trial
+
+TOLERABLE_DROP = 0.01
+"""Loss of quality from which int8 is worth repairing, where the goal sets no limit."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine allows any plan: for skipping those that cannot win."""
+
+    operators: tuple[Operator, ...]
+    peaks: dict[int, Peaks]
+
+    def floor_ns(self, plan: Plan) -> float:
+        """Give a time that no run of this plan can be under, by its lowest precision and its threads."""
+        precision = str(plan.load_engine().precision)
+        quantized = any(part.name.startswith("quantize") for part in plan.passes)
+        return floor_ns(self.operators, self.peaks[plan.threads], precision="int8" if quantized else precision)
+
+
+def machine_limits(bench: Bench) -> Limits:
+    """Measure this machine's peaks for every thread count, or recall them, and price the model."""
+    task = bench.task
+    bench.tell("progress", "measuring what this machine can do at most")
+    model: onnx.ModelProto = read_model(task.source)
+    dims = {str(s.shape[0]): task.goal.batch for s in task.source.signature.inputs if s.shape}
+    counts = sorted({*task.threads, task.original.threads})
+    return Limits(
+        operators_of(model, dims),
+        {threads: measure_peaks(threads, home=task.store.root) for threads in counts},
+    )
+
+
+def sweep(bench: Bench) -> None:
+    """Run the untouched model in every engine, precision and thread count that is here. Nothing is skipped."""
+    task, batch = bench.task, space.fixed_batch(bench.task.source, bench.task.goal.batch)
+    bench.run(task.original)
+    bench.original()
+    for engine in task.engines:
+        for precision in space.precisions(engine):
+            for threads in reversed(task.threads):
+                trial = bench.run(Plan(space.engine_part(engine, threads=threads, precision=precision, batch=batch)))
+                if trial.outcome == "unsupported":
+                    break  # a precision that a runtime lacks, it lacks at every thread count
+
+
+def lossless(bench: Bench, limits: Limits) -> None:
+    """Apply the passes that change no result, for each engine at its best thread count."""
+    for engine in bench.task.engines:
+        best = best_of(bench, engine=engine, lossy=False)
+        if best is not None:
+            for plan in space.lossless_plans(best.plan.engine):
+                attempt(bench, limits, plan)
+
+
+def int8(bench: Bench, limits: Limits) -> None:
+    """Quantize: observers on the engine that leads, the best of them elsewhere, then nodes back to float."""
+    leaders = [t for engine in bench.task.engines if (t := best_of(bench, engine=engine, lossy=False)) is not None]
+    leaders.sort(key=lambda trial: cost(trial, bench.task.goal))
+    if not leaders:
+        return
+    lead, *others = leaders
+    tried = [attempt(bench, limits, _static(lead, {"observer": name})) for name in space.observers()]
+    measured = [trial for trial in tried if trial.outcome == "measured"]
+    best = _least_loss(bench, measured)
+    for other in others:
+        settings = _settings(best) if best else {}
+        attempt(bench, limits, _static(other, settings))
+    for leader in leaders:
+        attempt(bench, limits, leader.plan.with_passes(*_prefix(leader), Part("quantize-dynamic")))
+    if best is not None and provable_drop(bench, best) > _allowed_drop(bench):
+        for leader in leaders:
+            _repair(bench, limits, leader, _settings(best))
+    _other_threads(bench, limits)
+
+
+def _repair(bench: Bench, limits: Limits, leader: Trial, settings: dict[str, object]) -> None:
+    """Leave nodes in float, in the order of accuracy gained per millisecond lost, until the drop can be proven."""
+    plan = _static(leader, settings)
+    if bench.trials.get(plan.key) is None or bench.trials[plan.key].outcome != "measured":
+        return
+    sets = find_exclusions(bench, leader.plan, plan)
+    enough: int | None = None
+    for index, excluded in enumerate(sets):
+        trial = attempt(bench, limits, _static(leader, {**settings, "exclude": list(excluded)}))
+        if trial.outcome == "measured" and provable_drop(bench, trial) <= _allowed_drop(bench):
+            enough = index
+            break
+    if enough is None:
+        bench.note(f"{leader.plan.engine.name}: no set of nodes left in float keeps the allowed drop")
+        return
+    low, high = (len(sets[enough - 1]) if enough else 0), len(sets[enough])
+    while high - low > 1:  # fewer nodes may do: halve the gap between the last that failed and the first that held
+        middle = (low + high) // 2
+        trial = attempt(bench, limits, _static(leader, {**settings, "exclude": list(sets[-1][:middle])}))
+        held = trial.outcome == "measured" and provable_drop(bench, trial) <= _allowed_drop(bench)
+        low, high = (low, middle) if held else (middle, high)
+
+
+def _other_threads(bench: Bench, limits: Limits) -> None:
+    """Try the best plan of each engine at the other thread counts."""
+    for engine in bench.task.engines:
+        best = best_of(bench, engine=engine, lossy=None)
+        if best is None or not best.plan.passes:
+            continue
+        for threads in bench.task.threads:
+            part = replace(best.plan.engine, settings={**best.plan.engine.settings, "threads": threads})
+            attempt(bench, limits, replace(best.plan, engine=part))
+
+
+def attempt(bench: Bench, limits: Limits, plan: Plan) -> Trial:
+    """Run a plan unless the machine's own limit says that it cannot win; then record that."""
+    if (found := bench.trials.get(plan.key)) is not None:
+        return found
+    best, original = bench.best(), bench.original().measurement
+    if (
+        best is not None
+        and original is not None
+        and _may_end_it(bench, best)
+        and bench.task.goal.objective == "latency"
+    ):
+        incumbent_ns = original.latency.median_ns * cost(best, bench.task.goal)
+        floor = limits.floor_ns(plan)
+        if floor > incumbent_ns:
+            return bench.skip(
+                plan,
+                f"this machine cannot run it in under {floor / 1e6:.3f} ms on {plan.threads} threads, "
+                f"and {best.plan} takes {incumbent_ns / 1e6:.3f} ms",
+            )
+    return bench.run(plan)
+
+
+def _may_end_it(bench: Bench, best: Trial) -> bool:
+    """A lossy incumbent ends other plans only where the goal says how much may be lost."""
+    return bench.task.goal.max_drop is not None or loss(best) == 0.0
+
+
+def best_of(bench: Bench, *, engine: str, lossy: bool | None) -> Trial | None:
+    """Give the engine's best measured trial that meets the drop; of several equals the simplest."""
+    fitting = [
+        trial
+        for trial in bench.trials.values()
+        if trial.plan.engine.name == engine
+        and bench.meets(trial)
+        and (lossy is None or bool(trial.traits) == lossy)
+        and trial.key != bench.task.original.key
+    ]
+    if not fitting:
+        return None
+    goal = bench.task.goal
+    fastest = min(cost(trial, goal) for trial in fitting)
+    equals = [trial for trial in fitting if cost(trial, goal) <= fastest * 1.02]
+    return simplest(equals, original=bench.task.original.key)
+
+
+def provable_drop(bench: Bench, trial: Trial) -> float:
+    """Give the drop that certification can be expected to prove: the estimate, plus what the sample size costs.
+
+    The half-width of a paired difference is about 1.96 sqrt(d / n), d the share of samples that disagree; with none
+    that disagree, n samples leave about 3.84 / n open, which no plan can better.
+    """
+    judged = trial.measurement.quality if trial.measurement else None
+    if judged is None:
+        return 0.0
+    n = max(bench.task.splits["certify"], 1)
+    return loss(trial) + max(1.96 * math.sqrt(judged.disagreement / n), 3.84 / (n + 3.84))
+
+
+def in_order(bench: Bench, stages: Iterable[tuple[str, Callable[[], None]]]) -> None:
+    """Run stages one after another, telling each."""
+    for name, stage in stages:
+        bench.stage = name
+        bench.tell("stage", name)
+        stage()
+
+
+def _allowed_drop(bench: Bench) -> float:
+    """Give the drop to repair down to: the goal's, unless the certify split is too small to prove even none."""
+    limit = bench.task.goal.max_drop
+    n = max(bench.task.splits["certify"], 1)
+    return max(TOLERABLE_DROP if limit is None else limit, 3.84 / (n + 3.84))
+
+
+def _static(leader: Trial, settings: dict[str, object]) -> Plan:
+    return leader.plan.with_passes(*_prefix(leader), Part("quantize-static", dict(settings)))
+
+
+def _prefix(leader: Trial) -> tuple[Part, ...]:
+    return leader.plan.passes or (space.FOLD,)
+
+
+def _settings(trial: Trial) -> dict[str, object]:
+    return dict(trial.plan.passes[-1].settings)
+
+
+def _least_loss(bench: Bench, trials: Sequence[Trial]) -> Trial | None:
+    """Give the trial that loses least; of those that lose the same, the fastest."""
+    return min(trials, key=lambda trial: (provable_drop(bench, trial), cost(trial, bench.task.goal)), default=None)

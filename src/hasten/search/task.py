@@ -1,0 +1,103 @@
+"""What one search is about, fixed before it begins."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hasten.artifact import Artifact
+from hasten.host import this_host, versions
+from hasten.isolation import Limits
+from hasten.measure.worker import cpus_for
+from hasten.metrics import Metric
+from hasten.plan import Inputs, Plan
+from hasten.samples import Samples
+from hasten.search.result import Goal
+from hasten.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long things may take, in seconds. A trial is a screening; the finals are the claim."""
+
+    budget_s: float | None = None
+    trial_s: float = 6.0
+    """Of measuring, for one trial."""
+    slice_s: float = 0.15
+    precision: float = 0.02
+    """Asked half-width of a trial's speed-up, relative."""
+    finals_s: float = 60.0
+    final_precision: float = 0.01
+    limit_s: float = 600.0
+    """After which a child that does not answer is killed."""
+    memory_bytes: int | None = None
+    """Over which a child is killed; None: four fifths of this machine's."""
+
+    @property
+    def memory_limit(self) -> int:
+        """The limit of a child's memory in bytes."""
+        return self.memory_bytes or this_host().memory_bytes * 4 // 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that decides what a search does, but for the clock."""
+
+    source: Artifact
+    name: str
+    goal: Goal
+    metric: Metric
+    engines: tuple[str, ...]
+    threads: tuple[int, ...]
+    """Thread counts to try, in rising order."""
+    original: Plan
+    """The untouched model in its reference engine: the baseline of every ratio."""
+    store: Store
+    run: Path
+    """The search's own folder."""
+    seed: int
+    effort: Effort
+    splits: Mapping[str, int]
+    classes: tuple[str, ...] | None = None
+
+    def samples(self, split: str) -> Path:
+        """Give the folder of a split."""
+        return self.run / "splits" / split
+
+    def load(self, split: str) -> Samples:
+        """Open a split."""
+        return Samples.load(self.samples(split))
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a plan is run with."""
+        return Inputs(store=self.store, samples=self.samples("calibrate"), seed=self.seed)
+
+    def limits(self, threads: int) -> Limits:
+        """Give the limits of a child that measures with this many threads."""
+        return Limits(seconds=self.effort.limit_s, memory_bytes=self.effort.memory_limit, cpus=cpus_for(threads))
+
+    @property
+    def build_limits(self) -> Limits:
+        """The limits of a child that builds."""
+        return Limits(seconds=self.effort.limit_s, memory_bytes=self.effort.memory_limit)
+
+
+def task_id(source: Artifact, samples: Samples, goal: Goal, *, choices: Mapping[str, object]) -> str:
+    """Give ten hex digits, the same for the same question on the same machine with the same versions.
+
+    The same command finds its own journal by it, and a different one never does.
+    """
+    parts = {
+        "source": source.digest,
+        "samples": samples.digest,
+        "goal": msgspec.to_builtins(goal),
+        "choices": choices,
+        "host": this_host().fingerprint,
+        "versions": versions(),
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:10]

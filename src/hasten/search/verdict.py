@@ -1,0 +1,140 @@
+"""From certified finalists to one word and the sentence that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hasten.measure.quality import proves, refutes, samples_needed
+from hasten.measure.statistics import percentile_holds, runs_needed
+from hasten.measurement import Latency, Measurement
+from hasten.search.result import Certificate, Goal, Verdict
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of one finalist: which parts of the goal hold, which are missed, which are open. Each a sentence."""
+
+    missed: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
+    more_samples: int | None = None
+
+
+def judge(certificate: Certificate, goal: Goal) -> Judgement:
+    """Hold a finalist against every constraint."""
+    missed: list[str] = []
+    undecided: list[str] = []
+    more: int | None = None
+    quality = certificate.quality
+    if goal.max_drop is not None and quality is not None:
+        interval = f"{quality.drop.value:.2%} [{quality.drop.low:.2%}, {quality.drop.high:.2%}]"
+        if refutes(quality, goal.max_drop):
+            missed.append(f"it loses {interval} of {quality.metric}, more than the {goal.max_drop:.2%} allowed")
+        elif not proves(quality, goal.max_drop):
+            more = samples_needed(quality, goal.max_drop)
+            tail = f"about {more:,} more certify samples would decide" if more else "no sample size would prove it"
+            undecided.append(
+                f"a drop of {interval} in {quality.metric} on {quality.drop.n} samples does not prove "
+                f"at most {goal.max_drop:.2%}; {tail}"
+            )
+    sentences, unsure = _limits(certificate.measurement, goal)
+    return Judgement((*missed, *sentences), tuple(undecided), tuple(unsure), more)
+
+
+def _limits(measurement: Measurement, goal: Goal) -> tuple[list[str], list[str]]:
+    missed: list[str] = []
+    noisy: list[str] = []
+    latency, resources = measurement.latency, measurement.resources
+    if goal.p99_ns is not None:
+        verdict = _p99(latency, goal.p99_ns)
+        (missed if verdict[0] else noisy).extend(verdict[1:])
+    throughput = goal.batch / (latency.median_ns / 1e9)
+    if goal.min_throughput is not None and throughput < goal.min_throughput:
+        missed.append(f"it does {throughput:,.0f} samples/s, fewer than the {goal.min_throughput:,.0f} asked")
+    if goal.max_file_bytes is not None and resources.file_bytes > goal.max_file_bytes:
+        missed.append(f"its files take {resources.file_bytes:,} bytes, more than {goal.max_file_bytes:,}")
+    if goal.max_memory_bytes is not None and resources.rss_bytes > goal.max_memory_bytes:
+        missed.append(f"it takes {resources.rss_bytes:,} bytes of memory, more than {goal.max_memory_bytes:,}")
+    return missed, noisy
+
+
+def _p99(latency: Latency, limit_ns: float) -> tuple[bool, *tuple[str, ...]]:
+    """Give (missed, sentence) or (False,) where the claim holds by an exact binomial test at 99 %."""
+    misses = latency.misses or 0
+    if percentile_holds(latency.runs, misses, 0.99):
+        return (False,)
+    share, limit_ms = misses / max(latency.runs, 1), limit_ns / 1e6
+    if share > 0.01:
+        return (True, f"{misses} of {latency.runs} runs took over {limit_ms:g} ms: p99 is not under it")
+    needed = runs_needed(0.99, misses)
+    return (False, f"{latency.runs} runs with {misses} over {limit_ms:g} ms prove no p99; it takes {needed:,} of them")
+
+
+def choose(
+    certificates: Sequence[Certificate], goal: Goal, *, original: str, faster: Mapping[tuple[str, str], bool]
+) -> tuple[Certificate, Verdict]:
+    """Choose among finalists, best objective first, and say how good it is.
+
+    Args:
+        certificates: The finalists, best objective first, of equals the simplest first; the original is among them.
+        goal: What was asked.
+        original: Key of the untouched model.
+        faster: For (a, b): a is faster than b beyond doubt.
+    """
+    judged = {item.plan: judge(item, goal) for item in certificates}
+    sound = [item for item in certificates if not judged[item.plan].missed and not judged[item.plan].noisy]
+    proven = [item for item in sound if not judged[item.plan].open]
+    undecided = [item for item in sound if judged[item.plan].open]
+    if proven and not (undecided and _ahead(undecided[0], proven[0], certificates, faster)):
+        return _proven(proven[0], certificates, judged, original, faster)
+    if undecided:
+        item = undecided[0]
+        return item, Verdict(
+            word="UNPROVEN", sentence="; ".join(judged[item.plan].open), more_samples=judged[item.plan].more_samples
+        )
+    shaky = [item for item in certificates if judged[item.plan].noisy and not judged[item.plan].missed]
+    if shaky:
+        return shaky[0], Verdict(word="INCONCLUSIVE", sentence="; ".join(judged[shaky[0].plan].noisy))
+    item = min(certificates, key=lambda c: (_loses_quality(c, goal), certificates.index(c)))
+    return item, Verdict(word="BEST_EFFORT", sentence="; ".join(judged[item.plan].missed))
+
+
+def _ahead(
+    a: Certificate, b: Certificate, order: Sequence[Certificate], faster: Mapping[tuple[str, str], bool]
+) -> bool:
+    return order.index(a) < order.index(b) and faster.get((a.plan, b.plan), False)
+
+
+def _loses_quality(certificate: Certificate, goal: Goal) -> bool:
+    quality = certificate.quality
+    return goal.max_drop is not None and quality is not None and not proves(quality, goal.max_drop)
+
+
+def _proven(
+    item: Certificate,
+    certificates: Sequence[Certificate],
+    judged: Mapping[str, Judgement],
+    original: str,
+    faster: Mapping[tuple[str, str], bool],
+) -> tuple[Certificate, Verdict]:
+    ratio = item.over_original
+    if item.plan == original:
+        lost = [c for c in certificates if judged[c.plan].missed and faster.get((c.plan, original), False)]
+        if lost:
+            sentence = f"what was faster did not hold on the certify split: {'; '.join(judged[lost[0].plan].missed)}"
+            return item, Verdict(word="REGRESSION", sentence=f"{sentence}. The untouched model stays")
+        return item, Verdict(
+            word="MEETS", sentence="nothing that was tried is faster beyond doubt; the untouched model meets the goal"
+        )
+    if not ratio.settled and not ratio.wins:
+        sentence = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] is too wide to say that it is faster"
+        return item, Verdict(word="INCONCLUSIVE", sentence=sentence)
+    sentence = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] over the original"
+    if item.quality is not None:
+        drop = item.quality.drop
+        sentence += (
+            f", {item.quality.metric} drop {drop.value:.2%} [{drop.low:.2%}, {drop.high:.2%}] on {drop.n} samples "
+            "that the search never saw"
+        )
+    return item, Verdict(word="MEETS", sentence=sentence)

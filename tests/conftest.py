@@ -1,0 +1,40 @@
+"""Fixtures that many tests share. Everything random is seeded; every file goes below pytest's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten import registry
+from hasten.store import Store
+from hasten.testing.faults import FAULTS
+from hasten.transform import Context
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def ctx(store: Store) -> Context:
+    """A context without samples, for ``run_pass``."""
+    return Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """A random generator with a fixed seed."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def faulty_engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
+    """The engines that fail on purpose, registered while the test runs; gives their names."""
+    for name, entry in FAULTS.items():
+        monkeypatch.setitem(registry._registered["engine"], name, entry)
+    yield tuple(FAULTS)

@@ -1,0 +1,225 @@
+"""A realistic result of a search, made without running one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hasten.host import Host, Load
+from hasten.measurement import (
+    Bound,
+    Conditions,
+    Estimate,
+    Latency,
+    Limit,
+    Measurement,
+    OperatorBound,
+    Quality,
+    Ratio,
+    Resources,
+)
+from hasten.plan import Part, Plan
+from hasten.search.result import Certificate, Goal, Result, Trial, Verdict, Word
+from hasten.tensors import Signature, TensorSpec
+
+HOST = Host(
+    cpu="Imaginary 9000 2-Core Processor",
+    flags=("avx2", "avx512f", "avx512_vnni"),
+    cores=2,
+    quota=2.0,
+    memory_bytes=16 << 30,
+    system="Linux 6.1 x86_64",
+)
+CONDITIONS = Conditions(
+    host=HOST,
+    load=Load(load_average=1.25, steal_share=0.002, clock_mhz=3250.0),
+    threads=2,
+    batch=1,
+    versions={"hasten": "0.1.0", "onnxruntime": "1.31.1", "python": "3.11.9"},
+    started="2026-03-01T12:00:00Z",
+)
+SIGNATURE = Signature(
+    (TensorSpec("image", "float32", ("batch", 1, 32, 32)),), (TensorSpec("logits", "float32", ("batch", 10)),)
+)
+ORIGINAL_NS = 2.4e6
+LABELS: tuple[Limit, ...] = ("compute", "memory", "overhead")
+
+
+def make_bound(measured_ns: float, *, operators: int = 24, seed: int = 0) -> Bound:
+    random = np.random.default_rng(seed)
+    shares = random.dirichlet(np.full(operators, 0.7)) * 0.93
+    found = []
+    for i, share in enumerate(shares):
+        time_ns = float(share * measured_ns)
+        limit = LABELS[0 if i % 3 else 1 + (i // 3) % 2]
+        efficiency = 0.15 if limit == "overhead" else float(random.uniform(0.3, 0.9))
+        found.append(
+            OperatorBound(
+                name=f"/blocks/{i}/conv",
+                kind="Conv" if i % 3 else "Add",
+                dtype="float32",
+                operations=1e6 * (i + 1),
+                bytes=1e4 * (i + 1),
+                bound_ns=time_ns * efficiency,
+                time_ns=time_ns,
+                limit=limit,
+            )
+        )
+    grouped = sum(op.bound_ns for op in found)
+    return Bound(
+        strict_ns=grouped * 0.9,
+        grouped_ns=grouped,
+        winograd_ns=grouped * 0.6,
+        measured_ns=measured_ns,
+        outside_ns=measured_ns - sum(op.time_ns or 0.0 for op in found),
+        operators=tuple(found),
+        unpriced=("TopK",),
+    )
+
+
+def make_measurement(
+    latency_ns: float, *, drop: float | None = None, size: int = 2_300_000, seed: int = 0
+) -> Measurement:
+    random = np.random.default_rng(seed)
+    slices = tuple(float(latency_ns * f) for f in np.exp(random.normal(0, 0.01, 41)))
+    ratio = ORIGINAL_NS / latency_ns
+    return Measurement(
+        latency=Latency(
+            median_ns=latency_ns,
+            p90_ns=latency_ns * 1.05,
+            p99_ns=latency_ns * 1.2,
+            runs=2000,
+            slices_ns=slices,
+            first_run_ns=latency_ns * 4,
+            settled=True,
+        ),
+        speedup=Ratio(value=ratio, low=ratio * 0.99, high=ratio * 1.01, n=41, settled=True),
+        resources=Resources(file_bytes=size, load_ns=3e7, rss_bytes=size * 5, peak_rss_bytes=size * 7),
+        conditions=CONDITIONS,
+        signature=SIGNATURE,
+        quality=None if drop is None else make_quality(drop),
+        bound=make_bound(latency_ns, seed=seed),
+    )
+
+
+def make_quality(drop: float, *, n: int = 250) -> Quality:
+    half = 0.004 if drop else 0.0
+    return Quality(
+        metric="accuracy",
+        higher_is_better=True,
+        reference=0.984,
+        value=0.984 - drop,
+        drop=Estimate(value=drop, low=drop - half, high=drop + half, n=n),
+        flip_rate=abs(drop) * 1.5,
+        disagreement=abs(drop) * 1.5,
+        worst_class=("8", drop * 3),
+    )
+
+
+def make_trial(
+    plan: Plan, latency_ns: float, *, drop: float = 0.0, stage: str = "engines", size: int = 2_300_000
+) -> Trial:
+    seed = int(plan.key[:6], 16)
+    return Trial(
+        plan=plan,
+        stage=stage,
+        outcome="measured",
+        seconds=3.2,
+        artifact="ab" * 32,
+        measurement=make_measurement(latency_ns, drop=drop, size=size, seed=seed),
+        traits=("int8",) if drop else (),
+    )
+
+
+def engine(name: str, **settings: object) -> Plan:
+    return Plan(Part(name, dict(settings)))
+
+
+def make_result(run: Path, *, word: Word = "MEETS", extra: int = 0) -> Result:
+    """A search on a two-core host: ``extra`` more int8 trials crowd the chart."""
+    original = engine("onnxruntime", threads=2)
+    lossless = engine("openvino", threads=2).with_passes(Part("fold"), Part("fuse"))
+    int8 = Part("quantize-static", {"observer": "mse", "exclude": ["/stem/conv", "/head/gemm", "/blocks/0/conv"]})
+    chosen = engine("openvino", threads=2).with_passes(Part("fold"), int8)
+    mild = engine("onnxruntime", threads=2).with_passes(Part("fold"), int8)
+    trials = [
+        make_trial(original, ORIGINAL_NS),
+        make_trial(engine("onnxruntime", threads=1), 3.9e6),
+        make_trial(engine("openvino", threads=2), 2.1e6),
+        make_trial(engine("openvino", threads=1), 3.4e6),
+        make_trial(lossless, 1.9e6, stage="lossless"),
+        make_trial(chosen, 0.82e6, drop=0.003, stage="int8", size=640_000),
+        make_trial(mild, 1.1e6, drop=0.002, stage="int8", size=660_000),
+    ]
+    random = np.random.default_rng(3)
+    for i in range(extra):
+        part = Part("quantize-static", {"observer": "percentile", "percentile": 99 + i / 100})
+        plan = engine("onnxruntime", threads=1 + i % 2).with_passes(Part("fold"), part)
+        latency = float(random.uniform(0.9e6, 2.6e6))
+        trials.append(make_trial(plan, latency, drop=float(random.uniform(0, 0.02)), stage="int8", size=650_000))
+    trials += [
+        Trial(
+            plan=engine("openvino", precision="bfloat16", threads=2),
+            stage="precision",
+            outcome="unsupported",
+            seconds=0.4,
+            reason="openvino: this processor has no bfloat16",
+        ),
+        Trial(
+            plan=engine("onnxruntime", threads=2).with_passes(Part("quantize-dynamic")),
+            stage="int8",
+            outcome="failed",
+            seconds=12.0,
+            reason="run: the child process died of SIGSEGV; its last line: <script>alert(1)</script>",
+        ),
+        Trial(
+            plan=engine("onnxruntime", threads=1).with_passes(int8),
+            stage="int8",
+            outcome="skipped",
+            seconds=0.0,
+            reason="its bound of 1.9 ms is above the best so far, 0.82 ms",
+        ),
+    ]
+    certificates = tuple(
+        Certificate(
+            plan=plan.key,
+            quality=None if plan == original else make_quality(drop, n=500),
+            over_original=ratio_to(ORIGINAL_NS, ns),
+            over_lossless=ratio_to(1.9e6, ns),
+            measurement=make_measurement(ns, seed=i),
+        )
+        for i, (plan, ns, drop) in enumerate(
+            [(chosen, 0.82e6, 0.003), (mild, 1.1e6, 0.002), (lossless, 1.9e6, 0.0), (original, ORIGINAL_NS, 0.0)]
+        )
+    )
+    sentences = {"MEETS": "2.93 times faster than the original, and it loses at most 0.7 % accuracy (allowed: 1 %)."}
+    return Result(
+        id="20260301-120000-abcdef",
+        run=run,
+        source="cd" * 32,
+        source_name="digits.onnx",
+        goal=Goal(max_drop=0.01, p99_ns=5e6),
+        metric="accuracy",
+        trials=tuple(trials),
+        frontier=(chosen.key, mild.key, lossless.key, original.key),
+        original=original.key,
+        best_lossless=lossless.key,
+        chosen=chosen.key,
+        certificates=certificates,
+        verdict=Verdict(
+            word=word,
+            sentence=sentences.get(word, "With 500 samples the drop may be 2.1 %, and 1 % is allowed."),
+            more_samples=900 if word == "UNPROVEN" else None,
+        ),
+        twin=Ratio(value=1.001, low=0.996, high=1.006, n=41, settled=True),
+        splits={"calibrate": 250, "search": 250, "certify": 500},
+        deployment=run / "deployment.toml",
+        seconds=104.0,
+        conditions=CONDITIONS,
+    )
+
+
+def ratio_to(baseline_ns: float, ns: float) -> Ratio:
+    value = baseline_ns / ns
+    return Ratio(value=value, low=value * 0.99, high=value * 1.01, n=41, settled=True)

@@ -1,0 +1,66 @@
+"""The frontier: what nobody beats, and nothing that only seems ahead."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.search.frontier import frontier
+from hasten.search.result import Goal
+
+from .trials import ORIGINAL, trial
+
+GOAL = Goal()
+
+trials = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12, unique=True
+).map(lambda rows: [trial(speed / 100, drop / 100, passes=n, mark=i) for i, (speed, drop, n) in enumerate(rows)])
+
+
+def test_a_faster_lossless_plan_stands_before_the_original() -> None:
+    fast = trial(2.0, 0.0, mark=1)
+    assert frontier([ORIGINAL, fast], GOAL, original=ORIGINAL.key) == (fast.key, ORIGINAL.key)
+
+
+def test_a_twin_that_measures_a_hair_faster_takes_nobodys_place() -> None:
+    twin = trial(1.012, 0.0, passes=1)
+    assert frontier([ORIGINAL, twin], GOAL, original=ORIGINAL.key) == (ORIGINAL.key,)
+
+
+def test_speed_bought_with_quality_stands_beside_speed_without() -> None:
+    lossy, plain = trial(3.0, 0.02, mark=1), trial(2.0, 0.0, mark=2)
+    assert frontier([plain, lossy], GOAL, original=ORIGINAL.key) == (lossy.key, plain.key)
+
+
+def test_what_is_slower_and_worse_is_not_shown() -> None:
+    lossy, plain = trial(1.5, 0.02, mark=1), trial(2.0, 0.0, mark=2)
+    assert lossy.key not in frontier([ORIGINAL, plain, lossy], GOAL, original=ORIGINAL.key)
+
+
+def test_failed_and_skipped_trials_are_not_on_the_frontier() -> None:
+    failed = replace(trial(9.0, 0.0, mark=1), outcome="failed", reason="it crashed", measurement=None)
+    assert frontier([ORIGINAL, failed], GOAL, original=ORIGINAL.key) == (ORIGINAL.key,)
+
+
+def test_a_candidate_that_scores_better_by_chance_is_not_preferred_for_it() -> None:
+    lucky, plain = trial(2.0, -0.01, passes=3), trial(2.0, 0.0, passes=1)
+    assert frontier([plain, lucky], GOAL, original=ORIGINAL.key) == (plain.key,)
+
+
+@given(trials, st.randoms(use_true_random=False))
+def test_the_order_of_trials_does_not_matter(found, random) -> None:
+    shuffled = list(found)
+    random.shuffle(shuffled)
+    assert frontier(found, GOAL, original=ORIGINAL.key) == frontier(shuffled, GOAL, original=ORIGINAL.key)
+
+
+@given(trials)
+def test_there_is_always_someone_on_the_frontier_and_nobody_clearly_ahead_of_it(found) -> None:
+    keys = frontier(found, GOAL, original=ORIGINAL.key)
+    by_key = {item.key: item for item in found}
+    assert keys
+    fastest = max(by_key[key].measurement.speedup.value for key in keys)
+    assert max(item.measurement.speedup.value for item in found) <= fastest * 1.0201
+    least = min(max(0.0, by_key[key].measurement.quality.drop.value) for key in keys)
+    assert min(max(0.0, item.measurement.quality.drop.value) for item in found) == pytest.approx(least)

@@ -1,0 +1,247 @@
+"""The main job on small networks: the right answer, and every planted fault a recorded outcome."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hasten import registry
+from hasten.errors import BadInput, InvalidSetting, SignatureMismatch, UnknownName
+from hasten.registry import Entry
+from hasten.samples import Samples
+from hasten.search.journal import Journal
+from hasten.search.optimize import JOURNAL, optimize
+from hasten.search.result import Goal, read_result
+from hasten.search.task import Effort
+from hasten.store import Store
+from hasten.testing import models
+
+QUICK = Effort(trial_s=0.8, slice_s=0.02, finals_s=3.0, limit_s=60.0)
+
+
+def labelled(artifact, session_run, n=400, seed=0):
+    """Draw samples and label them by the model itself: the original is right everywhere."""
+    drawn = models.random_samples(artifact, n=n, seed=seed)
+    outputs = session_run(dict(drawn.inputs))
+    return Samples(drawn.inputs, outputs.argmax(1).astype(np.int64))
+
+
+@pytest.fixture
+def convnet(tmp_path):
+    """A small convolutional network in a store, and labelled samples for it."""
+    from hasten.engines.onnxruntime import OnnxRuntime
+    from hasten.transform import Context, run_pass
+
+    store = Store(tmp_path / "home")
+    source = models.stored(models.convnet(size=24, width=16), store)
+    ctx = Context(folder=tmp_path, samples=None, seed=0, progress=lambda text, share: None)
+    session = OnnxRuntime().open(run_pass(OnnxRuntime(), source, store, ctx))
+    samples = labelled(source, lambda feed: session.run(feed)["y"])
+    session.close()
+    return store, source, samples
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Register engines for one test."""
+    monkeypatch.setattr(registry, "_registered", {"pass": {}, "engine": {}, "frontend": {}})
+
+    def plant(name, target):
+        registry.register("engine", name, Entry(target))
+
+    return plant
+
+
+def test_a_search_ends_with_a_verdict_a_deployment_and_a_result_that_can_be_read_back(convnet) -> None:
+    store, source, samples = convnet
+    result = optimize(
+        source, samples, Goal(max_drop=0.05), engines=["onnxruntime"], threads=[1], effort=QUICK, home=store.root
+    )
+    assert result.verdict.word in {"MEETS", "UNPROVEN"}
+    assert result.original in result.frontier
+    assert result.deployment.exists()
+    assert read_result(result.run / "result.json") == result
+    assert sum(result.splits.values()) == len(samples)
+    assert {trial.stage for trial in result.trials} == {"sweep", "lossless", "int8"}
+    for item in result.certificates:
+        bound = item.measurement.bound
+        assert bound is not None
+        parts = sum(op.time_ns or 0.0 for op in bound.operators) + bound.outside_ns
+        assert parts == pytest.approx(bound.measured_ns, rel=1e-6)
+
+
+def test_the_same_question_asked_again_is_answered_from_the_record(convnet) -> None:
+    store, source, samples = convnet
+    ask = {"engines": ["onnxruntime"], "threads": [1], "effort": QUICK, "home": store.root}
+    first = optimize(source, samples, Goal(), **ask)
+    events = []
+    again = optimize(source, samples, Goal(), **ask, on_event=events.append)
+    assert again == first
+    assert not [event for event in events if event.kind == "trial-start"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "says"),
+    [
+        ("CrashingEngine", "failed", "ChildCrashed"),
+        ("HangingEngine", "failed", "ChildHung"),
+        ("NanEngine", "failed", "not finite"),
+    ],
+)
+def test_a_broken_engine_is_a_recorded_outcome_and_the_search_goes_on(convnet, planted, fault, outcome, says) -> None:
+    store, source, samples = convnet
+    planted("broken", f"hasten.testing.faults:{fault}")
+    result = optimize(
+        source,
+        samples,
+        Goal(),
+        engines=["onnxruntime", "broken"],
+        threads=[1],
+        effort=replace(QUICK, limit_s=8.0),
+        home=store.root,
+    )
+    broken = [trial for trial in result.trials if trial.plan.engine.name == "broken"]
+    assert broken
+    assert {trial.outcome for trial in broken} == {outcome}
+    assert any(says in (trial.reason or "") for trial in broken)
+    assert result.trial(result.chosen).plan.engine.name == "onnxruntime"
+
+
+def test_a_twin_of_the_original_does_not_win(convnet, planted) -> None:
+    store, source, samples = convnet
+    planted("twin", "hasten.testing.faults:TwinEngine")
+    result = optimize(
+        source,
+        samples,
+        Goal(max_drop=0.05),
+        engines=["onnxruntime", "twin"],
+        threads=[1],
+        effort=QUICK,
+        home=store.root,
+    )
+    twins = [t for t in result.trials if t.plan.engine.name == "twin" and not t.plan.passes]
+    assert any(trial.outcome == "measured" for trial in twins)
+    assert not {trial.key for trial in twins} & set(result.frontier)
+    assert result.chosen not in {trial.key for trial in twins}
+
+
+def test_a_poisoned_layer_is_left_in_float(tmp_path, convnet) -> None:
+    store, _, _ = convnet
+    source = models.stored(models.poisoned_convnet(), store)
+    from hasten.engines.onnxruntime import OnnxRuntime
+    from hasten.transform import Context, run_pass
+
+    ctx = Context(folder=tmp_path, samples=None, seed=0, progress=lambda text, share: None)
+    session = OnnxRuntime().open(run_pass(OnnxRuntime(), source, store, ctx))
+    samples = labelled(source, lambda feed: session.run(feed)["y"], n=800)
+    session.close()
+    result = optimize(
+        source, samples, Goal(max_drop=0.05), engines=["onnxruntime"], threads=[1], effort=QUICK, home=store.root
+    )
+    repaired = [
+        t
+        for t in result.trials
+        if t.outcome == "measured" and t.plan.passes and "exclude" in t.plan.passes[-1].settings
+    ]
+    assert repaired
+    kept = min(repaired, key=lambda t: (t.measurement.quality.drop.value, len(t.plan.passes[-1].settings["exclude"])))
+    assert models.POISONED in kept.plan.passes[-1].settings["exclude"]
+    assert kept.measurement.quality.drop.value <= 0.05
+
+
+def test_a_plan_whose_bound_is_above_the_incumbent_is_skipped_and_the_journal_says_so(convnet, monkeypatch) -> None:
+    store, source, samples = convnet
+    from hasten.search import stages
+
+    monkeypatch.setattr(stages.Limits, "floor_ns", lambda self, plan: 1e12 if plan.passes else 0.0)
+    result = optimize(
+        source, samples, Goal(max_drop=0.05), engines=["onnxruntime"], threads=[1], effort=QUICK, home=store.root
+    )
+    skipped = [trial for trial in result.trials if trial.outcome == "skipped"]
+    assert skipped
+    assert all("cannot run it in under" in (trial.reason or "") for trial in skipped)
+    assert any("skipped" in note for note in Journal(result.run / JOURNAL).notes())
+
+
+def test_forty_certify_samples_prove_no_tenth_of_a_percent(convnet) -> None:
+    store, source, samples = convnet
+    few = samples.take(list(range(80)))
+    result = optimize(
+        source, few, Goal(max_drop=0.001), engines=["onnxruntime"], threads=[1], effort=QUICK, home=store.root
+    )
+    assert result.splits["certify"] <= 45
+    unproven = result.verdict.word == "UNPROVEN"
+    assert unproven or result.chosen == result.original
+    if unproven:
+        assert result.verdict.more_samples is not None
+        assert result.verdict.more_samples > 1000
+
+
+def test_a_p99_below_the_machines_limit_is_said_at_once(convnet) -> None:
+    store, source, samples = convnet
+    events = []
+    result = optimize(
+        source,
+        samples,
+        Goal(p99_ns=1.0),
+        engines=["onnxruntime"],
+        threads=[1],
+        effort=QUICK,
+        home=store.root,
+        on_event=events.append,
+    )
+    assert result.verdict.word == "INFEASIBLE"
+    first_trial = next(i for i, event in enumerate(events) if event.kind == "trial-start")
+    assert any("cannot run" in event.text for event in events[:first_trial])
+
+
+def test_a_budget_ends_the_trials_and_leaves_time_for_the_finals(convnet) -> None:
+    store, source, samples = convnet
+    result = optimize(
+        source,
+        samples,
+        Goal(),
+        engines=["onnxruntime"],
+        threads=[1],
+        effort=replace(QUICK, budget_s=0.5),
+        home=store.root,
+    )
+    assert len(result.trials) == 1
+    assert result.chosen == result.original
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"engines": ["onnxruntim"]}, UnknownName, "did you mean 'onnxruntime'"),
+        ({"threads": [0]}, InvalidSetting, "cores"),
+        ({"goal": Goal(metric="acuracy")}, UnknownName, "did you mean 'accuracy'"),
+    ],
+)
+def test_a_wrong_choice_is_said_before_anything_runs(convnet, change, error, says) -> None:
+    store, source, samples = convnet
+    with pytest.raises(error, match=says):
+        optimize(source, samples, **{"goal": Goal(), "home": store.root, **change})
+
+
+def test_samples_that_do_not_fit_the_signature_are_refused(convnet) -> None:
+    store, source, samples = convnet
+    wrong = Samples({"x": samples.inputs["x"][:, :2]}, samples.labels)
+    with pytest.raises(SignatureMismatch, match="axis 1"):
+        optimize(source, wrong, home=store.root)
+
+
+def test_labels_of_another_length_are_refused(convnet) -> None:
+    _, _, samples = convnet
+    with pytest.raises(BadInput, match=r"400 .*399"):
+        Samples(samples.inputs, samples.labels[:-1])
+
+
+def test_the_original_that_does_not_run_is_an_error_not_an_outcome(tmp_path, planted) -> None:
+    planted("broken", "hasten.testing.faults:CrashingEngine")
+    store = Store(tmp_path / "home")
+    source = models.stored(models.mlp(), store)
+    with pytest.raises(Exception, match="untouched model"):
+        optimize(
+            source, models.random_samples(source, n=60), engines=["broken"], threads=[1], effort=QUICK, home=store.root
+        )
