@@ -1,7 +1,7 @@
 """Train the network of ``hasten demo``: handwritten digits, a residual network, float32, seeded, on the CPU.
 
-Writes ``digits.onnx`` (with its batch-norm nodes, dynamic batch) and ``digits.npz`` (what was held out) into the
-folder given, by default the one that the demo reads::
+Writes ``digits.onnx`` (with its batch-norm nodes, dynamic batch) and ``digits.parquet`` (the images that were held
+out, as PNG, and their labels) into the folder given, by default the one that the demo reads::
 
     pip install 'hasten[train]' scikit-learn
     python examples/01_digits/train.py
@@ -10,6 +10,7 @@ folder given, by default the one that the demo reads::
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from arro3.core import Array, DataType, Table
+from arro3.io import write_parquet
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -67,11 +70,15 @@ class Digits(nn.Module):
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Give the images, uint8 [n, 32, 32], and the labels [n]. The original's 8x8 pixels of 0..16 are scaled up."""
+    """Give the images, uint8 [n, 8, 8], and the labels [n]."""
     digits = load_digits()
-    small = np.round(digits.images * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
-    big = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in small]
-    return np.stack(big), digits.target.astype(np.int64)
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def prepare(images: np.ndarray) -> torch.Tensor:
+    """Do what hasten's preprocessing does for this input: images [n, 8, 8] -> [n, 1, 32, 32] in 0..1."""
+    big = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in images]
+    return torch.from_numpy(np.stack(big)).float().div(255).unsqueeze(1)
 
 
 def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -131,25 +138,35 @@ def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def write_samples(images: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    """Write images [n, 8, 8] as PNG and labels [n] into a Parquet file."""
+    encoded = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        encoded.append(file.getvalue())
+    columns = {"image": Array(encoded, DataType.binary()), "label": Array.from_numpy(labels)}
+    write_parquet(Table.from_pydict(columns), path)
+
+
 def main() -> None:
     """Train, judge on what was held out, write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=DEMO, help="folder of digits.onnx and digits.npz")
+    parser.add_argument("--out", type=Path, default=DEMO, help="folder of digits.onnx and digits.parquet")
     out: Path = parser.parse_args().out
     images, labels = read_digits()
     order = np.random.default_rng(SEED).permutation(len(images))
     held, kept = order[:HELD_OUT], order[HELD_OUT:]
-    tensors = torch.from_numpy(images).float().div(255).unsqueeze(1)  # [n, 1, 32, 32]
     start = time.perf_counter()
-    net = train(tensors[kept], torch.from_numpy(labels[kept]))
+    net = train(prepare(images[kept]), torch.from_numpy(labels[kept]))
     with torch.inference_mode():
-        right = net(tensors[held]).argmax(1).numpy() == labels[held]
+        right = net(prepare(images[held])).argmax(1).numpy() == labels[held]
     print(f"held out: {right.mean():.2%} of {len(held)} are right; training took {time.perf_counter() - start:.0f} s")
     out.mkdir(parents=True, exist_ok=True)
     export(net, out / "digits.onnx")
-    np.savez_compressed(out / "digits.npz", image=images[held], label=labels[held])
-    for path in (out / "digits.onnx", out / "digits.npz"):
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    write_samples(images[held], labels[held], out / "digits.parquet")
+    for path in (out / "digits.onnx", out / "digits.parquet"):
+        print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Artifact:
     traits: frozenset[str] = frozenset()
     lineage: tuple[Step, ...] = ()
     host: str | None = None
-    """Fingerprint of the host that it runs on; None: on any."""
+    """``Host.binding`` of the hosts that it runs on; None: on any."""
     preprocess: Mapping[str, Json] | None = None
     """Declared preprocessing of its inputs (``hasten.samples.Preprocess``), or None."""
 

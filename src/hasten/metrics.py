@@ -97,8 +97,9 @@ def default_metric(labels: Array | None, outputs: Feed) -> str:
     y = first(outputs)
     if labels is None:
         return "agreement" if y.dtype.kind in "iub" or (y.ndim == 2 and y.shape[1] >= 2) else "relative-error"
-    whole = labels.dtype.kind in "iub" or (labels.shape != y.shape and _whole(labels))
-    names_classes = y.dtype.kind in "iub" or not _is_single(y) or len(np.unique(labels)) <= 2
+    two = len(np.unique(labels)) <= 2
+    whole = labels.dtype.kind in "iub" or ((two or labels.shape != y.shape) and _whole(labels))
+    names_classes = y.dtype.kind in "iub" or not _is_single(y) or two
     return "accuracy" if whole and names_classes else "mse"
 
 
@@ -366,8 +367,8 @@ def _ranks(places: Ints, count: int, weights: Floats) -> Floats:
 
 def _area(places: Ints, count: int, positive: npt.NDArray[np.bool_], weights: Floats) -> float:
     """Give the chance that a positive scores above a negative, ties counting half (Mann-Whitney)."""
-    above = np.bincount(places[positive], weights[positive], minlength=count)
-    below = np.bincount(places[~positive], weights[~positive], minlength=count)
+    above = np.bincount(places, weights * positive, minlength=count)
+    below = np.bincount(places, weights, minlength=count) - above
     pairs = above.sum() * below.sum()
     return float(above @ (np.cumsum(below) - below / 2) / pairs) if pairs > 0 else float("nan")
 

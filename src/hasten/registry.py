@@ -52,7 +52,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, Entry]] = {
     },
     "frontend": {
         "onnx": Entry("hasten.frontends.onnx:OnnxFrontend"),
-        "pytorch": Entry("hasten.frontends.pytorch:PytorchFrontend", ("torch", "onnxscript"), "train"),
+        "pytorch": Entry("hasten.frontends.pytorch:PytorchFrontend", ("torch", "onnxscript", "safetensors"), "train"),
     },
 }
 

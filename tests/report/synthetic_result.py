@@ -136,12 +136,12 @@ def engine(name: str, **settings: object) -> Plan:
     return Plan(Part(name, dict(settings)))
 
 
-def make_result(run: Path, *, word: Word = "MEETS", extra: int = 0) -> Result:
-    """A search on a two-core host: ``extra`` more int8 trials crowd the chart."""
+def make_result(run: Path, *, word: Word = "MEETS", extra: int = 0, note: str | None = None) -> Result:
+    """A search on a two-core host: ``extra`` more int8 trials crowd the chart; ``note`` goes into a plan's name."""
     original = engine("onnxruntime", threads=2)
     lossless = engine("openvino", threads=2).with_passes(Part("fold"), Part("fuse"))
     int8 = Part("quantize-static", {"observer": "mse", "exclude": ["/stem/conv", "/head/gemm", "/blocks/0/conv"]})
-    chosen = engine("openvino", threads=2).with_passes(Part("fold"), int8)
+    chosen = engine("openvino", threads=2, **({"note": note} if note else {})).with_passes(Part("fold"), int8)
     mild = engine("onnxruntime", threads=2).with_passes(Part("fold"), int8)
     trials = [
         make_trial(original, ORIGINAL_NS),

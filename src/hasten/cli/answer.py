@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+from rich.console import RenderableType
 
 from hasten.artifact import Artifact, Json
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 GOAL_NOT_MET = 3
 """The exit code of work that is done, where the goal was not reached."""
 
 
-@Parameter(name="*", group="Every verb")
+@Parameter(name="*", group=Group("Every verb", sort_key=9))
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """The options of every verb."""
@@ -38,12 +36,23 @@ COMMON = Common()
 """The defaults."""
 
 
+@dataclass(frozen=True)
+class Verbatim:
+    """A text that is printed as it is: not wrapped, not coloured, so that it can be piped into a file."""
+
+    text: str
+
+
+Shown: TypeAlias = RenderableType | Verbatim
+"""What a verb shows in the terminal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a verb found: as a document for ``--json``, and as something to show."""
 
     document: Json
-    shown: Sequence[RenderableType] = ()
+    shown: Sequence[Shown] = ()
     code: int = 0
 
 
@@ -51,13 +60,6 @@ def python_answer(*lines: str) -> Answer:
     """Answer ``--show-python``."""
     text = "\n".join(lines)
     return Answer(document={"python": text}, shown=(Verbatim(text),))
-
-
-@dataclass(frozen=True)
-class Verbatim:
-    """A text that is printed as it is: not wrapped, not coloured, so that it can be piped into a file."""
-
-    text: str
 
 
 def describe(artifact: Artifact) -> dict[str, Json]:

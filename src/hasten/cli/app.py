@@ -34,18 +34,24 @@ VERBS = {
 RESUMES = ("optimize", "demo")
 
 
-def make_app() -> App:
-    """Make the command line's parser."""
+def make_app(called: str | None = None) -> App:
+    """Make the command line's parser.
+
+    A verb's line in the list is written here, so that the list imports none; ``called`` speaks for itself.
+    """
     app = App(
         name="hasten",
         help="From a trained model to a proven, faster one.",
         help_epilogue="Try: hasten demo",
         version=version("hasten"),
+        help_format="rst",
         result_action="return_value",
         default_parameter=Parameter(negative=()),
     )
     for place, (verb, text) in enumerate(VERBS.items()):
-        app.command(f"hasten.cli.{module_of(verb)}:{module_of(verb)}", name=verb, help=text, sort_key=place)
+        line = None if verb == called else text
+        place_of = f"hasten.cli.{module_of(verb)}:{module_of(verb)}"
+        app.command(place_of, name=verb, help=line, sort_key=place, help_epilogue="")
     app.register_install_completion_command(add_to_startup=False)
     return app
 
@@ -64,7 +70,9 @@ def run(tokens: Sequence[str]) -> int:
     """Run one command and give its exit code."""
     as_json = "--json" in tokens
     try:
-        answer = make_app()(list(tokens), exit_on_error=False, print_error=False, verbose=False)
+        answer = make_app(tokens[0] if tokens else None)(
+            list(tokens), exit_on_error=False, print_error=False, verbose=False
+        )
     except CycloptsError as error:
         return _fail(error, f"{_one_line(error)} (hasten {_verb(tokens)}--help)", 2, tokens)
     except HastenError as error:

@@ -24,9 +24,7 @@ def demo(
 ) -> Answer:
     """Run the main job on handwritten digits: a residual network that comes with hasten, and samples it never saw.
 
-    Examples
-    --------
-    ::
+    Examples::
 
         hasten demo
         hasten demo --budget 60s --json
@@ -35,11 +33,12 @@ def demo(
         budget: Time for the whole.
         max_drop: Accuracy that may be lost.
         fresh: Forget an earlier demo, instead of showing it again.
+        common: The options of every verb.
     """
     folder = Path(str(resources.files("hasten.cli") / "demo"))
     return optimize(
         str(folder / "digits.onnx"),
-        data=folder / "digits.parquet",
+        data=str(folder / "digits.parquet"),
         goal=GoalOptions(max_drop=max_drop),
         search_options=SearchOptions(budget=budget, fresh=fresh),
         common=common,

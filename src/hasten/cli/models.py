@@ -13,12 +13,19 @@ from hasten.artifact import Artifact
 from hasten.cli import units
 from hasten.errors import BadInput
 from hasten.frontends import import_model
-from hasten.samples import Preprocess, Samples, read_samples
+from hasten.samples import Samples
+from hasten.samples.preprocess import Preprocess
+from hasten.samples.readers import read_samples
 from hasten.settings import build
 from hasten.store import Store
 from hasten.tensors import DTYPES, Array
 
 DIGEST = re.compile(r"[0-9a-f]{6,64}")
+
+
+def read_preprocess(text: str) -> Preprocess:
+    """Read declared preprocessing. Raises ValueError, InvalidSetting or UnknownName."""
+    return build(Preprocess, units.settings(text), name="preprocess")
 
 
 @Parameter(name="*", group="Samples")
@@ -32,7 +39,7 @@ class DataOptions:
     """Which column feeds which input, as input=column,input=column."""
     limit: int | None = None
     """Read so many rows at most."""
-    preprocess: Annotated[Preprocess | None, units.read_by(lambda text: read_preprocess(text))] = None
+    preprocess: Annotated[Preprocess | None, units.read_by(read_preprocess)] = None
     """How images become inputs, as resize=[224,224],mean=[0.5],std=[0.25]; by default after the input's shape."""
 
     def read(self, data: str, artifact: Artifact) -> Samples:
@@ -56,11 +63,6 @@ class DataOptions:
 
 DATA = DataOptions()
 """The defaults."""
-
-
-def read_preprocess(text: str) -> Preprocess:
-    """Read declared preprocessing. Raises ValueError, InvalidSetting or UnknownName."""
-    return build(Preprocess, units.settings(text), name="preprocess")
 
 
 def find_model(model: str, store: Store, *, state: Path | None = None) -> Artifact:

@@ -100,7 +100,7 @@ def optimize(
     model: str,
     /,
     *,
-    data: Path,
+    data: str,
     goal: GoalOptions = GOAL,
     samples: DataOptions = DATA,
     search_options: SearchOptions = SEARCH,
@@ -112,9 +112,7 @@ def optimize(
     int8. The final claim is made on samples that the search never saw. The same command goes on where an
     interrupted one stopped. The exit code is 0 where the goal is met, else 3.
 
-    Examples
-    --------
-    ::
+    Examples::
 
         hasten optimize model.onnx --data val.parquet --max-drop 1% --p99 5ms
         hasten optimize net.py:make --state net.safetensors --data images/ --budget 20m
@@ -123,18 +121,20 @@ def optimize(
     Args:
         model: An ONNX file, an exported program (.pt2), or module.py:factory.
         data: Samples: Parquet, NPZ, CSV, a folder of images by class, a datasets folder, or module.py:function.
+        goal: What to reach.
+        samples: How samples are read.
+        search_options: How to search.
+        common: The options of every verb.
     """
     if common.show_python:
         return python_answer(*_python(model, data, goal.goal, samples, search_options, common))
     options = search_options
-    with showing(f"{Path(model).name} with {data.name}", budget_s=options.budget) as listener:
+    with showing(f"{Path(model).name} with {Path(data).name}", budget_s=options.budget) as listener:
         result = search(
             model,
-            str(data),
+            data,
             goal.goal,
-            data=Data(
-                inputs=samples.inputs, label=samples.label, limit=samples.limit, preprocess=samples.preprocess
-            ),
+            data=Data(inputs=samples.inputs, label=samples.label, limit=samples.limit, preprocess=samples.preprocess),
             engines=options.engines,
             threads=options.threads,
             effort=Effort(budget_s=options.budget),
@@ -166,7 +166,7 @@ def answer_of(result: Result, page: Path, *, code: int | None = None) -> Answer:
 
 
 def _python(
-    model: str, data: Path, goal: Goal, samples: DataOptions, options: SearchOptions, common: Common
+    model: str, data: str, goal: Goal, samples: DataOptions, options: SearchOptions, common: Common
 ) -> list[str]:
     asked = ", ".join(f"{k}={v!r}" for k, v in vars(goal).items() if v != getattr(Goal(), k))
     more = {
@@ -185,7 +185,7 @@ def _python(
         "",
         "result = hasten.optimize(",
         f"    {model!r},",
-        f"    {str(data)!r},",
+        f"    {data!r},",
         f"    hasten.Goal({asked}),",
         *(f"    {name}={value}," for name, value in more.items() if value is not None),
         ")",

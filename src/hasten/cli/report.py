@@ -26,9 +26,7 @@ def report(
 ) -> Answer:
     """Show a finished run: the frontier, the verdict, and the page, which is written anew.
 
-    Examples
-    --------
-    ::
+    Examples::
 
         hasten report
         hasten report --open
@@ -38,6 +36,7 @@ def report(
         run: The run's id, its first characters, or its folder; by default the last run.
         html: Where to write the page; by default report.html in the run's folder.
         open_page: Open the page in a browser.
+        common: The options of every verb.
     """
     folder = find_run(run, common.home)
     if common.show_python:

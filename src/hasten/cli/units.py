@@ -13,8 +13,26 @@ from hasten.artifact import Json
 from hasten.errors import InvalidSetting
 from hasten.plan import Part
 
-SECONDS: Mapping[str, float] = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-BYTES: Mapping[str, float] = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SECONDS: Mapping[str, float] = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
+BYTES: Mapping[str, float] = {
+    "B": 1,
+    "kB": 1e3,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(\S*)\s*", re.IGNORECASE)
 
 
@@ -100,7 +118,7 @@ def read_by(read: Callable[[str], Any], **more: Any) -> Parameter:
     def convert(_: Any, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
 
-    return Parameter(converter=convert, n_tokens=1, **more)
+    return Parameter(converter=convert, n_tokens=1, accepts_keys=False, **more)
 
 
 def _read(text: str, units: Mapping[str, float], wanted: str) -> float:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from hasten.artifact import Artifact
 from hasten.engines.batch import open_batch, why_not_batch, with_batch
 from hasten.engines.feeds import FeedCheck
+from hasten.engines.onnxruntime_names import settle_names
 from hasten.engines.onnxruntime_profile import read_operators
 from hasten.engines.onnxruntime_refusal import refusal
 from hasten.errors import BuildFailed, StoreError, Unsupported
@@ -89,10 +90,12 @@ class OnnxRuntime:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(source.entry.parent.resolve())
         )
-        if source.size_bytes >= EXTERNAL_FROM_BYTES:
+        if source.size_bytes >= EXTERNAL_FROM_BYTES or set(source.files) != {source.entry_name}:
+            # Weights beside the source must go beside the result: else it would point into the source's folder.
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         self._session(self._prepared(source), options)
+        settle_names(target)
         if self.precision != "float32" and (node := _computed_in_float32(target)):
             raise Unsupported(
                 NAME,

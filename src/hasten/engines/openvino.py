@@ -35,8 +35,18 @@ ARITHMETIC = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMu
 """The layers that hold nearly all arithmetic: in them the precision must be the one that was asked for."""
 NO_ARRAYS = ("bfloat16", "string")
 """Dtypes that its Python interface cannot hand over as NumPy arrays."""
+FAILURES = (
+    RuntimeError,
+    openvino.frontend.GeneralFailure,
+    openvino.frontend.InitializationFailure,
+    openvino.frontend.NotImplementedFailure,
+    openvino.frontend.OpConversionFailure,
+    openvino.frontend.OpValidationFailure,
+)
+"""What OpenVINO raises: its own exceptions have no root in common."""
 NUMBERED = re.compile(r"_\d+$")
-NO_CONVERSION = re.compile(r"No conversion rule found for operations: (.+?) (?:To facilitate|--|$)")
+NO_CONVERSION = re.compile(r"No conversion rule found for operations: (.+?)(?: To facilitate| --|$)")
+UNREADABLE = ("Unable to read the model", "Could not open", "src/frontends/ir/")
 OP_FAILED = re.compile(r"-- Conversion is failed for: (\S+)")
 
 
@@ -115,7 +125,7 @@ class OpenVino:
     def operators(self, built: Artifact, feed: Feed, *, runs: int) -> tuple[Operator, ...]:
         """Run with performance counters and read back the layers that ran. Their times are means, not medians."""
         built.signature.check(feed)
-        return read_operators(self._opened(built, PERF_COUNT=True), feed, runs)
+        return read_operators(self._opened(built, PERF_COUNT=True), self._opened(built), feed, runs)
 
     def _opened(self, built: Artifact, **extra: Any) -> Any:
         if built.format != NAME:
@@ -207,7 +217,7 @@ def _size(dim: int | str) -> int:
 
 
 def _translated(call: Any, /, *arguments: Any, **named: Any) -> Any:
-    """Call into OpenVINO, whose every failure is a RuntimeError of several lines.
+    """Call into OpenVINO, whose failures are several lines long.
 
     Raises:
         Unsupported: it names an operator without conversion. StoreError: it cannot read the file.
@@ -215,7 +225,7 @@ def _translated(call: Any, /, *arguments: Any, **named: Any) -> Any:
     """
     try:
         return call(*arguments, **named)
-    except RuntimeError as error:
+    except FAILURES as error:
         raise _refusal(" ".join(str(error).split())) from error
 
 
@@ -223,6 +233,6 @@ def _refusal(text: str) -> HastenError:
     if found := NO_CONVERSION.search(text) or OP_FAILED.search(text):
         return Unsupported(NAME, f"it has no conversion for {found[1]}")
     reason = re.sub(r"Exception from \S+: |Check '.*?' failed at \S+: |FrontEnd API failed with \w+: ?", "", text)
-    if "Unable to read the model" in text or "Could not open" in text:
+    if any(sign in text for sign in UNREADABLE):
         return StoreError(f"{NAME} cannot read the model: {reason[:300]}")
     return BuildFailed(NAME, reason[:500])

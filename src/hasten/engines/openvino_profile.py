@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +56,18 @@ def executed(compiled: Any) -> list[Layer]:
     return layers
 
 
-def read_operators(compiled: Any, feed: Feed, runs: int) -> tuple[Operator, ...]:
-    """Run a model that was compiled with ``PERF_COUNT`` and describe the layers that took part.
+def read_operators(compiled: Any, plain: Any, feed: Feed, runs: int) -> tuple[Operator, ...]:
+    """Run a model and describe the layers that took part, in the order they run.
 
     The counters hold the mean of all runs so far; that of the ``runs`` that count is computed from two readings.
+    A mean holds the disturbances of the machine too, and counting takes time itself: where all layers together
+    take longer than the median of plain runs, each is shortened by the same share.
+
+    Args:
+        compiled: The model, compiled with ``PERF_COUNT``.
+        plain: The same without it.
+        feed: What to run it on.
+        runs: How many runs count.
     """
     request = compiled.create_infer_request()
     for _ in range(WARM_UP):
@@ -66,11 +76,19 @@ def read_operators(compiled: Any, feed: Feed, runs: int) -> tuple[Operator, ...]
     for _ in range(runs):
         request.infer(feed)
     after = _mean_us(request)
-    return tuple(
-        _operator(layer, _between_ns(before[layer.name], after[layer.name], runs))
-        for layer in executed(compiled)
-        if layer.name in after and layer.name in before
-    )
+    layers = [layer for layer in executed(compiled) if layer.name in before and layer.name in after]
+    times_ns = [_between_ns(before[layer.name], after[layer.name], runs) for layer in layers]
+    share = min(1.0, _plain_run_ns(plain.create_infer_request(), feed, runs) / max(sum(times_ns), 1.0))
+    return tuple(_operator(layer, time_ns * share) for layer, time_ns in zip(layers, times_ns, strict=True))
+
+
+def _plain_run_ns(request: Any, feed: Feed, runs: int) -> float:
+    durations = []
+    for _ in range(WARM_UP + runs):
+        start = time.perf_counter_ns()
+        request.infer(feed)
+        durations.append(time.perf_counter_ns() - start)
+    return statistics.median(durations[WARM_UP:])
 
 
 def _mean_us(request: Any) -> Mapping[str, float]:

@@ -38,7 +38,9 @@ class Imported:
     feed: Feed | None = None
     """The inputs that ``expected`` came from."""
     expected: Mapping[str, Array] | None = None
-    """What the source gives for ``feed``; None where there is no source besides the graph itself."""
+    """What the source gives for ``feed``; None where the graph itself is the only source."""
+    unchecked: str = "no: the graph is its own source"
+    """What the lineage says where ``expected`` is None."""
 
 
 class Frontend(Protocol):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from hasten import registry
 from hasten.artifact import Artifact
 from hasten.engine import Engine, Session
+from hasten.graph.model import signature_of
 from hasten.isolation import Child, Reply
 from hasten.settings import build
-from hasten.store import Store, read_artifact
 from hasten.tensors import DTYPES, Array, Feed, Signature
 from hasten.transform import Context
 
@@ -22,26 +24,30 @@ SYMBOLIC_LENGTH = 8
 """Length of a symbolic axis that nothing else decides."""
 
 
-def run_reference(stored: Artifact, feed: Feed) -> dict[str, Array]:
-    """Run a stored ONNX artifact once.
+def run_reference(model: Path, feed: Feed) -> dict[str, Array]:
+    """Run the ONNX file ``model`` once; its folder holds nothing but the model.
 
     Raises:
         Unsupported, BuildFailed: the engine cannot take the model, or crashed on it.
     """
-    with Child.start("hasten.frontends.reference:Reference", folder=str(stored.folder)) as child:
+    # Beside the model, so that a copy of several gigabytes lands on the disk that is meant for it.
+    with (
+        tempfile.TemporaryDirectory(dir=model.parent.parent) as work,
+        Child.start("hasten.frontends.reference:Reference", model=str(model), work=work) as child,
+    ):
         return child.call("run", arrays=feed).arrays
 
 
 class Reference:
-    """What ``run_reference`` starts in the child. Graph optimization stays off: nothing is to be folded into it."""
+    """What ``run_reference`` starts in the child."""
 
-    def __init__(self, folder: str) -> None:
-        source = read_artifact(Path(folder))
-        engine: Engine = build(registry.load("engine", ENGINE), {"optimization": "none"}, name=ENGINE)
-        # Beside the source, so that a model of several gigabytes lands on the disk that is meant for it.
-        with Store(source.folder.parent.parent).scratch() as scratch:
-            context = Context(folder=scratch, samples=None, seed=0, progress=lambda text, share: None)
-            self._session: Session = engine.open(engine.apply(source, context))
+    def __init__(self, model: str, work: str) -> None:
+        path = Path(model)
+        signature = signature_of(onnx.load(path, load_external_data=False))
+        source = Artifact.of(path.parent, path.name, format="onnx", signature=signature)
+        engine: Engine = build(registry.load("engine", ENGINE), {}, name=ENGINE)
+        context = Context(folder=Path(work), samples=None, seed=0, progress=lambda text, share: None)
+        self._session: Session = engine.open(engine.apply(source, context))
 
     def run(self, arrays: Feed) -> Reply:
         """Run the model."""

@@ -44,7 +44,7 @@ def evaluate(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -
     """Compute a standard node's outputs (None: an optional input that is absent).
 
     Raises:
-        Exception: whatever the reference implementation raises on a node that it cannot compute.
+        RuntimeError, ValueError, TypeError, ...: what the reference implementation raises on a node it cannot compute.
     """
     if node.op_type in _TABLE and all(array is not None for array in inputs):
         return [_TABLE[node.op_type](node, [array for array in inputs if array is not None])]
@@ -86,16 +86,16 @@ def _result_bytes(graph: Graph, name: str) -> int | None:
     if spec is None or not all(isinstance(dim, int) for dim in spec.shape) or spec.dtype == "string":
         return None
     width = DTYPES[spec.dtype].itemsize if spec.dtype in DTYPES else 1
-    return math.prod(dim for dim in spec.shape if isinstance(dim, int)) * width
+    return int(math.prod(dim for dim in spec.shape if isinstance(dim, int))) * width
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:
     name = dtype_name(tensor.data_type)
-    return math.prod(tensor.dims) * (DTYPES[name].itemsize if name in DTYPES and name != "string" else 1)
+    return int(math.prod(tensor.dims)) * (DTYPES[name].itemsize if name in DTYPES and name != "string" else 1)
 
 
 def _transpose(node: onnx.NodeProto, inputs: list[Array]) -> Array:
-    return np.transpose(inputs[0], attribute(node, "perm"))  # type: ignore[arg-type]
+    return np.asarray(np.transpose(inputs[0], attribute(node, "perm")))
 
 
 def _cast_like(node: onnx.NodeProto, inputs: list[Array]) -> Array:

@@ -154,18 +154,15 @@ def model_totals(operators: Iterable[Operator]) -> Totals:
             unpriced[operator.kind] = None
         elif cost.operations:
             operations[cost.dtype] = operations.get(cost.dtype, 0.0) + cost.operations
-    made = {spec.name for operator in listed for spec in operator.outputs}
-    read = {spec.name for operator in listed for spec in operator.inputs}
     weights = {name for operator in listed for name in operator.weights}
-    inputs = {s.name: s for op in listed for s in op.inputs if s.name not in made | weights}
-    outputs = {s.name: s for op in listed for s in op.outputs if s.name not in read}
     learned = (s for op in listed for s in op.inputs if s.name in weights and s.dtype not in ("int64", "bool"))
     sizes = {spec.name: count_of(spec) or 0 for spec in learned}
+    input_bytes, output_bytes = _crossing_bytes(listed)
     return Totals(
         operations=operations,
         weight_bytes=_weight_bytes(listed),
-        input_bytes=sum(nbytes(spec) for spec in inputs.values()),
-        output_bytes=sum(nbytes(spec) for spec in outputs.values()),
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
         parameters=sum(sizes.values()),
         unpriced=tuple(unpriced),
     )
@@ -185,6 +182,33 @@ def width(dtype: str) -> float:
         return float(DTYPES[dtype].itemsize)
     found = re.search(r"\d+", dtype)
     return int(found.group()) / 8 if found else 1.0
+
+
+def _crossing_bytes(operators: tuple[Operator, ...]) -> tuple[float, float]:
+    """Give the bytes that come from outside and that nobody inside reads.
+
+    An engine may leave views out of the graph that it shows, so that a tensor goes in under another name than it came
+    out: an input of the size of an earlier output that nobody reads is taken for that one.
+    """
+    sources = {s.name for op in operators for s in op.outputs if kind_of(op) in ("input", "parameter")}
+    read = {s.name for op in operators for s in op.inputs if kind_of(op) not in ("output", "result")}
+    made: set[str] = set()
+    inputs: dict[str, float] = {}
+    loose: dict[str, float] = {}
+    viewed: set[float] = set()
+    for operator in operators:
+        for spec in operator.inputs:
+            if spec.name in made - sources or spec.name in operator.weights:
+                continue
+            if (size := nbytes(spec)) in loose.values() and spec.name not in sources:
+                viewed.add(size)
+            else:
+                inputs[spec.name] = size
+        for spec in operator.outputs:
+            made.add(spec.name)
+            if spec.name not in read | sources:
+                loose[spec.name] = nbytes(spec)
+    return sum(inputs.values()), sum(size for size in loose.values() if size not in viewed)
 
 
 def _weight_bytes(operators: Iterable[Operator]) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -88,7 +89,7 @@ def refresh_shapes(model: onnx.ModelProto) -> None:
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a model without its value_info and without the bytes of its weights: their shapes are all that matters."""
+    """Copy a model without the bytes of its weights, and without value_info but where inference knows no operator."""
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = bare.graph
     graph.name = model.graph.name
@@ -96,6 +97,8 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    foreign = {name for node in model.graph.node if not is_standard(node) for name in node.output}
+    graph.value_info.extend(value for value in model.graph.value_info if value.name in foreign)
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= SHAPE_DATA_LENGTH:
             graph.initializer.append(tensor)
@@ -239,8 +242,11 @@ def is_standard(node: onnx.NodeProto) -> bool:
     return node.domain in STANDARD
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    """Give an attribute's value, or ``default`` where the node has none. Strings come as ``str``."""
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Give an attribute's value, or ``default`` where the node has none. Strings come as ``str``.
+
+    Its type is the operator's definition's business, which ``onnx.checker`` has seen to.
+    """
     for item in node.attribute:
         if item.name == name:
             value = onnx.helper.get_attribute_value(item)

@@ -78,7 +78,9 @@ def users_above(graph: Graph, name: str, levels: int) -> Iterator[onnx.NodeProto
     """Give the arithmetic nodes that use a tensor, directly or through up to ``levels`` others, nearest first."""
     near = [name]
     for _ in range(levels):
-        users = [node for item in near for node in graph.consumers.get(item, []) if node.op_type in ("Add", "Mul", "Div")]
+        users = [
+            node for item in near for node in graph.consumers.get(item, []) if node.op_type in ("Add", "Mul", "Div")
+        ]
         yield from users
         near = [node.output[0] for node in users]
 

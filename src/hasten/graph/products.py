@@ -169,8 +169,23 @@ def _attention(operator: Operator) -> float | None:
     return float((math.prod(query) + math.prod(y)) * key[-2])
 
 
+def _tokenized_attention(operator: Operator) -> float | None:
+    """OpenVINO's: q [b, l, h, d], k [b, h, d, s], v [b, s, h, e] -> [b, l, h, e], the transpositions inside."""
+    q, k, v = (shape_at(operator.inputs, i) for i in range(3))
+    y = shape_at(operator.outputs, 0)
+    if q is None or k is None or v is None or y is None or {len(q), len(k), len(v), len(y)} != {4} or q == k:
+        return None
+    batch, length, heads, depth = q
+    steps, wide = k[3], v[3]
+    if k[:3] != (batch, heads, depth) or v[:3] != (batch, steps, heads) or y != (batch, length, heads, wide):
+        return None
+    return float(batch * heads * length * steps * (depth + wide))
+
+
 def _attention_of_unknown_layout(operator: Operator) -> float | None:
     """OpenVINO does not tell if keys are [batch, heads, length, width] or [batch, length, heads, width]: take less."""
+    if (known := _tokenized_attention(operator)) is not None:
+        return known
     query, key, y = shape_at(operator.inputs, 0), shape_at(operator.inputs, 1), shape_at(operator.outputs, 0)
     if query is None or key is None or y is None or len(key) != 4:
         return None
@@ -189,5 +204,6 @@ PRODUCTS: Mapping[str, Callable[[Operator], float | None]] = {
     **dict.fromkeys(("attention", "qattention"), _joint_attention),
     **dict.fromkeys(("multiheadattention",), _attention),
     **dict.fromkeys(("mha", "scaleddotproductattention", "sdpa"), _attention_of_unknown_layout),
+    "subgraph": _tokenized_attention,  # any other subgraph does not tell what it computes
 }
 """How many multiplications a kind makes. Fused activations and additions are not counted."""

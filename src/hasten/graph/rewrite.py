@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,7 +57,7 @@ class Edit:
         self._new.append(tensor)
         return tensor.name
 
-    def make(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> onnx.NodeProto:
+    def make(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
         """Make a node of one output, named after it; ``domain`` is among the attributes."""
         return helper.make_node(kind, inputs, [output], name=self.name(f"{output}/{kind}"), **attributes)
 

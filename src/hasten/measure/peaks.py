@@ -5,9 +5,9 @@ products of matrices and convolutions in NumPy and in every engine that is insta
 process pinned to as many processors as threads are asked for.
 
 Bandwidth is measured for growing amounts of data that are gone over again and again, each split among the threads:
-what fits into a cache is served faster, and a model's weights may stay in a cache from run to run. The largest amount is
-twice the last-level cache, so its rate is that of memory. In a virtual machine the last-level cache is the whole
-socket's and shared with others; then the rates between are what the neighbours leave.
+what fits into a cache is served faster, and a model's weights may stay in a cache from run to run. The largest amount
+is twice the last-level cache (1 GiB at most), so its rate is that of memory. In a virtual machine the last-level cache
+is the whole socket's and shared with others; then the rates between are what the neighbours leave.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SMALLEST_BYTES = 1 << 14
 MOST_BYTES = 1 << 30
 """The smallest and the largest amount of data whose bandwidth is measured, whatever the caches' size."""
 
-PROBE_S = 0.12
+PROBE_S = 0.08
 """How long one product is repeated for; the fastest repeat counts."""
 
 PASS_S = 0.03

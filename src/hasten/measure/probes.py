@@ -51,7 +51,7 @@ def _probe(kind: str, dtype: str, shape: tuple[int, ...], weight: tuple[int, ...
         nodes,
         "probe",
         [helper.make_tensor_value_info("x", x_type, shape)],
-        [helper.make_tensor_value_info("y", x_type, None)],
+        [helper.make_tensor_value_info("y", x_type, [f"d{axis}" for axis in range(len(shape))])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -70,13 +70,13 @@ def _quantized(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     axis = 0 if kind == "Conv" else 1
     constants: dict[str, Array] = {
-        "x_scale": np.float32(0.02),
-        "x_zero": np.uint8(128),
+        "x_scale": np.array(0.02, np.float32),
+        "x_zero": np.array(128, np.uint8),
         "w": random.integers(-127, 128, weight).astype(np.int8),
         "w_scale": np.full(weight[axis], 0.01, np.float32),
         "w_zero": np.zeros(weight[axis], np.int8),
-        "y_scale": np.float32(0.5),
-        "y_zero": np.uint8(128),
+        "y_scale": np.array(0.5, np.float32),
+        "y_zero": np.array(128, np.uint8),
     }
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "x_scale", "x_zero"], ["x_float"]),
@@ -84,7 +84,7 @@ def _quantized(
         helper.make_node(kind, ["x_float", "w_float"], ["y_float"]),
         helper.make_node("QuantizeLinear", ["y_float", "y_scale", "y_zero"], ["y"]),
     ]
-    return nodes, [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    return nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()]
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -28,7 +28,7 @@ RESAMPLES = 2000
 FEW_SAMPLES = 500
 """Up to here BCa intervals are affordable (their jackknife is quadratic) and their correction matters."""
 
-MOST_SAMPLES = 10**12
+MOST_SAMPLES = 10**10
 """More than anybody has: a search for a sample count ends here."""
 
 
@@ -126,14 +126,19 @@ def paired_interval(lost: float, gained: float, n: int) -> tuple[float, float]:
         n: All samples.
     """
     drop = (lost - gained) / n
-    edge = 1e-12
 
     def excess(delta: float) -> float:
         return abs(lost - gained - n * delta) - Z * _score_deviation(lost, gained, n, delta)
 
-    low = -1.0 if drop <= -1 or excess(-1 + edge) <= 0 else optimize.brentq(excess, -1 + edge, drop, xtol=1e-12)
-    high = 1.0 if drop >= 1 or excess(1 - edge) <= 0 else optimize.brentq(excess, drop, 1 - edge, xtol=1e-12)
-    return float(low), float(high)
+    def end(edge: float) -> float:
+        # At the drop itself both terms can be zero, which is no end: step off it towards the edge.
+        near = drop + math.copysign(1e-13, edge)
+        far = edge - math.copysign(1e-13, edge)
+        if (abs(drop) >= 1 - 1e-12 and drop * edge > 0) or excess(far) <= 0:
+            return edge
+        return float(optimize.brentq(excess, near, far, xtol=1e-14, rtol=1e-12))
+
+    return end(-1.0), end(1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

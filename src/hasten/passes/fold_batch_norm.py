@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from hasten.graph.model import Graph, attribute, is_standard
 from hasten.graph.rewrite import Edit
 from hasten.tensors import Array
+
+Wide = npt.NDArray[np.float64]
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -25,8 +28,8 @@ LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 class Affine:
     """y = x * factor + shift along the channels; each is float64, [channels] or [1]."""
 
-    factor: Array
-    shift: Array
+    factor: Wide
+    shift: Wide
 
 
 _Reader = Callable[[Graph, onnx.NodeProto], tuple[str, Affine] | None]
@@ -48,7 +51,7 @@ def affine_of_batch_norm(scale: Array, shift: Array, mean: Array, variance: Arra
     return Affine(factor, shift.astype(np.float64) - mean.astype(np.float64) * factor)
 
 
-def scale_weight(node: onnx.NodeProto, weight: Array, factor: Array) -> Array:
+def scale_weight(node: onnx.NodeProto, weight: Array, factor: Wide) -> Wide:
     """Multiply a linear layer's weight by ``factor`` [channels] or [1] along its outputs, in float64.
 
     Conv has [out, in / group, ...], ConvTranspose [in, out / group, ...], Gemm [in, out] or with transB [out, in],
@@ -59,8 +62,7 @@ def scale_weight(node: onnx.NodeProto, weight: Array, factor: Array) -> Array:
         return np.asarray(wide * factor.reshape(-1, *[1] * (wide.ndim - 1)))
     if node.op_type in ("Gemm", "MatMul"):
         return np.asarray(wide * factor)
-    group = attribute(node, "group", 1)
-    assert isinstance(group, int)
+    group: int = attribute(node, "group", 1)
     split = wide.reshape(group, -1, *wide.shape[1:])  # [group, in / group, out / group, ...]
     per_group = factor.reshape(group, 1, -1, *[1] * (wide.ndim - 2)) if factor.size > 1 else factor
     return np.asarray(split * per_group).reshape(wide.shape)
@@ -128,23 +130,21 @@ def _rebuilt(
 
 def _channels(linear: onnx.NodeProto, weight: Array) -> int:
     if linear.op_type == "ConvTranspose":
-        group = attribute(linear, "group", 1)
-        assert isinstance(group, int)
+        group: int = attribute(linear, "group", 1)
         return int(weight.shape[1]) * group
     if linear.op_type == "Conv" or (linear.op_type == "Gemm" and attribute(linear, "transB", 0)):
         return int(weight.shape[0])
     return int(weight.shape[-1])
 
 
-def _bias(graph: Graph, linear: onnx.NodeProto, channels: int) -> Array | None:
+def _bias(graph: Graph, linear: onnx.NodeProto, channels: int) -> Wide | None:
     """Give the bias in float64, [channels] or [1]; None where it is no constant, or differs between rows."""
     if len(linear.input) < 3 or not linear.input[2]:
         return np.zeros(1)
     bias = graph.constant(linear.input[2])
     if bias is None or bias.size not in (1, channels) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
         return None
-    beta = attribute(linear, "beta", 1.0) if linear.op_type == "Gemm" else 1.0
-    assert isinstance(beta, float | int)
+    beta: float = attribute(linear, "beta", 1.0) if linear.op_type == "Gemm" else 1.0
     return np.asarray(bias.reshape(-1).astype(np.float64) * beta)
 
 
@@ -154,8 +154,7 @@ def _batch_norm(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None
     if any(node.output[1:]) or attribute(node, "spatial", 1) != 1 or graph.opset < 7:
         return None  # before version 7, training was an attribute of another name
     values = [graph.constant(name) for name in node.input[1:]]
-    epsilon = attribute(node, "epsilon", 1e-5)
-    assert isinstance(epsilon, float)
+    epsilon: float = attribute(node, "epsilon", 1e-5)
     scale, shift, mean, variance = values
     if scale is None or shift is None or mean is None or variance is None:
         return None
@@ -188,7 +187,7 @@ def _arithmetic(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None
     return None
 
 
-def _per_channel(graph: Graph, linear: onnx.NodeProto, constant: Array, result: str) -> Array | None:
+def _per_channel(graph: Graph, linear: onnx.NodeProto, constant: Array, result: str) -> Wide | None:
     """Give ``constant`` as [channels] or [1] in float64, where it is one number per channel of ``result``."""
     spec = graph.specs.get(result)
     if spec is None or constant.ndim > len(spec.shape):
@@ -202,7 +201,7 @@ def _per_channel(graph: Graph, linear: onnx.NodeProto, constant: Array, result: 
     return constant.reshape(-1).astype(np.float64)
 
 
-def _affine(kind: str, value: Array, *, constant_first: bool) -> Affine | None:
+def _affine(kind: str, value: Wide, *, constant_first: bool) -> Affine | None:
     one, zero = np.ones(1), np.zeros(1)
     if kind == "Mul":
         return Affine(value, zero)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from hasten.errors import BuildFailed
 from hasten.graph.constants import evaluate, known_inputs, may_fold
 from hasten.graph.dims import Known, Shapes
 from hasten.graph.model import Graph, attribute, is_standard
@@ -60,21 +60,23 @@ def _fold_once(model: onnx.ModelProto, max_bytes: int) -> int:
         if not node.input or not may_fold(graph, node, max_bytes):
             continue
         inputs = known_inputs(graph, node)
-        if inputs is None:
-            continue
-        for name, value in zip(node.output, _evaluate(node, inputs, graph.opset), strict=True):
-            if name:
+        values = None if inputs is None else _values(graph, node, inputs)
+        if values is not None:
+            for name, value in values.items():
                 edit.set_constant(name, value)
-        edit.remove(node)
+            edit.remove(node)
     return edit.commit()
 
 
-def _evaluate(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+def _values(graph: Graph, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> dict[str, Array] | None:
+    """Compute a node's outputs by name; None where the reference implementation cannot, or gives another dtype."""
     try:
         with np.errstate(all="ignore"):  # log(0) is -inf here as in any runtime
-            return evaluate(node, inputs, opset)
-    except Exception as error:
-        raise BuildFailed("fold", f"cannot compute {node.op_type} (node {node.name!r}): {error}") from error
+            results = evaluate(node, inputs, graph.opset)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # it has gaps; the node stays, for the engine to compute
+    values = {name: value for name, value in zip(node.output, results, strict=True) if name}
+    return values if all(graph.dtypes.get(name, v.dtype.name) == v.dtype.name for name, v in values.items()) else None
 
 
 def fold_shapes(model: onnx.ModelProto) -> int:
@@ -108,10 +110,10 @@ def settle_reshapes(model: onnx.ModelProto) -> int:
     for node in graph.nodes:
         if not is_standard(node) or node.op_type != "Reshape" or len(node.input) < 2:
             continue
-        wanted = shapes.value(node.input[1])
-        if wanted is None or wanted.static:
+        wanted, source = shapes.value(node.input[1]), shapes.of(node.input[0])
+        if wanted is None or (attribute(node, "allowzero", 0) and 0 in wanted.entries):
             continue
-        settled = _settled(shapes.of(node.input[0]), wanted)
+        settled = _named(source, wanted) if wanted.static else _settled(source, wanted)
         if settled is not None:
             shape = edit.constant(np.array(settled, np.int64), f"{node.output[0]}_shape")
             edit.replace(node, edit.make("Reshape", [node.input[0], shape], node.output[0]))
@@ -133,6 +135,21 @@ def _settled(source: Sequence[Dim] | None, wanted: Known) -> list[int] | None:
     return [dim if isinstance(dim, int) else -1 for dim in entries]
 
 
+def _named(source: Sequence[Dim] | None, wanted: Known) -> list[int] | None:
+    """Write 0 for a -1 that can only stand for the named dimension in its place: then its name is not lost."""
+    entries = [dim for dim in wanted.entries if isinstance(dim, int)]
+    if source is None or entries.count(-1) != 1 or (axis := entries.index(-1)) >= len(source):
+        return None
+    entries = [source[i] if dim == 0 and i < len(source) else dim for i, dim in enumerate(entries)]  # type: ignore[misc]
+    others = [*source[:axis], *source[axis + 1 :]]
+    rest = [*entries[:axis], *entries[axis + 1 :]]
+    if isinstance(source[axis], int) or not all(isinstance(dim, int) and dim > 0 for dim in (*others, *rest)):
+        return None
+    if math.prod(int(dim) for dim in others) != math.prod(rest):
+        return None
+    return [*rest[:axis], 0, *rest[axis:]]
+
+
 def choose_branches(model: onnx.ModelProto) -> int:
     """Replace each If whose condition is constant by the branch that is taken. Gives the number of changes."""
     graph = Graph(model)
@@ -141,9 +158,7 @@ def choose_branches(model: onnx.ModelProto) -> int:
         condition = graph.constant(node.input[0]) if is_standard(node) and node.op_type == "If" else None
         if condition is None:
             continue
-        branch = attribute(node, "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch")
-        assert isinstance(branch, onnx.GraphProto)  # the checker has seen to it
-        _inline(edit, node, branch)
+        _inline(edit, node, attribute(node, "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"))
     return edit.commit()
 
 

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from hasten.graph.constants import NEVER
-from hasten.graph.model import Graph, subgraphs
+from hasten.graph.model import Graph, is_standard, subgraphs
 from hasten.graph.rewrite import Edit
 
 
@@ -31,13 +31,18 @@ def merge_constants(model: onnx.ModelProto) -> int:
 
 
 def merge_duplicates(model: onnx.ModelProto) -> int:
-    """Keep one of each group of nodes with equal operator, attributes and inputs. Gives the number of changes."""
+    """Keep one of the standard nodes with equal operator, attributes and inputs. Gives the number of changes."""
     graph = Graph(model)
     edit = Edit(graph)
     kept: dict[tuple[object, ...], onnx.NodeProto] = {}
     same: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op_type in NEVER or any(subgraphs(node)) or any(name in graph.outputs for name in node.output):
+        if (
+            not is_standard(node)
+            or node.op_type in NEVER
+            or any(subgraphs(node))
+            or any(name in graph.outputs for name in node.output)
+        ):
             continue
         attributes = sorted((item.name, item.SerializeToString(deterministic=True)) for item in node.attribute)
         inputs = tuple(same.get(name, name) for name in node.input)

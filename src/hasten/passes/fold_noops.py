@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +10,7 @@ import onnx
 from hasten.graph.dims import Shapes
 from hasten.graph.model import Graph, attribute, is_standard
 from hasten.graph.rewrite import Edit
-from hasten.tensors import Array, Dim
+from hasten.tensors import DTYPES, Dim
 
 WIDENS: Mapping[str, tuple[str, ...]] = {
     "float16": ("float32", "float64"),
@@ -50,8 +49,8 @@ def settle_casts(model: onnx.ModelProto) -> int:
     for node in graph.nodes:
         if not is_standard(node):
             continue
-        if node.op_type == "CastLike" and (dtype := graph.dtypes.get(node.input[1])) and dtype != "string":
-            to = onnx.helper.np_dtype_to_tensor_dtype(_dtype(dtype))
+        if node.op_type == "CastLike" and (dtype := graph.dtypes.get(node.input[1])) in DTYPES:
+            to = onnx.helper.np_dtype_to_tensor_dtype(DTYPES[dtype])
             edit.replace(node, edit.make("Cast", node.input[:1], node.output[0], to=to))
         elif node.op_type == "Cast" and (source := _widened_from(graph, node.input[0])):
             edit.replace(node, edit.make("Cast", [source], node.output[0], to=attribute(node, "to")))
@@ -98,16 +97,8 @@ BROADCASTING = frozenset(
 """Operators that broadcast their inputs to one shape, as NumPy does."""
 
 
-def _dtype(name: str) -> np.dtype[np.generic]:
-    from_table = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(_PROTO.get(name, name.upper())))
-    return cast("np.dtype[np.generic]", from_table)
-
-
-_PROTO = {"float32": "FLOAT", "float64": "DOUBLE"}
-
-
-def _has_users(graph: Graph, names: object) -> bool:
-    return any(name and (name in graph.consumers or name in graph.outputs) for name in cast("list[str]", names))
+def _has_users(graph: Graph, names: Sequence[str]) -> bool:
+    return any(name and (name in graph.consumers or name in graph.outputs) for name in names)
 
 
 def _widened_from(graph: Graph, name: str) -> str | None:
@@ -164,7 +155,7 @@ def _covered(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
 
 def _in_order(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
     perm = attribute(node, "perm")
-    return perm is not None and list(cast("list[int]", perm)) == list(range(len(cast("list[int]", perm))))
+    return perm is not None and perm == list(range(len(perm)))
 
 
 def _no_padding(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
@@ -179,7 +170,7 @@ def _whole(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
     step = graph.constant(node.input[4]) if len(node.input) > 4 and node.input[4] else np.ones(1, np.int64)
     if start is None or end is None or step is None or (step != 1).any():
         return False
-    return not start.any() and ((end >= FOREVER).all() or _same_shape(graph, shapes, node))
+    return not np.any(start) and bool(np.all(end.astype(np.int64) >= FOREVER) or _same_shape(graph, shapes, node))
 
 
 def _without_bounds(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
@@ -195,7 +186,7 @@ def _neutral(value: float) -> Callable[[Graph, Shapes, onnx.NodeProto], bool]:
             return False
         if any(dim not in (1, other) for dim, other in zip(reversed(tensor.dims), reversed(before), strict=False)):
             return False
-        return bool((cast("Array", graph.constant(node.input[1])) == value).all())
+        return bool(np.all(np.asarray(graph.constant(node.input[1])) == value))
 
     return test
 
@@ -230,7 +221,7 @@ def _transposes(graph: Graph, shapes: Shapes, edit: Edit, node: onnx.NodeProto) 
     first = graph.producer(node.input[0], "Transpose")
     if first is None:
         return None
-    inner, outer = (cast("list[int] | None", attribute(item, "perm")) for item in (first, node))
+    inner, outer = (attribute(item, "perm") for item in (first, node))
     if inner is None or outer is None:
         return None
     return edit.make("Transpose", [first.input[0]], node.output[0], perm=[inner[axis] for axis in outer])
@@ -250,7 +241,7 @@ def _swap(graph: Graph, shapes: Shapes, edit: Edit, node: onnx.NodeProto) -> onn
     """Find [a, b, m, n] -> [a * b, m, n] -> [a * b, n, m] -> [a, b, n, m]: a Transpose of the last two axes."""
     turn = graph.producer(node.input[0], "Transpose")
     flat = graph.producer(turn.input[0], "Reshape") if turn is not None else None
-    if turn is None or flat is None or list(cast("list[int]", attribute(turn, "perm", []))) != [0, 2, 1]:
+    if turn is None or flat is None or attribute(turn, "perm") != [0, 2, 1]:
         return None
     before, middle, after = shapes.of(flat.input[0]), shapes.of(flat.output[0]), _target(shapes, node)
     if before is None or middle is None or after is None or len(before) != 4 or middle[1:] != before[2:]:

@@ -1,10 +1,11 @@
 """Fuse: say in one operator what an exporter spelled out in many. Lossless.
 
-What ONNX Runtime 1.31 and OpenVINO 2026.4 do with the results on CPUs, read from their optimized graphs: LayerNormalization,
-Gelu and Attention run as one kernel each in ONNX Runtime, also at optimization levels that fuse nothing; HardSwish as
-two. OpenVINO takes them, and com.microsoft.MultiHeadAttention, as one node each (attention as
-ScaledDotProductAttention). Swish (version 24) is not written: ONNX Runtime expands it to four nodes, while it fuses
-x * sigmoid(x) by itself. Convolution, addition and activation are left to the engines.
+What ONNX Runtime 1.31 and OpenVINO 2026.4 do with the results on CPUs, read from their optimized graphs: ONNX Runtime
+runs LayerNormalization, Gelu and Attention as one kernel each (the first two it also makes by itself, at its level
+"extended"; attention it leaves in pieces), HardSwish as two. OpenVINO takes them, and also
+com.microsoft.MultiHeadAttention, as one node each (attention as ScaledDotProductAttention). Swish (version 24) is not
+written: ONNX Runtime expands it to four nodes, while it fuses x * sigmoid(x) by itself. Convolution, addition and
+activation are left to the engines.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import onnx
 from hasten.artifact import Artifact
 from hasten.graph.model import read_model, refresh_shapes, write_model
 from hasten.graph.rewrite import Rule, remove_dead, until_stable
-from hasten.passes.fold_duplicates import merge_duplicates
+from hasten.passes.fold_duplicates import merge_constants, merge_duplicates
 from hasten.passes.fold_noops import merge_moves
 from hasten.passes.fuse_activations import fuse_gelu, fuse_hard_swish
 from hasten.passes.fuse_attention import fuse_attention, merge_projections
@@ -68,7 +69,7 @@ def fuse(model: onnx.ModelProto, settings: Fuse | None = None) -> int:
     refresh_shapes(model)
     changes = until_stable(model, tuple(_rules(settings)), who="fuse")
     if changes:
-        until_stable(model, (merge_duplicates, remove_dead), who="fuse")
+        until_stable(model, (merge_constants, merge_duplicates, remove_dead), who="fuse")
     return changes
 
 

@@ -50,7 +50,7 @@ def fuse_attention(model: onnx.ModelProto, *, microsoft: bool = False) -> int:
 
     Matches Reshape and Transpose to heads, MatMul, scale, mask, Softmax, MatMul, Transpose and Reshape back.
     """
-    if not any(_attentions(Graph(model))) or not raise_opset(model, 13 if microsoft else 23):
+    if not any(_attentions(Graph(model))) or not raise_opset(model, 15 if microsoft else 23):
         return 0
     edit = Edit(Graph(model))
     masks: dict[str, str] = {}
@@ -72,9 +72,10 @@ def fuse_attention(model: onnx.ModelProto, *, microsoft: bool = False) -> int:
                 *("Attention", inputs, found.root.output[0]), q_num_heads=heads, kv_num_heads=heads, scale=found.scale
             )
         edit.replace(found.root, node)
+    changes = edit.commit()
     if microsoft and all(item.domain != MICROSOFT for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return edit.commit()
+    return changes
 
 
 def merge_projections(model: onnx.ModelProto) -> int:
@@ -201,15 +202,20 @@ def _full_mask(edit: Edit, found: Attention, masks: dict[str, str]) -> str:
         return mask
     if mask not in masks:
         masks[mask] = edit.name(f"{mask}_rows")
-        one = edit.constant(np.ones(1, np.int64), "one")
-        if isinstance(found.query.length, int):
-            length = edit.constant(np.array([found.query.length]), "length")
-        else:
-            length = edit.name(f"{mask}_length")
-            edit.insert(edit.make("Shape", [mask], length, start=3, end=4), before=found.root)
-        shape = edit.make("Concat", [one, one, length, one], edit.name(f"{mask}_shape"), axis=0)
-        edit.insert(shape, edit.make("Expand", [mask, shape.output[0]], masks[mask]), before=found.root)
+        shape = _rows(edit, found, mask)
+        edit.insert(edit.make("Expand", [mask, shape], masks[mask]), before=found.root)
     return masks[mask]
+
+
+def _rows(edit: Edit, found: Attention, mask: str) -> str:
+    """Give the shape [1, 1, query length, 1]."""
+    if isinstance(found.query.length, int):
+        return edit.constant(np.array([1, 1, found.query.length, 1], np.int64), f"{mask}_shape")
+    one = edit.constant(np.ones(1, np.int64), f"{mask}_one")
+    length = edit.make("Shape", [mask], edit.name(f"{mask}_length"), start=3, end=4)  # of the keys, which are as many
+    shape = edit.make("Concat", [one, one, length.output[0], one], edit.name(f"{mask}_shape"), axis=0)
+    edit.insert(length, shape, before=found.root)
+    return str(shape.output[0])
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ class _Projection:
 
     @property
     def output(self) -> str:
-        return (self.bias or self.product).output[0]
+        return str((self.bias or self.product).output[0])
 
 
 def _projections(graph: Graph) -> Iterator[list[_Projection]]:

@@ -131,6 +131,5 @@ def _per_element(
         return None
     if len(own) != len(lengths) or any(dim not in (1, length) for dim, length in zip(own, lengths, strict=True)):
         return None
-    value = graph.constant(split[1])
-    assert value is not None
+    value = np.asarray(graph.constant(split[1]))
     return user, np.array(np.broadcast_to(value.reshape(own), lengths))

@@ -9,7 +9,7 @@ stay float. *Flows* (Add, pooling, Concat, ...) between quantized convolutions k
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto
@@ -47,8 +47,10 @@ class Placement:
     scale_of: dict[str, str]
     whole: frozenset[str]
     """Quantized tensors whose every reader gets the quantized value; of the others, only anchors and flows."""
-    readers: frozenset[str] = field(default_factory=frozenset)
+    readers: frozenset[str]
     """The nodes that read quantized values where they can: anchors and flows."""
+    outputs: dict[str, str]
+    """The quantized output of each convolution among the anchors, by the node's name."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -110,21 +112,18 @@ class _Placer:
         self.graph = graph
         self.nodes = [*graph.model.graph.node]
         self.kinds = flows
-        self.excluded = excluded
+        self.excluded = self._with_passages(excluded)
         self.anchors = {name for name in anchors if name not in excluded}
 
     def place(self) -> Placement:
         while True:
             flows = self._flows()
-            hidden = {
-                node.name
-                for node in self.nodes
-                if node.name in self.anchors and node.op_type in CONVOLUTIONS and self._must_be_float(self.tail(node))
-            }
+            hidden = {node.name for node in self._convolutions() if self._must_be_float(self.tail(node))}
             if not hidden:
                 break
             self.anchors -= hidden
-        whole = {self.tail(n) for n in self.nodes if n.name in self.anchors and n.op_type in CONVOLUTIONS}
+        outputs = {n.name: self.tail(n) for n in self._convolutions()}
+        whole = set(outputs.values())
         whole |= {self.tail(n, i) for n in self.nodes if n.name in flows for i in range(len(n.output))}
         readers = self.anchors | flows
         tensors = whole | {x for n in self.nodes if n.name in readers for x in self.data_inputs(n)}
@@ -133,7 +132,21 @@ class _Placer:
             scale_of=self._shared(tensors, flows),
             whole=frozenset(whole),
             readers=frozenset(readers),
+            outputs=outputs,
         )
+
+    def _convolutions(self) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes if node.name in self.anchors and node.op_type in CONVOLUTIONS]
+
+    def _with_passages(self, excluded: frozenset[str]) -> frozenset[str]:
+        """Add pooling and reshaping that leads to excluded nodes only: what is quantized before it reaches them too."""
+        found = set(excluded)
+        for node in reversed(self.nodes):
+            if node.op_type in self.kinds and node.op_type not in BINARY and len(self.data_inputs(node)) == 1:
+                users = [user for name in node.output for user in self.graph.consumers.get(name, [])]
+                if users and all(user.name in found for user in users):
+                    found.add(node.name)
+        return frozenset(found)
 
     def tail(self, node: onnx.NodeProto, output: int = 0) -> str:
         """Give the tensor behind a node where it is quantized: after a ReLU or Clip that its range swallows."""
@@ -156,7 +169,7 @@ class _Placer:
 
     def _flows(self) -> set[str]:
         """Give the flows that have a quantized value coming in and a quantized reader going out."""
-        carried = {self.tail(n) for n in self.nodes if n.name in self.anchors and n.op_type in CONVOLUTIONS}
+        carried = {self.tail(node) for node in self._convolutions()}
         found: list[onnx.NodeProto] = []
         for node in self.nodes:
             if node.op_type in self.kinds and node.name not in self.excluded and self._can_flow(node, carried):
@@ -176,7 +189,7 @@ class _Placer:
         return self._reached(kept)
 
     def _reached(self, flows: set[str]) -> set[str]:
-        carried = {self.tail(n) for n in self.nodes if n.name in self.anchors and n.op_type in CONVOLUTIONS}
+        carried = {self.tail(node) for node in self._convolutions()}
         reached: set[str] = set()
         for node in self.nodes:
             if node.name in flows and any(name in carried for name in self.data_inputs(node)):

@@ -61,10 +61,10 @@ class QuantizeStatic:
     samples: Annotated[int, Doc("calibration samples to look at, at most"), Meta(ge=1)] = 256
     operators: Annotated[tuple[str, ...], Doc("kinds of nodes that compute in int8")] = ("Conv", "Gemm", "MatMul")
     flows: Annotated[tuple[str, ...], Doc("kinds of nodes that carry 8 bits between int8 convolutions")] = FLOWS
-    attention: Annotated[bool, Doc("also quantize products of two activations"), Choice((False, True))] = False
+    attention: Annotated[bool, Doc("also quantize products of two activations; rarely faster")] = False
     exclude: Annotated[tuple[str, ...], Doc("names of nodes to leave in float")] = ()
     activations: Annotated[
-        Literal["uint8", "int8"], Doc("uint8 with a zero point, or int8 symmetric, for accelerators that want it")
+        Literal["uint8", "int8"], Doc("uint8 with a zero point; int8 symmetric only for accelerators: slow on x86")
     ] = "uint8"
     per_channel: Annotated[bool, Doc("one weight scale for each output channel")] = True
     reduce_range: Annotated[

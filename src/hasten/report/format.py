@@ -74,8 +74,9 @@ def digits(value: float) -> str:
     """Write three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
-    return f"{value:.{decimals}f}"
+    rounded = float(f"{value:.3g}")  # first: 0.9999 becomes 1.00, not 1.000
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded)) + 1e-9))
+    return f"{rounded:.{decimals}f}"
 
 
 def median_interval(latency: Latency) -> tuple[float, float] | None:

@@ -98,6 +98,7 @@ def _trial_cells(result: Result, index: int) -> dict[str, Json]:
     trial = result.trials[index]
     measured = trial.measurement
     quality = measured.quality if measured else None
+    row = row_of(result, trial)
     return {
         "number": index + 1,
         "plan": str(trial.plan),
@@ -109,7 +110,7 @@ def _trial_cells(result: Result, index: int) -> dict[str, Json]:
         "speedup": measured.speedup if measured else None,
         "drop": quality.drop if quality else None,
         "size": measured.resources.file_bytes if measured else None,
-        "efficiency": measured.bound.efficiency if measured and measured.bound else None,
+        "efficiency": row.efficiency if row else None,
         "seconds": trial.seconds,
     }
 

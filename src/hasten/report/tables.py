@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -34,15 +36,35 @@ def result_table(result: Result) -> RenderableType:
     )
 
 
-def frontier_table(result: Result) -> Table:
-    """Draw the frontier, fastest first, two lines a plan: its numbers under what it is."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    table.add_column("plan", overflow="fold", ratio=1)
-    for name in ("latency", "over untouched", "over lossless", "of limit", "quality", "size", "memory"):
-        table.add_column(name, justify="right", no_wrap=False)
-    for row in frontier_rows(result):
-        table.add_row(*_cells(row), style="bold" if "chosen" in row.roles else "")
-    return table
+def frontier_table(result: Result) -> RenderableType:
+    """Draw the frontier, fastest first: each plan's name over its numbers."""
+    return blocks(
+        ("latency", "over\nuntouched", "over\nlossless", "of\nlimit", result.metric, "size", "memory"),
+        [(_name(row), _cells(row)) for row in frontier_rows(result)],
+    )
+
+
+def blocks(names: Sequence[str], rows: Sequence[tuple[Text, Sequence[str]]]) -> RenderableType:
+    """Draw rows whose first cell is too long for a column: it stands over its numbers, which stay aligned.
+
+    Eighty columns are enough for eight numbers with their intervals. Second lines of cells step back.
+    """
+    widths = [
+        max(len(line) for text in (name, *(cells[i] for _, cells in rows)) for line in text.split("\n"))
+        for i, name in enumerate(names)
+    ]
+
+    def line_of(cells: Sequence[Text]) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for width in widths:
+            table.add_column(justify="right", min_width=width, no_wrap=True)
+        table.add_row(*cells)
+        return table
+
+    drawn: list[RenderableType] = [line_of([Text(name, style="dim") for name in names])]
+    for title, cells in rows:
+        drawn += [title, line_of([_two_tone(cell) for cell in cells])]
+    return Group(*drawn)
 
 
 def notes(result: Result) -> list[str]:
@@ -69,32 +91,37 @@ def verdict_line(verdict: Verdict) -> Text:
     return line
 
 
-def _cells(row: Row) -> tuple[RenderableType, ...]:
-    name = Text(row.plan)
-    if row.roles:
-        name.append(f"\n{', '.join(row.roles)}", style="cyan")
+def _name(row: Row) -> Text:
+    name = Text(row.plan, style="bold" if "chosen" in row.roles else "")
+    return name.append(f"  {', '.join(row.roles)}", style="cyan") if row.roles else name
+
+
+def _cells(row: Row) -> tuple[str, ...]:
     resources = row.measurement.resources
     return (
-        name,
-        _two_lines(fmt.interval(row.measurement.latency)),
-        _two_lines(fmt.times(row.over_original)),
-        _two_lines(fmt.times(row.over_lossless)),
+        over_interval(fmt.interval(row.measurement.latency)),
+        over_interval(fmt.times(row.over_original)),
+        over_interval(fmt.times(row.over_lossless)),
         fmt.percent(row.efficiency),
-        quality_cell(row),
+        _quality(row),
         fmt.size(resources.file_bytes),
         fmt.size(resources.rss_bytes),
     )
 
 
-def quality_cell(row: Row) -> Text:
-    """Draw a quality over its drop and the split that it was taken on."""
+def _quality(row: Row) -> str:
+    """Write a quality over its drop, the drop's interval, and the split that it was taken on."""
     if row.quality is None:
-        return Text("unchanged")
-    text = Text(f"{row.quality.value:.4f}")
-    return text.append(f"\ndrop {fmt.drop(row.quality.drop)}\non {row.split}", style="dim")
+        return "unchanged"
+    drop = over_interval(fmt.drop(row.quality.drop))
+    return f"{row.quality.value:.4f}\ndrop {drop}\non {row.split}"
 
 
-def _two_lines(text: str) -> Text:
-    value, bracket, rest = text.partition(" [")
-    found = Text(value)
-    return found.append(f"\n[{rest}", style="dim") if bracket else found
+def over_interval(text: str) -> str:
+    """Put an interval under its value."""
+    return text.replace(" [", "\n[", 1)
+
+
+def _two_tone(text: str) -> Text:
+    value, newline, rest = text.partition("\n")
+    return Text(value).append(newline + rest, style="dim")

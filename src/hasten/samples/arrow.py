@@ -23,7 +23,7 @@ from arro3.io import infer_csv_schema, read_csv, read_ipc_stream, read_parquet
 
 from hasten.artifact import Json
 from hasten.errors import BadInput, UnknownName
-from hasten.samples.columns import MAX_IMAGE_BYTES, Column, Columns, Images, Room, in_mib
+from hasten.samples.columns import MAX_IMAGE_BYTES, Column, Columns, Images, Room, Unusable, in_mib, is_array
 from hasten.tensors import Array
 
 BATCH_ROWS = 256
@@ -179,12 +179,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _column(batch: RecordBatch, name: str, first_row: int) -> Column:
-    """Give one column of a batch.
+    """Give one column of a batch; ``Unusable`` where a value is missing, lists differ in length, or no type fits."""
+    try:
+        return _usable(batch.column(name), name, first_row)
+    except BadInput as error:
+        return Unusable(str(error))
 
-    Raises:
-        BadInput: a value is missing, lists differ in length, or the type is none that a tensor or an image has.
-    """
-    column = batch.column(name)
+
+def _usable(column: Any, name: str, first_row: int) -> Column:
     if _is_binary(column.type):
         return _images(column, name, first_row)
     if DataType.is_struct(column.type):
@@ -219,6 +221,8 @@ def _values(column: Any, name: str, first_row: int | None) -> Array:
         return flat.reshape(len(column), int(lengths[0]), *flat.shape[1:])
     if DataType.is_integer(kind) or DataType.is_floating(kind) or DataType.is_boolean(kind):
         return np.asarray(column.to_numpy())
+    if DataType.is_null(kind):
+        raise BadInput(f"column {name!r} is empty: it has no value in row {first_row}")
     raise BadInput(f"column {name!r} has the type {_type_name(kind)}; hasten reads numbers, arrays, strings and images")
 
 
@@ -239,22 +243,22 @@ def _check_whole(column: Any, name: str, first_row: int | None) -> None:
 
 
 def _join(name: str, parts: list[Column]) -> Column:
+    if unusable := [part for part in parts if isinstance(part, Unusable)]:
+        return unusable[0]
     images = [part for part in parts if isinstance(part, Images)]
     if images:
         return Images([item for part in images for item in part.items])
-    arrays = [part for part in parts if not isinstance(part, Images)]
+    arrays = [part for part in parts if is_array(part)]
     if len({array.shape[1:] for array in arrays}) > 1:
         shapes = sorted({str(list(array.shape[1:])) for array in arrays})
-        raise BadInput(f"column {name!r}: its arrays differ in shape ({', '.join(shapes)}); a tensor needs one")
+        return Unusable(f"column {name!r}: its arrays differ in shape ({', '.join(shapes)}); a tensor needs one")
     return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
 def _bytes(column: Column) -> int:
-    return (
-        sum(len(item) for item in column.items if isinstance(item, bytes))
-        if isinstance(column, Images)
-        else (column.nbytes)
-    )
+    if isinstance(column, Images):
+        return sum(len(item) for item in column.items if isinstance(item, bytes))
+    return column.nbytes if is_array(column) else 0
 
 
 def _text(column: Any) -> Array:

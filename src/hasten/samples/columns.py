@@ -40,7 +40,14 @@ class Images:
             raise BadInput(f"cannot read {item}: {error.strerror}") from error
 
 
-Column = Array | Images
+@dataclass(frozen=True)
+class Unusable:
+    """A column that cannot be a tensor: an error only where it is needed."""
+
+    reason: str
+
+
+Column = Array | Images | Unusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +88,8 @@ class Room:
 
 
 def is_array(column: Column) -> TypeGuard[Array]:
-    """Say whether a column holds values rather than encoded images."""
-    return not isinstance(column, Images)
+    """Say whether a column holds values rather than encoded images or nothing usable."""
+    return not isinstance(column, Images | Unusable)
 
 
 def in_mib(size: int) -> str:

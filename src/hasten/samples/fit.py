@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.errors import BadInput, SignatureMismatch, UnknownName
-from hasten.samples.columns import Column, Columns, Images, Room, is_array
+from hasten.samples.columns import Columns, Images, Room, Unusable, is_array
 from hasten.samples.preprocess import Preprocess, open_image, preprocess_for
 from hasten.samples.samples import Samples
 from hasten.tensors import DTYPES, Array, Signature, TensorSpec
@@ -112,6 +112,8 @@ def _remaining(columns: Columns, spec: TensorSpec, free: list[str]) -> tuple[str
     images = [name for name in free if isinstance(columns.by_name[name], Images)]
     if len(images) == 1 and len(spec.shape) >= 3:
         return (images[0],)
+    for name in free:
+        _usable(columns, name)
     by_name = {name: column for name in free if is_array(column := columns.by_name[name])}
     if len(spec.shape) >= 2 and by_name and len(by_name) == len(free):
         if all(column.ndim == 1 and column.dtype.kind in "biuf" for column in by_name.values()):
@@ -175,7 +177,7 @@ def _labels(columns: Columns, label: str | None) -> tuple[Array | None, tuple[st
     """Give the labels: numbers as they are, strings as indices into their sorted values."""
     if label is None:
         return None, None
-    column = columns.by_name[label]
+    column = _usable(columns, label)
     if isinstance(column, Images):
         raise BadInput(f"the label column {label!r} holds images; labels are numbers or strings")
     named = columns.classes if label == columns.label else None
@@ -197,7 +199,7 @@ def _check_lengths(arrays: Mapping[str, Array], labels: Array | None, label: str
 def _input(
     columns: Columns, spec: TensorSpec, names: tuple[str, ...], preprocess: Preprocess | None, room: Room
 ) -> tuple[Array, Preprocess | None]:
-    first = columns.by_name[names[0]]
+    first = _usable(columns, names[0])
     if isinstance(first, Images):
         return _decode(first, names[0], spec, preprocess_for(spec, preprocess), room)
     if preprocess is not None and first.dtype == np.uint8 and first.ndim in (3, 4) and len(spec.shape) >= 3:
@@ -205,12 +207,19 @@ def _input(
         made = np.stack([chosen.apply_pixels(np.asarray(row, np.uint8)) for row in first])
         return _fitted(made, spec, names[0]), chosen
     what = f"column {names[0]!r}" if len(names) == 1 else f"the columns {names[0]!r} to {names[-1]!r}"
-    parts = [cast(_plain(columns.by_name[name]), spec.dtype, f"column {name!r}") for name in names]
+    parts = [cast(_plain(_usable(columns, name)), spec.dtype, f"column {name!r}") for name in names]
     values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)  # [n, features]
     return _fitted(values, spec, what), None
 
 
-def _plain(column: Column) -> Array:
+def _usable(columns: Columns, name: str) -> Array | Images:
+    column = columns.by_name[name]
+    if isinstance(column, Unusable):
+        raise BadInput(column.reason)
+    return column
+
+
+def _plain(column: Array | Images) -> Array:
     if isinstance(column, Images):
         raise BadInput("images and numbers cannot feed one input together")
     return column

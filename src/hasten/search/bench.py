@@ -309,17 +309,17 @@ LOSSY: frozenset[str] = frozenset({"int8", "dynamic", "float16", "bfloat16"})
 """Traits that say that a model computes in less than float32."""
 
 _SIGN: Mapping[Outcome, str] = {
-    "measured": "measured",
-    "unsupported": "not possible",
-    "failed": "failed",
-    "skipped": "skipped",
-    "unchanged": "changes nothing",
+    "measured": "",
+    "unsupported": "not possible: ",
+    "failed": "failed: ",
+    "skipped": "skipped: ",
+    "unchanged": "",
 }
 
 
 def _summary(trial: Trial) -> str:
     if trial.measurement is None:
-        return f"{trial.plan}: {_SIGN[trial.outcome]}: {trial.reason}"
+        return f"{trial.plan}: {_SIGN[trial.outcome]}{trial.reason}"
     speed = trial.measurement.speedup
     judged = trial.measurement.quality
     lost = f", drop {judged.drop.value:.2%}" if judged else ""

@@ -15,7 +15,7 @@ from hasten.measure.statistics import percentile_holds, runs_needed
 from hasten.measure.worker import IsolatedSession
 from hasten.measurement import Latency, Measurement, Ratio
 from hasten.search.bench import Bench
-from hasten.search.frontier import cost, frontier, simplicity
+from hasten.search.frontier import best_of, cost, frontier, simplicity
 from hasten.search.result import Certificate, Trial
 from hasten.search.stages import Limits
 
@@ -106,9 +106,8 @@ def best_lossless(bench: Bench) -> str:
     """Give the key of the fastest plan that computes in float32 throughout; of equals the simplest."""
     task = bench.task
     plain = [t for t in bench.trials.values() if t.outcome == "measured" and not t.traits]
-    fastest = min(cost(trial, task.goal) for trial in plain)
-    equals = [trial for trial in plain if cost(trial, task.goal) <= fastest * 1.02]
-    return min(equals, key=lambda trial: simplicity(trial, original=task.original.key)).key
+    best = best_of(plain, task.goal, original=task.original.key)
+    return best.key if best else task.original.key
 
 
 def _open_all(
@@ -132,7 +131,9 @@ def _reopen(bench: Bench, trial: Trial, *, name: str) -> IsolatedSession:
     """Open a finalist on the certify split, from the very files that were measured."""
     built = bench.task.store.get(trial.artifact or "")
     bench.task.store.verify(built)
-    return bench.session(trial.plan, built, name=name, split="certify", warm_up=WarmUp(max_s=10.0))
+    return bench.session(
+        trial.plan, built, name=name, split="certify", warm_up=WarmUp(max_s=max(1.0, bench.finals_s() / 6))
+    )
 
 
 def _certificate(bench: Bench, limits: Limits, trial: Trial, session: IsolatedSession, scene: _Scene) -> Certificate:

@@ -53,17 +53,24 @@ def simplicity(trial: Trial, *, original: str) -> tuple[bool, bool, int, int, st
     return (trial.key != original, bool(trial.traits), len(plan.passes), plan.threads, plan.json)
 
 
-def simplest(trials: Sequence[Trial], *, original: str) -> Trial:
-    """Give the simplest of several equals."""
-    return min(trials, key=lambda trial: simplicity(trial, original=original))
+def best_of(trials: Sequence[Trial], goal: Goal, *, original: str) -> Trial | None:
+    """Give the trial with the best objective; of those in the same step of 2 %, the simplest."""
+    return min(trials, key=lambda t: (step(t, goal), simplicity(t, original=original)), default=None)
 
 
 _Rank = tuple[int, float, tuple[bool, bool, int, int, str]]
 
 
 def _rank(trial: Trial, goal: Goal, original: str) -> _Rank:
-    step = math.floor(math.log(max(cost(trial, goal), 1e-12)) / math.log(WIN))
-    return step, loss(trial), simplicity(trial, original=original)
+    return step(trial, goal), loss(trial), simplicity(trial, original=original)
+
+
+def step(trial: Trial, goal: Goal) -> int:
+    """Give the objective in steps of 2 %. What no interval tells from the original's speed is in its step, 0."""
+    speed = trial.measurement.speedup if trial.measurement else None
+    if goal.objective == "latency" and speed is not None and not speed.wins and not speed.loses:
+        return 0
+    return round(math.log(max(cost(trial, goal), 1e-12)) / math.log(WIN))
 
 
 def _beats(a: _Rank, b: _Rank) -> bool:

@@ -19,7 +19,10 @@ from hasten.frontends import import_model
 from hasten.host import this_host, ticks, versions
 from hasten.metrics import default_metric, load_metric
 from hasten.plan import Part, Plan
-from hasten.samples import Preprocess, Samples, read_samples, split
+from hasten.samples import Samples
+from hasten.samples.preprocess import Preprocess
+from hasten.samples.readers import read_samples
+from hasten.samples.split import split
 from hasten.search import space
 from hasten.search.bench import Bench, BudgetSpent
 from hasten.search.events import Listener

@@ -12,12 +12,12 @@ from hasten.graph.costs import operators_of
 from hasten.graph.model import read_model
 from hasten.measure.peaks import measure_peaks
 from hasten.measure.roofline import floor_ns
-from hasten.measurement import Operator, Peaks
+from hasten.measurement import Measurement, Operator, Peaks
 from hasten.plan import Part, Plan
 from hasten.search import space
 from hasten.search.bench import Bench
 from hasten.search.exclusions import find_exclusions
-from hasten.search.frontier import cost, loss, simplest
+from hasten.search.frontier import best_of, cost, loss
 from hasten.search.result import Trial
 
 TOLERABLE_DROP = 0.01
@@ -67,7 +67,7 @@ def sweep(bench: Bench) -> None:
 def lossless(bench: Bench, limits: Limits) -> None:
     """Apply the passes that change no result, for each engine at its best thread count."""
     for engine in bench.task.engines:
-        best = best_of(bench, engine=engine, lossy=False)
+        best = leader_of(bench, engine=engine, lossy=False)
         if best is not None:
             for plan in space.lossless_plans(best.plan.engine):
                 attempt(bench, limits, plan)
@@ -75,7 +75,7 @@ def lossless(bench: Bench, limits: Limits) -> None:
 
 def int8(bench: Bench, limits: Limits) -> None:
     """Quantize: observers on the engine that leads, the best of them elsewhere, then nodes back to float."""
-    leaders = [t for engine in bench.task.engines if (t := best_of(bench, engine=engine, lossy=False)) is not None]
+    leaders = [t for engine in bench.task.engines if (t := leader_of(bench, engine=engine, lossy=False)) is not None]
     leaders.sort(key=lambda trial: cost(trial, bench.task.goal))
     if not leaders:
         return
@@ -99,7 +99,7 @@ def _repair(bench: Bench, limits: Limits, leader: Trial, settings: dict[str, obj
     plan = _static(leader, settings)
     if bench.trials.get(plan.key) is None or bench.trials[plan.key].outcome != "measured":
         return
-    sets = find_exclusions(bench, leader.plan, plan)
+    sets = _exclusions(bench, leader.plan, plan)
     enough: int | None = None
     for index, excluded in enumerate(sets):
         trial = attempt(bench, limits, _static(leader, {**settings, "exclude": list(excluded)}))
@@ -117,10 +117,21 @@ def _repair(bench: Bench, limits: Limits, leader: Trial, settings: dict[str, obj
         low, high = (low, middle) if held else (middle, high)
 
 
+def _exclusions(bench: Bench, floating: Plan, quantized: Plan) -> tuple[tuple[str, ...], ...]:
+    """Rank the nodes, or recall the ranking from the journal."""
+    name = f"exclusions of {quantized.key}"
+    found = bench.journal.recall(name, tuple[tuple[str, ...], ...])
+    if found is None:
+        bench.check_budget()
+        found = find_exclusions(bench, floating, quantized)
+        bench.journal.record(name, found)
+    return found
+
+
 def _other_threads(bench: Bench, limits: Limits) -> None:
     """Try the best plan of each engine at the other thread counts."""
     for engine in bench.task.engines:
-        best = best_of(bench, engine=engine, lossy=None)
+        best = leader_of(bench, engine=engine, lossy=None)
         if best is None or not best.plan.passes:
             continue
         for threads in bench.task.threads:
@@ -139,7 +150,7 @@ def attempt(bench: Bench, limits: Limits, plan: Plan) -> Trial:
         and _may_end_it(bench, best)
         and bench.task.goal.objective == "latency"
     ):
-        incumbent_ns = original.latency.median_ns * cost(best, bench.task.goal)
+        incumbent_ns = _cautious_ns(best, original)
         floor = limits.floor_ns(plan)
         if floor > incumbent_ns:
             return bench.skip(
@@ -150,27 +161,30 @@ def attempt(bench: Bench, limits: Limits, plan: Plan) -> Trial:
     return bench.run(plan)
 
 
+def _cautious_ns(best: Trial, original: Measurement) -> float:
+    """Give the longer of the incumbent's own time and its ratio's: nobody is skipped because a core was busy."""
+    own = best.measurement.latency.median_ns if best.measurement else math.inf
+    speed = best.measurement.speedup.low if best.measurement else 1.0
+    return max(own, original.latency.median_ns / speed)
+
+
 def _may_end_it(bench: Bench, best: Trial) -> bool:
     """A lossy incumbent ends other plans only where the goal says how much may be lost."""
     return bench.task.goal.max_drop is not None or loss(best) == 0.0
 
 
-def best_of(bench: Bench, *, engine: str, lossy: bool | None) -> Trial | None:
-    """Give the engine's best measured trial that meets the drop; of several equals the simplest."""
+def leader_of(bench: Bench, *, engine: str, lossy: bool | None) -> Trial | None:
+    """Give the engine's best measured trial that meets the drop, but for the original itself."""
+    task = bench.task
     fitting = [
         trial
         for trial in bench.trials.values()
         if trial.plan.engine.name == engine
         and bench.meets(trial)
         and (lossy is None or bool(trial.traits) == lossy)
-        and trial.key != bench.task.original.key
+        and trial.key != task.original.key
     ]
-    if not fitting:
-        return None
-    goal = bench.task.goal
-    fastest = min(cost(trial, goal) for trial in fitting)
-    equals = [trial for trial in fitting if cost(trial, goal) <= fastest * 1.02]
-    return simplest(equals, original=bench.task.original.key)
+    return best_of(fitting, task.goal, original=task.original.key)
 
 
 def provable_drop(bench: Bench, trial: Trial) -> float:

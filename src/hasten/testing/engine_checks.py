@@ -26,7 +26,7 @@ from hasten.testing.case import (
     require,
     require_agreement,
 )
-from hasten.testing.models import stored, strange
+from hasten.testing.models import strange
 
 RUNS = 3
 """Profiled runs: the checks look at what is told, not at how long it took."""
@@ -160,12 +160,12 @@ def missing_files_are_a_store_error(case: Case) -> None:
 
 def a_strange_operator_is_unsupported(case: Case) -> None:
     """A model with an operator that nobody knows is refused with a sentence that names it."""
-    source = stored(strange(), case.store)
-    if case.subject.why_not(source) is not None:
+    case = case.on(strange())
+    if case.subject.why_not(case.source) is not None:
         return
     with case.store.scratch() as folder:
         try:
-            case.subject.apply(source, case.context(folder))
+            case.subject.apply(case.source, case.context(folder))
         except Unsupported as error:
             require("Strange" in error.reason, f"its reason does not name the operator: {error.reason!r}")
             return

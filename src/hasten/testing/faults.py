@@ -109,7 +109,7 @@ class SlowEngine(TwinEngine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FailsOnce(TwinEngine):
+class _Striking(TwinEngine):
     """An engine whose fault strikes at one moment."""
 
     when: Annotated[Moment, Doc("the moment at which the fault strikes")] = "run"
@@ -136,7 +136,7 @@ class _FailsOnce(TwinEngine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrashingEngine(_FailsOnce):
+class CrashingEngine(_Striking):
     """Kills its own process with SIGABRT, as a runtime with a bug does. Only ever use it in a child process."""
 
     name: ClassVar[str] = "crashing"
@@ -146,7 +146,7 @@ class CrashingEngine(_FailsOnce):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HangingEngine(_FailsOnce):
+class HangingEngine(_Striking):
     """Never comes back. Only ever use it in a child process with a time limit."""
 
     name: ClassVar[str] = "hanging"
@@ -156,7 +156,7 @@ class HangingEngine(_FailsOnce):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeakingEngine(_FailsOnce):
+class LeakingEngine(_Striking):
     """Takes memory each time and never gives it back. Only ever use it in a child process with a memory limit."""
 
     name: ClassVar[str] = "leaking"

@@ -9,7 +9,7 @@ import onnx
 from hasten.errors import Unsupported
 from hasten.settings import build
 from hasten.testing.case import BATCHES, COMMON_CHECKS, Case, Check, evaluate, require, require_agreement
-from hasten.testing.models import stored, strange
+from hasten.testing.models import strange
 from hasten.transform import Pass, step_key
 
 
@@ -50,12 +50,12 @@ def has_nothing_to_do_on_its_own_result(case: Case) -> None:
 
 def meets_a_strange_operator_with_unsupported_at_most(case: Case) -> None:
     """A model with an operator that nobody knows is handled, or refused with ``Unsupported``."""
-    source = stored(strange(), case.store)
-    if case.subject.why_not(source) is not None:
+    case = case.on(strange())
+    if case.subject.why_not(case.source) is not None:
         return
     with case.store.scratch() as folder:
         try:
-            case.subject.apply(source, case.context(folder))
+            case.subject.apply(case.source, case.context(folder))
         except Unsupported as error:
             require(" " in error.reason, f"its reason is no sentence: {error.reason!r}")
 

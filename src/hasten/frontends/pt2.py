@@ -1,0 +1,170 @@
+"""What must be true of a ``.pt2`` archive before ``torch.export.load`` may see it.
+
+That function unpickles (``weights_only=False``), evaluates symbolic shapes as Python (``sympy.sympify``), looks up
+call targets by dotted name, imports what a tree's context names, writes argument names into generated code and loads
+compiled libraries. Each of these is screened here: what ``torch.export.save`` writes for tensors, standard operators
+and plain containers passes, anything else is refused. What is pickled at all is left to torch's restricted unpickler.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+from hasten.artifact import Json
+from hasten.errors import BadInput
+
+TARGETS = re.compile(
+    r"(torch\.ops\.(aten|prims|higher_order|quantized_decomposed)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+)"
+)
+"""What a node may call: operators of torch and arithmetic on shapes."""
+
+SHAPE_TARGETS = re.compile(r"torch\.(sym_\w+|_sym_\w+)")
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+SYMBOL = re.compile(r"[a-z]+[0-9]+|[0-9.+\-eE]+")
+"""A string inside a symbolic shape: a symbol's name, or the digits of a number."""
+
+EXPRESSION_CALLS = frozenset(
+    [
+        *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "And", "Or", "Not"),
+        *("Equality", "Unequality", "Eq", "Ne", "Gt", "Ge", "Lt", "Le", "Piecewise", "ExprCondPair", "Where"),
+        *("StrictGreaterThan", "GreaterThan", "StrictLessThan", "LessThan", "FloorDiv", "ModularIndexing", "PythonMod"),
+        *("CleanDiv", "CeilDiv", "CeilToInt", "FloorToInt", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv"),
+        *("LShift", "RShift", "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity"),
+    ]
+)
+
+CONTAINERS = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+
+READABLE = re.compile(
+    r"(archive_format|archive_version|byteorder|\.data/(version|serialization_id|\.\w+)|extra/.*|models/model\.json"
+    r"|data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_\d+)"
+    r"|data/sample_inputs/model\.pt)"
+)
+"""Every record that a plain exported program has. Compiled code, opaque objects and old formats are not among them."""
+
+
+def screen(names: Iterable[str], read: Callable[[str], bytes]) -> list[bytes]:
+    """Check an archive's records; gives those that are pickled, for torch's restricted unpickler to judge.
+
+    Args:
+        names: The archive's records.
+        read: Gives the bytes of one.
+
+    Raises:
+        BadInput: the archive holds something that loading would run.
+    """
+    records = list(names)
+    for record in records:
+        if not READABLE.fullmatch(record):
+            raise BadInput(f"the .pt2 file holds {record!r}, which a plain torch.export.save does not write")
+    if "models/model.json" not in records:
+        raise BadInput("the .pt2 file holds no exported program; save it again with torch.export.save")
+    _screen_program(_json(read("models/model.json"), "models/model.json"))
+    pickled = [read(name) for name in records if name.startswith("data/sample_inputs/")]
+    for kind in ("weights", "constants"):
+        config_name = f"data/{kind}/model_{kind}_config.json"
+        if config_name in records:
+            pickled += [read(name) for name in _pickled_payloads(_json(read(config_name), config_name), kind)]
+    return [data for data in pickled if data]
+
+
+def _pickled_payloads(config: Json, kind: str) -> Iterator[str]:
+    for payload in (config.get("config") or {}).values():
+        name = str(payload["path_name"])
+        if not re.fullmatch(r"(weight|tensor)_\d+", name):
+            raise BadInput(f"the .pt2 file has the object {name!r} among its {kind}: hasten takes tensors only")
+        if payload.get("use_pickle"):
+            yield f"data/{kind}/{name}"
+
+
+def _screen_program(program: Json) -> None:
+    for key, value in _strings(program):
+        if key == "target" and not (TARGETS.fullmatch(value) or SHAPE_TARGETS.fullmatch(value)):
+            if not re.fullmatch(r"[\w.]*", value) or value.startswith(("torch", "_operator", "math", "#")):
+                raise BadInput(f"the .pt2 file calls {value!r}, which is no standard operator")
+        elif key == "expr_str":
+            _screen_expression(value)
+        elif key in ("name", "forward_arg_names", "user_input_name") and value and not NAME.fullmatch(value):
+            raise BadInput(f"the .pt2 file names something {value[:80]!r}, which is no name")
+        elif key in ("in_spec", "out_spec"):
+            _screen_tree(_json(value.encode(), key))
+
+
+def _screen_expression(text: str) -> None:
+    """Allow calls of shape arithmetic on symbols and numbers, and nothing else that Python could evaluate."""
+    refused = BadInput(f"the .pt2 file has the shape {text[:120]!r}, which is no arithmetic")
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise refused from error
+    allowed = (
+        ast.Expression,
+        ast.Call,
+        ast.Name,
+        ast.Load,
+        ast.Constant,
+        ast.keyword,
+        ast.UnaryOp,
+        ast.USub,
+        ast.Tuple,
+    )
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        fine = isinstance(node, allowed)
+        if isinstance(node, ast.Name):
+            fine = node.id in EXPRESSION_CALLS if id(node) in called else bool(SYMBOL.fullmatch(node.id))
+        elif isinstance(node, ast.Call):
+            fine = isinstance(node.func, ast.Name)
+        elif isinstance(node, ast.Constant):
+            fine = (
+                bool(SYMBOL.fullmatch(node.value))
+                if isinstance(node.value, str)
+                else isinstance(node.value, bool | int | float)
+            )
+        if not fine:
+            raise refused
+
+
+def _screen_tree(spec: Json) -> None:
+    """Allow trees of tuples, lists and dictionaries whose keys are names."""
+    for node in _objects(spec):
+        if "children_spec" not in node:
+            raise BadInput("the .pt2 file has a container with a context that is no plain list of names")
+        if node.get("type") not in CONTAINERS:
+            raise BadInput(f"the .pt2 file has a container of type {node.get('type')!r}; hasten takes tuples and dicts")
+        keys = _json(str(node.get("context") or "null").encode(), "context")
+        listed = keys if isinstance(keys, list) else [] if keys is None else [keys]
+        if not all(isinstance(key, str) and NAME.fullmatch(key) for key in listed):
+            raise BadInput("the .pt2 file has a dictionary with a key that is no name")
+
+
+def _strings(value: Json, key: str = "") -> Iterator[tuple[str, str]]:
+    """Give every string with the key that it, or the list it is in, stands under."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(item, str(name))
+
+
+def _objects(value: Json) -> Iterator[dict[str, Json]]:
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(item)
+
+
+def _json(data: bytes, what: str) -> Json:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadInput(f"the .pt2 file is damaged: {what} is no JSON") from error

@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hasten.cli import app
+from hasten.cli.app import VERBS, make_app, module_of, run
+from hasten.testing.models import mlp, write
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(mlp(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"hasten {verb}" in shown.partition("Usage")[2].partition("\n")[2]
+    for option in ("--json", "--show-python", "--debug", "--home"):
+        assert option in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_a_function_of_its_own_module(verb: str) -> None:
+    function = make_app()[verb].default_command
+    assert function
+    assert function.__module__ == f"hasten.cli.{module_of(verb)}"
+
+
+def test_help_imports_neither_a_runtime_nor_the_search() -> None:
+    code = "import sys; from hasten.cli.app import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"torch", "onnxruntime", "openvino", "onnx", "numpy", "scipy", "hasten.search.optimize"}
+
+
+USAGE = {
+    "an unknown verb": (["optimise", "m.onnx"], "optimize"),
+    "an unknown option": (["inspect", "{model}", "--wrong"], "--wrong"),
+    "a value without its unit": (["optimize", "{model}", "--data", "x.npz", "--p99", "5"], "as 5ms"),
+    "a share beyond one": (["optimize", "{model}", "--data", "x.npz", "--max-drop", "3"], "1%"),
+    "hardware that is not here": (["optimize", "{model}", "--data", "x.npz", "--target", "tpu"], "'tpu'"),
+    "no data": (["optimize", "{model}"], "--data"),
+    "an unknown pass": (["apply", "fuldo", "{model}"], "did you mean 'fold'"),
+    "an unknown engine": (["measure", "{model}", "--engine", "onxruntime"], "did you mean 'onnxruntime'"),
+    "an unknown setting": (["measure", "{model}", "--engine", "onnxruntime:thread=1"], "did you mean 'threads'"),
+    "a setting out of range": (["measure", "{model}", "--engine", "onnxruntime:threads=many"], "threads"),
+    "one engine twice": (["measure", "{model}", "--engine", "onnxruntime", "--engine", "onnxruntime"], "twice"),
+    "an unknown axis": (["inspect", "{model}", "--dims", "bach=3"], "did you mean 'batch'"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_wrong_command_is_one_line_and_exit_code_2(
+    case: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, wanted = USAGE[case]
+    code = run([*(word.format(model=model) for word in words), *_home(words, tmp_path)])
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("hasten: error: ")
+    assert wanted in said.err
+
+
+WRONG = {
+    "no such file": (["inspect", "{folder}/none.onnx"], "none.onnx"),
+    "a truncated model": (["inspect", "{folder}/half.onnx"], "half.onnx"),
+    "no pass named": (["apply", "{model}"], "at least one pass"),
+    "no run yet": (["report"], "no run"),
+    "no such run": (["report", "zzz"], "zzz"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_1(
+    case: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "half.onnx").write_bytes(model.read_bytes()[:200])
+    words, wanted = WRONG[case]
+    code = run([*(word.format(model=model, folder=tmp_path) for word in words), *_home(words, tmp_path)])
+    said = capsys.readouterr()
+    assert code == 1
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("hasten: error: ")
+    assert wanted in said.err
+
+
+def test_an_error_with_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tmp_path / "none.onnx"), "--json", "--home", str(tmp_path)]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["kind"] == "BadInput"
+    assert document["error"]["exit_code"] == 1
+
+
+def test_a_trace_is_shown_with_debug_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", str(tmp_path / "none.onnx"), "--home", str(tmp_path)]
+    run(words)
+    assert "Traceback" not in capsys.readouterr().err
+    run([*words, "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_control_c_says_that_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "make_app", lambda called: lambda *args, **kwargs: stopped())
+    assert run(["optimize", "m.onnx", "--data", "x"]) == 130
+    assert capsys.readouterr().err == "hasten: stopped; the same command goes on where it was\n"
+    assert run(["inspect", "m.onnx"]) == 130
+    assert capsys.readouterr().err == "hasten: stopped\n"
+
+
+def test_a_defect_is_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(app, "make_app", lambda called: lambda *args, **kwargs: broken())
+    assert run(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert said == "hasten: error: ZeroDivisionError: division by zero (a defect of hasten; --debug shows where)\n"
+
+
+def _home(words: list[str], folder: Path) -> list[str]:
+    return ["--home", str(folder / "home")] if words[0] in VERBS else []
