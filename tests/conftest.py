@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hasten import registry
+from hasten.measure.peaks import measure_peaks
 from hasten.store import Store
 from hasten.testing.faults import FAULTS
 from hasten.transform import Context
@@ -38,3 +39,11 @@ def faulty_engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]
     for name, entry in FAULTS.items():
         monkeypatch.setitem(registry._registered["engine"], name, entry)
     yield tuple(FAULTS)
+
+
+@pytest.fixture(scope="session")
+def shared_peaks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This machine's peaks, measured once for all tests: copy the folder to ``store.root / "peaks"``."""
+    home = tmp_path_factory.mktemp("peaks")
+    measure_peaks(1, home=home)
+    return home / "peaks"

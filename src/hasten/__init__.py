@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from hasten.errors import HastenError
     from hasten.frontends import import_model
     from hasten.plan import Inputs, Part, Plan, run_plan, run_plan_isolated
-    from hasten.samples import Preprocess, Samples, read_samples, split
+    from hasten.samples import Samples
+    from hasten.samples.preprocess import Preprocess
+    from hasten.samples.readers import read_samples
+    from hasten.samples.split import split
     from hasten.search.optimize import Data, optimize
     from hasten.search.result import Goal, Result, read_result
     from hasten.search.task import Effort
@@ -35,7 +38,7 @@ _HOMES = {
     "Inputs": "hasten.plan",
     "Part": "hasten.plan",
     "Plan": "hasten.plan",
-    "Preprocess": "hasten.samples",
+    "Preprocess": "hasten.samples.preprocess",
     "Result": "hasten.search.result",
     "Samples": "hasten.samples",
     "Store": "hasten.store",
@@ -43,11 +46,11 @@ _HOMES = {
     "optimize": "hasten.search.optimize",
     "read_deployment": "hasten.deployment",
     "read_result": "hasten.search.result",
-    "read_samples": "hasten.samples",
+    "read_samples": "hasten.samples.readers",
     "run_pass": "hasten.transform",
     "run_plan": "hasten.plan",
     "run_plan_isolated": "hasten.plan",
-    "split": "hasten.samples",
+    "split": "hasten.samples.split",
 }
 
 __all__ = [

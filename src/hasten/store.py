@@ -97,11 +97,18 @@ class Store:
             yield read_artifact(folder)
 
     def cached(self, key: str) -> Artifact | None:
-        """Give what the step with this key made before, if it is still here."""
+        """Give what the step with this key made before, if it is still here.
+
+        Raises:
+            StoreError: the note of it cannot be read.
+        """
         path = self.root / "cache" / f"{key}.json"
         if not path.exists():
             return None
-        digest = str(msgspec.json.decode(path.read_bytes())["digest"])
+        try:
+            digest = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["digest"]
+        except (msgspec.DecodeError, KeyError, OSError) as error:
+            raise StoreError(f"{path} cannot be read: {error}; delete it") from error
         if not (self.root / "objects" / digest / MANIFEST).exists():
             return None
         return self.get(digest)

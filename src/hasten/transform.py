@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +104,18 @@ def _apply(step: Pass, source: Artifact, ctx: Context) -> Artifact:
     if step.uses_samples and ctx.samples is None:
         raise Unsupported(step.name, "it needs calibration samples; give some with --data")
     try:
-        with writing(ctx.folder):
-            return step.apply(source, ctx)
+        return step.apply(source, ctx)
     except HastenError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and _in_writing(error, ctx.folder):
+            with writing(ctx.folder):
+                raise
         reason = " ".join(str(error).split())[:500]
         raise BuildFailed(step.name, f"{type(error).__name__}: {reason}") from error
+
+
+def _in_writing(error: OSError, folder: Path) -> bool:
+    """Tell a failure to write the result from one to read something else."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from hasten.cli import app
 from hasten.cli.app import VERBS, make_app, module_of, run
 from hasten.testing.models import mlp, write
 
@@ -107,26 +106,33 @@ def test_a_trace_is_shown_with_debug_alone(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_control_c_says_that_the_same_command_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped() -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "make_app", lambda called: lambda *args, **kwargs: stopped())
-    assert run(["optimize", "m.onnx", "--data", "x"]) == 130
+    monkeypatch.setattr("hasten.cli.optimize.search", stopped)
+    monkeypatch.setattr("hasten.cli.doctor.examine", stopped)
+    assert run(["optimize", str(model), "--data", "x.npz", "--home", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "hasten: stopped; the same command goes on where it was\n"
-    assert run(["inspect", "m.onnx"]) == 130
+    assert run(["doctor"]) == 130
     assert capsys.readouterr().err == "hasten: stopped\n"
 
 
 def test_a_defect_is_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken() -> None:
+    def broken(home: Path) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(app, "make_app", lambda called: lambda *args, **kwargs: broken())
+    monkeypatch.setattr("hasten.cli.doctor.examine", broken)
     assert run(["doctor"]) == 1
     said = capsys.readouterr().err
     assert said == "hasten: error: ZeroDivisionError: division by zero (a defect of hasten; --debug shows where)\n"
+
+
+def test_completion_scripts_know_the_verbs_and_their_options() -> None:
+    script = make_app("measure").generate_completion(shell="bash")  # noqa: S604 - names a shell, starts none
+    for word in (*VERBS, "--engine", "--show-python"):
+        assert word in script
 
 
 def _home(words: list[str], folder: Path) -> list[str]:

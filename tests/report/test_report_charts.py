@@ -43,8 +43,8 @@ def test_quality_bars_reach_where_the_drops_interval_reaches(tmp_path: Path) -> 
     assert quality
     top = chosen["y"][0] + chosen["error_y"]["array"][0]
     bottom = chosen["y"][0] - chosen["error_y"]["arrayminus"][0]
-    assert top == pytest.approx(0.984 - quality.drop.low)
-    assert bottom == pytest.approx(0.984 - quality.drop.high)
+    assert top == pytest.approx(-100 * quality.drop.low)
+    assert bottom == pytest.approx(-100 * quality.drop.high)
 
 
 def test_operators_and_what_is_outside_them_add_up_to_the_measured_time(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -71,3 +72,14 @@ def test_the_interval_of_a_median_covers_at_least_95_per_cent_by_counting_coins(
     coverage = sum(math.comb(n, i) for i in range(k, n - k + 1)) / 2**n
     assert coverage >= 0.95
     assert sum(math.comb(n, i) for i in range(k + 1, n - k)) / 2**n < 0.95
+
+
+def test_the_interval_always_holds_the_median_that_it_stands_beside() -> None:
+    slow_slices = tuple(float(i) for i in range(10, 30))
+    drifted = dataclasses.replace(latency(slow_slices), median_ns=7.0)
+    assert (fmt.median_interval(drifted) or (0.0, 0.0))[0] == 7.0
+
+
+def test_a_twin_that_does_not_cover_1_says_so() -> None:
+    assert "does not cover 1" in fmt.twin(Estimate(value=0.97, low=0.94, high=0.998, n=20))
+    assert "as it should" in fmt.twin(Estimate(value=0.99, low=0.94, high=1.001, n=20))

@@ -36,3 +36,11 @@ def test_every_row_carries_its_baselines_own_efficiency(tmp_path: Path) -> None:
 
 def test_what_came_to_nothing_is_counted(tmp_path: Path) -> None:
     assert counts(make_result(tmp_path)) == {"measured": 7, "unsupported": 1, "failed": 1, "skipped": 1}
+
+
+def test_the_untouched_model_has_lost_nothing_and_is_judged_on_the_finalists_samples(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    row = next(row for row in frontier_rows(result) if row.key == result.original)
+    assert row.quality
+    assert (row.quality.value, row.quality.drop.value, row.quality.drop.high) == (0.984, 0.0, 0.0)
+    assert (row.split, row.quality.drop.n) == ("certify", 500)

@@ -33,7 +33,7 @@ def test_the_table_says_plan_ratio_interval_drop_split_and_verdict(tmp_path: Pat
 def test_the_lines_under_it_name_the_baselines_efficiency_the_twin_and_what_failed(tmp_path: Path) -> None:
     text = drawn(tmp_path)
     assert "The untouched model reaches" in text
-    assert "against itself: 1.00x [1.00, 1.01]" in text
+    assert "against itself: 1.001x [0.996, 1.006], which covers 1" in text
     assert "7 measured, 1 unsupported, 1 failed, 1 skipped" in text
 
 

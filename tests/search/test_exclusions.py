@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import numpy_helper
 
 from hasten.graph.model import read_model
 from hasten.isolation import Limits
@@ -20,23 +19,8 @@ from hasten.search.exclusions import (
     rank,
     sensitivity,
 )
-from hasten.testing.models import convnet, encoder, mlp, random_samples, stored
+from hasten.testing.models import convnet, encoder, mlp, poison, random_samples, stored
 from hasten.transform import run_pass
-
-
-def poisoned(model, first, second):
-    """Make a few channels between two nodes a thousand times larger, and the weights that read them smaller."""
-    for node in model.graph.node:
-        for tensor in model.graph.initializer:
-            value = numpy_helper.to_array(tensor).copy()
-            if node.name == first and tensor.name in node.input[1:]:
-                value[:2] *= 1000
-            elif node.name == second and tensor.name == node.input[1]:
-                value[:, :2] /= 1000
-            else:
-                continue
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    return model
 
 
 def measured(source, tmp_path, store, part="quantize-static", **settings):
@@ -67,7 +51,7 @@ def source(store, ctx):
     clean = read_model(run_pass(Fold(), stored(convnet(), store), store, ctx))
     convolution = [node.name for node in clean.graph.node if node.op_type == "Conv"][-1]
     classifier = next(node.name for node in clean.graph.node if node.op_type == "Gemm")
-    return stored(poisoned(clean, convolution, classifier), store)
+    return stored(poison(clean, convolution, classifier), store)
 
 
 def test_a_poisoned_layer_is_left_in_float(source, store, ctx, tmp_path):
@@ -92,7 +76,7 @@ def test_a_node_that_is_excluded_already_is_not_measured(source, store, tmp_path
 
 
 def test_nodes_quantized_at_run_time_are_measured_too(store, tmp_path):
-    source = stored(poisoned(mlp(), "gemm_0", "gemm_2"), store)
+    source = stored(poison(mlp(), "gemm_0", "gemm_2"), store)
     found = measured(source, tmp_path, store, part="quantize-dynamic")
     assert max(found, key=lambda item: item.error).node == "gemm_2"
 

@@ -45,6 +45,7 @@ def make_app(called: str | None = None) -> App:
         help_epilogue="Try: hasten demo",
         version=version("hasten"),
         help_format="rst",
+        suppress_keyboard_interrupt=False,
         result_action="return_value",
         default_parameter=Parameter(negative=()),
     )

@@ -42,7 +42,7 @@ def apply(
     A pass is its name, or its name with settings: quantize-static:observer=mse,percentile=99.9. A value in
     brackets is JSON: exclude=["/stem/conv","/head/gemm"]. ``hasten apply --list`` shows every pass and setting.
 
-    Examples::
+    .. code-block:: console
 
         hasten apply --list
         hasten apply fold model.onnx -o folded.onnx

@@ -24,7 +24,7 @@ def demo(
 ) -> Answer:
     """Run the main job on handwritten digits: a residual network that comes with hasten, and samples it never saw.
 
-    Examples::
+    .. code-block:: console
 
         hasten demo
         hasten demo --budget 60s --json

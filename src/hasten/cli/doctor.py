@@ -45,7 +45,7 @@ def doctor(*, common: Common = COMMON) -> Answer:
     Each engine really builds, opens and runs a small model, in a process of its own. The exit code is 1 where an
     engine is installed but does not run.
 
-    Examples::
+    .. code-block:: console
 
         hasten doctor
         hasten doctor --json

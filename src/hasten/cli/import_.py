@@ -15,7 +15,7 @@ def import_(model: str, /, *, state: Path | None = None, common: Common = COMMON
 
     The digest that comes back stands for the model in every other verb.
 
-    Examples::
+    .. code-block:: console
 
         hasten import model.onnx
         hasten import net.py:make --state net.safetensors

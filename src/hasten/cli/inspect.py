@@ -59,7 +59,7 @@ def inspect(
     The limit is the larger of operations over peak and bytes over bandwidth, with peaks that are measured on this
     machine once and kept. Operators are counted as the graph has them; engines fuse some.
 
-    Examples::
+    .. code-block:: console
 
         hasten inspect model.onnx
         hasten inspect bert.onnx --dims sequence=128 --nodes

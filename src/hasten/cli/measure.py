@@ -76,7 +76,7 @@ def measure(
     Several engines take turns in random order, so what drifts on the machine drifts for all of them. Every latency
     and every ratio comes with its 95 % interval; the limit is this machine's own, from measured peaks.
 
-    Examples::
+    .. code-block:: console
 
         hasten measure model.onnx
         hasten measure model.onnx --engine onnxruntime:threads=1 --engine openvino:threads=1

@@ -39,7 +39,7 @@ class DataOptions:
     """Which column feeds which input, as input=column,input=column."""
     limit: int | None = None
     """Read so many rows at most."""
-    preprocess: Annotated[Preprocess | None, units.read_by(read_preprocess)] = None
+    preprocess: Annotated[Preprocess | None, units.read_by(read_preprocess, metavar="KEY=VALUE,...")] = None
     """How images become inputs, as resize=[224,224],mean=[0.5],std=[0.25]; by default after the input's shape."""
 
     def read(self, data: str, artifact: Artifact) -> Samples:

@@ -112,7 +112,7 @@ def optimize(
     int8. The final claim is made on samples that the search never saw. The same command goes on where an
     interrupted one stopped. The exit code is 0 where the goal is met, else 3.
 
-    Examples::
+    .. code-block:: console
 
         hasten optimize model.onnx --data val.parquet --max-drop 1% --p99 5ms
         hasten optimize net.py:make --state net.safetensors --data images/ --budget 20m

@@ -29,6 +29,7 @@ class Display:
     start: float = field(default_factory=time.monotonic)
     stage: str = "start"
     doing: str = "reading the model and the samples"
+    step: str = ""
     share: float | None = None
     best: Trial | None = None
     left_s: float | None = None
@@ -47,8 +48,6 @@ class Display:
             self.doing, self.share, self.step = event.text, None, ""
         if event.kind == "progress":
             self.step, self.share = event.text, event.share
-
-    step: str = ""
 
     def __rich__(self) -> RenderableType:
         """Draw it: what runs, the best so far, how long is left, what was tried."""

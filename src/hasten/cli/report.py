@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from hasten.cli.answer import COMMON, Answer, Common, python_answer
 from hasten.cli.optimize import PAGE, answer_of, write_page
 from hasten.errors import BadInput
 from hasten.search.optimize import LAST, RESULT
-from hasten.search.result import read_result
+from hasten.search.result import Result, read_result
 from hasten.store import Store
 
 
@@ -26,7 +27,7 @@ def report(
 ) -> Answer:
     """Show a finished run: the frontier, the verdict, and the page, which is written anew.
 
-    Examples::
+    .. code-block:: console
 
         hasten report
         hasten report --open
@@ -50,11 +51,18 @@ def report(
             f"chosen = hasten.Store(Path({str(common.home)!r})).get(result.trial(result.chosen).artifact)",
             f"print(result.verdict.word, write_html(result, Path({str(page)!r}), chosen=chosen))",
         )
-    result = read_result(folder / RESULT)
+    result = moved(read_result(folder / RESULT), folder)
     page = write_page(result, Store(common.home), html or folder / PAGE)
     if open_page:
         webbrowser.open(page.resolve().as_uri())
     return answer_of(result, page, code=0)
+
+
+def moved(result: Result, folder: Path) -> Result:
+    """Give a result with its paths in the folder it was found in: it may have been called from elsewhere."""
+    if not result.deployment.is_relative_to(result.run):
+        return result
+    return replace(result, run=folder, deployment=folder / result.deployment.relative_to(result.run))
 
 
 def find_run(run: str | None, home: Path) -> Path:

@@ -112,13 +112,13 @@ def settings(text: str) -> dict[str, Json]:
     return {key: _value(key, value) for key, value in pairs(text).items()}
 
 
-def read_by(read: Callable[[str], Any], **more: Any) -> Parameter:
+def read_by(read: Callable[[str], Any], *, metavar: str | None = None) -> Parameter:
     """Make a command line parameter that reads its one word with ``read``."""
 
     def convert(_: Any, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
 
-    return Parameter(converter=convert, n_tokens=1, accepts_keys=False, **more)
+    return Parameter(converter=convert, n_tokens=1, accepts_keys=False, metavar=metavar or METAVARS.get(read))
 
 
 def _read(text: str, units: Mapping[str, float], wanted: str) -> float:
@@ -151,3 +151,16 @@ def _outside_brackets(text: str) -> list[str]:
         else:
             pieces[-1] += char
     return pieces
+
+
+METAVARS: Mapping[Callable[[str], Any], str] = {
+    seconds: "TIME",
+    nanoseconds: "TIME",
+    size: "SIZE",
+    share: "SHARE",
+    positive: "NUMBER",
+    numbers: "N,N",
+    words: "NAME,NAME",
+    pairs: "KEY=VALUE,...",
+}
+"""How the help writes what each reader takes."""

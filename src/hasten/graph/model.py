@@ -89,7 +89,7 @@ def refresh_shapes(model: onnx.ModelProto) -> None:
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a model without the bytes of its weights, and without value_info but where inference knows no operator."""
+    """Copy a model without the bytes of its weights, and without value_info but where inference does not reach."""
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = bare.graph
     graph.name = model.graph.name
@@ -97,8 +97,8 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    foreign = {name for node in model.graph.node if not is_standard(node) for name in node.output}
-    graph.value_info.extend(value for value in model.graph.value_info if value.name in foreign)
+    beyond = {name for node in model.graph.node if is_beyond_inference(node) for name in node.output}
+    graph.value_info.extend(value for value in model.graph.value_info if value.name in beyond)
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= SHAPE_DATA_LENGTH:
             graph.initializer.append(tensor)
@@ -240,6 +240,14 @@ def opset_of(model: onnx.ModelProto) -> int:
 def is_standard(node: onnx.NodeProto) -> bool:
     """Tell whether a node's operator is one of ONNX's own."""
     return node.domain in STANDARD
+
+
+def is_beyond_inference(node: onnx.NodeProto) -> bool:
+    """Tell whether shape inference may know less of a node's outputs than ``value_info`` says.
+
+    It knows no operators but ONNX's own, and not that a Range up to a named dimension is as long.
+    """
+    return not is_standard(node) or node.op_type == "Range"
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -12,7 +12,7 @@ import onnx
 
 from hasten import registry, settings
 from hasten.engine import Engine, Session
-from hasten.errors import SignatureMismatch
+from hasten.errors import SignatureMismatch, Unsupported
 from hasten.graph.model import signature_of, write_model
 from hasten.host import this_host
 from hasten.samples import Samples
@@ -23,6 +23,9 @@ BATCH_BYTES = 256 << 20
 """Largest sum of the tensors that one run gives back."""
 
 LARGEST_BATCH = 32
+
+SHAPE_ELEMENTS = 1024
+"""Constants up to this size may say a shape; larger ones are weights."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ def observe(
         names: Inner tensors, inputs or outputs; inputs come from the samples themselves.
         samples: Inputs that fit the model.
         ctx: Its folder holds a scratch file meanwhile.
+
+    Raises:
+        Unsupported: a tensor's shape cannot be inferred, or the engine cannot run the model.
     """
     samples.check(signature_of(model))
     inputs = [name for name in dict.fromkeys(names) if name in samples.inputs]
@@ -143,12 +149,19 @@ def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
         if at is not None and at not in needed:
             needed.add(at)
             open_names += _all_inputs(model.graph.node[at])
-    typed = {value.name: value for value in (*model.graph.output, *model.graph.value_info)}
+    typed = _types(model)
+    if unknown := [name for name in names if name not in typed]:
+        maker = model.graph.node[producers[unknown[0]]]
+        raise Unsupported(
+            "calibration",
+            f"the shape of {unknown[0]!r} cannot be inferred (node {maker.name!r}, operator {maker.op_type}); "
+            "exclude the nodes that read it",
+        )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.node[:], copy.graph.output[:], copy.graph.value_info[:]
     copy.graph.node.extend(model.graph.node[i] for i in sorted(needed))
-    copy.graph.output.extend(typed.get(name) or _untyped(name) for name in names)
+    copy.graph.output.extend(typed[name] for name in names)
     return copy
 
 
@@ -160,5 +173,21 @@ def _all_inputs(node: onnx.NodeProto) -> list[str]:
     return names
 
 
-def _untyped(name: str) -> onnx.ValueInfoProto:
-    return onnx.helper.make_value_info(name, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Infer the type of every tensor that is made in the graph. Large weights are left out of the work."""
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    bare.graph.name = model.graph.name
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.extend(model.graph.input)
+    bare.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= SHAPE_ELEMENTS:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    return {
+        value.name: value
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.HasField("shape")
+    }

@@ -10,7 +10,15 @@ import onnx
 
 from hasten.artifact import Artifact
 from hasten.errors import Unsupported
-from hasten.graph.model import Graph, is_standard, read_model, refresh_shapes, subgraphs, write_model
+from hasten.graph.model import (
+    Graph,
+    is_beyond_inference,
+    is_standard,
+    read_model,
+    refresh_shapes,
+    subgraphs,
+    write_model,
+)
 from hasten.graph.opset import raise_opset
 from hasten.graph.rewrite import copied, remove_dead, rename_uses
 from hasten.passes.cast_rules import Low, Sides, constant_of_shape, converted, sides_of, why_float32
@@ -113,8 +121,8 @@ class Casting:
         kept = [copied(node) for node in self._nodes]
         del graph.node[:]
         graph.node.extend(kept)
-        foreign = {name for node in kept if not is_standard(node) for name in node.output}
-        for i in reversed([i for i, value in enumerate(graph.value_info) if value.name not in foreign]):
+        beyond = {name for node in kept if is_beyond_inference(node) for name in node.output}
+        for i in reversed([i for i, value in enumerate(graph.value_info) if value.name not in beyond]):
             del graph.value_info[i]
         remove_dead(self._graph.model)
         return changed

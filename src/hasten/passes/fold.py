@@ -13,7 +13,14 @@ from hasten.artifact import Artifact
 from hasten.graph.model import read_model, write_model
 from hasten.graph.rewrite import remove_dead, until_stable
 from hasten.passes.fold_batch_norm import fold_batch_norm, fold_scales
-from hasten.passes.fold_constants import choose_branches, fold_constants, fold_shapes, name_constants, settle_reshapes
+from hasten.passes.fold_constants import (
+    choose_branches,
+    fold_constants,
+    fold_shapes,
+    name_constants,
+    name_ranges,
+    settle_reshapes,
+)
 from hasten.passes.fold_duplicates import merge_constants, merge_duplicates
 from hasten.passes.fold_noops import drop_expands, drop_noops, merge_moves, settle_casts
 from hasten.settings import Doc
@@ -59,6 +66,7 @@ def fold(model: onnx.ModelProto, *, max_bytes: int = MAX_BYTES) -> int:
         fold_shapes,
         merge_moves,  # before settle_reshapes: it reads the names of dimensions, which -1 hides
         settle_reshapes,
+        name_ranges,
         drop_expands,
         fold_batch_norm,
         fold_scales,

@@ -13,7 +13,7 @@ from hasten.graph.constants import evaluate, known_inputs, may_fold
 from hasten.graph.dims import Known, Shapes
 from hasten.graph.model import Graph, attribute, is_standard
 from hasten.graph.rewrite import Edit, copied, rename_uses
-from hasten.tensors import DTYPES, Array, Dim
+from hasten.tensors import DTYPES, Array, Dim, TensorSpec
 
 _VALUES = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
 
@@ -140,14 +140,43 @@ def _named(source: Sequence[Dim] | None, wanted: Known) -> list[int] | None:
     entries = [dim for dim in wanted.entries if isinstance(dim, int)]
     if source is None or entries.count(-1) != 1 or (axis := entries.index(-1)) >= len(source):
         return None
-    entries = [source[i] if dim == 0 and i < len(source) else dim for i, dim in enumerate(entries)]  # type: ignore[misc]
-    others = [*source[:axis], *source[axis + 1 :]]
-    rest = [*entries[:axis], *entries[axis + 1 :]]
-    if isinstance(source[axis], int) or not all(isinstance(dim, int) and dim > 0 for dim in (*others, *rest)):
+    if isinstance(source[axis], int):
         return None
-    if math.prod(int(dim) for dim in others) != math.prod(rest):
+    full = [source[i] if dim == 0 and i < len(source) else dim for i, dim in enumerate(entries)]
+    others, rest = ([*dims[:axis], *dims[axis + 1 :]] for dims in (source, full))
+    if _factors(others) != _factors(rest) or 0 in (*others, *rest):
         return None
-    return [*rest[:axis], 0, *rest[axis:]]
+    return [*entries[:axis], 0, *entries[axis + 1 :]]
+
+
+def _factors(dims: Sequence[Dim]) -> tuple[int, list[str]]:
+    """Give a product as its number and its names."""
+    number = math.prod(dim for dim in dims if isinstance(dim, int))
+    return int(number), sorted(dim for dim in dims if isinstance(dim, str))
+
+
+def name_ranges(model: onnx.ModelProto) -> int:
+    """Note in ``value_info`` that a Range from 0 to a named dimension is as long. Gives the number of changes."""
+    graph = Graph(model)
+    shapes = Shapes(graph)
+    changes = 0
+    for value in model.graph.value_info:
+        node = graph.producer(value.name, "Range")
+        if node is None or [shapes.value(name) for name in (node.input[0], node.input[2])] != _FROM_0_BY_1:
+            continue
+        limit, dims = shapes.value(node.input[1]), value.type.tensor_type.shape.dim
+        named = limit is not None and limit.entries[0] in {dim for spec in _inputs(graph) for dim in spec.shape}
+        if limit is not None and named and len(dims) == 1 and dims[0].dim_param != limit.entries[0]:
+            dims[0].dim_param = str(limit.entries[0])
+            changes += 1
+    return changes
+
+
+_FROM_0_BY_1 = [Known((0,), scalar=True), Known((1,), scalar=True)]
+
+
+def _inputs(graph: Graph) -> list[TensorSpec]:
+    return [graph.specs[value.name] for value in graph.model.graph.input if value.name in graph.specs]
 
 
 def choose_branches(model: onnx.ModelProto) -> int:

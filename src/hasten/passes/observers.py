@@ -60,7 +60,9 @@ class Histogram:
         if self.ends_only:
             return
         self._widen(max(-least, most))
-        if self.width:
+        if not self.width:
+            self.counts[HALF] += values.size  # all of them zero
+        else:
             # In float32, as wide a value / width may be rounded up to HALF itself: the last bin takes it.
             index = np.floor(values * np.float32(1 / self.width)).astype(np.int32) + HALF
             self.counts += np.bincount(np.clip(index, 0, 2 * HALF - 1), minlength=2 * HALF)

@@ -36,6 +36,9 @@ SWITCHES = "quantized_nodes"
 
 BATCH = 8
 
+SAMPLES = 64
+"""Samples that each node is tried on, at most: enough to order nodes, and each costs a run of the model per node."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeError:
@@ -101,10 +104,10 @@ def candidates(model: onnx.ModelProto, step: Any, ctx: Context) -> tuple[Candida
 
 
 def sensitivities(model: onnx.ModelProto, found: Sequence[Candidate], ctx: Context) -> tuple[NodeError, ...]:
-    """Measure each candidate alone, in the order given, on the context's samples."""
+    """Measure each candidate alone, in the order given, on the context's first samples."""
     if ctx.samples is None or not found:
         return ()
-    samples = ctx.samples
+    samples = ctx.samples.take(range(min(SAMPLES, len(ctx.samples))))
     switched = with_switches(named(model), found)
     size = batch_size(model) or min(BATCH, len(samples))
     sums = [_Difference() for _ in found]
@@ -151,7 +154,8 @@ def _static(model: onnx.ModelProto, step: QuantizeStatic, ctx: Context) -> tuple
         return ()
     placement = step.placement(model)
     quiet = replace(ctx, progress=lambda text, share: ctx.progress(text, None))
-    scales = step.scales(calibrate(model, placement, step.observe_with(), ctx.samples, quiet))
+    seen = ctx.samples.take(range(min(step.samples, len(ctx.samples))))
+    scales = step.scales(calibrate(model, placement, step.observe_with(), seen, quiet))
     weights = step.weights(model, placement, scales)
     anchors = [node for node in model.graph.node if node.name in placement.anchors]
     read = {name for node in anchors for name in node.input}

@@ -38,6 +38,9 @@ LANE_PX = 17
 
 MAX_BARS = 6
 
+FLAT = 0.5
+"""A spread of quality under this many points is drawn as the little that it is."""
+
 
 def frontier_figure(result: Result) -> Figure:
     """Draw latency against quality: every measured plan, intervals as bars, the three marked plans labelled.
@@ -55,13 +58,12 @@ def frontier_figure(result: Result) -> Figure:
         _steps([row for row in rows if row.key in result.frontier]),
         *(_points(", ".join(row.roles), [row], *MARKS[row.roles[0]]) for row in special),
     ]
-    quality = special[0].quality or next((row.quality for row in rows if row.quality), None)
-    better = "higher" if quality is None or quality.higher_is_better else "lower"
-    axis: Json = {"title": {"text": f"{result.metric} ({better} is better)"}, "tickformat": ".4~f", **_range(rows)}
+    title = f"change of {result.metric} against untouched, %"
+    axis: Json = {"title": {"text": title}, "tickformat": "+~g", "zeroline": True, "zerolinecolor": "var(--muted)"}
     layout = _layout(height=440 + LANE_PX * len(special))
     layout["margin"] = {"l": 72, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
-    layout["xaxis"] |= {"type": "log", "title": {"text": "latency, ms (log scale)"}, "nticks": 8, "tickformat": "~g"}
-    layout["yaxis"] |= axis
+    layout["xaxis"] |= {"type": "log", "title": {"text": "latency, ms (log scale)"}, "tickangle": 0, "tickformat": "~g"}
+    layout["yaxis"] |= axis | _range(rows)
     layout["legend"] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
     layout["annotations"], layout["shapes"] = _labels(special)
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
@@ -98,7 +100,7 @@ def _points(name: str, rows: Sequence[Row], symbol: str, size: int, colour: str)
         "mode": "markers",
         "name": name,
         "x": [row.measurement.latency.median_ns / 1e6 for row in rows],
-        "y": [_height(row, rows) for row in rows],
+        "y": [_height(row) for row in rows],
         "text": [_hover(row) for row in rows],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {"symbol": symbol, "size": size, "color": colour, "line": {"width": 1, "color": "var(--surface)"}},
@@ -114,16 +116,18 @@ def _steps(rows: Sequence[Row]) -> Figure:
         "showlegend": False,
         "hoverinfo": "skip",
         "x": [row.measurement.latency.median_ns / 1e6 for row in rows],
-        "y": [_height(row, rows) for row in rows],
+        "y": [_height(row) for row in rows],
         "line": {"width": 1, "dash": "dot", "color": "var(--accent)"},
     }
 
 
-def _height(row: Row, rows: Sequence[Row]) -> float | None:
-    """Give a plan's quality; where it was not judged because nothing may differ, the reference's."""
-    if row.quality is not None:
-        return row.quality.value
-    return next((other.quality.reference for other in rows if other.quality), None)
+def _height(row: Row) -> float:
+    """Give what a plan changes the quality by, in per cent: up is better.
+
+    Not the quality itself: finalists are judged on other samples than the rest, and only paired differences from
+    the untouched model can be compared across two splits.
+    """
+    return 0.0 if row.quality is None else 0.0 - row.quality.drop.value * 100
 
 
 def _bars(arms: Sequence[tuple[float, float]], colour: str) -> Figure:
@@ -145,29 +149,19 @@ def _latency_arms(row: Row) -> tuple[float, float]:
 
 
 def _quality_arms(row: Row) -> tuple[float, float]:
-    """A drop's interval, turned round where higher is better, and scaled back where it is a share."""
     if row.quality is None:
         return 0.0, 0.0
-    drop, scale = row.quality.drop, _scale(row)
-    down, up = (drop.high - drop.value) * scale, (drop.value - drop.low) * scale
-    return (up, down) if row.quality.higher_is_better else (down, up)
-
-
-def _scale(row: Row) -> float:
-    """Give what one unit of drop is in the metric's own unit: 1 for absolute drops, else the original's score."""
-    quality = row.quality
-    if quality is None or quality.reference is None or abs(quality.drop.value) < 1e-12:
-        return 1.0
-    return abs(quality.value - quality.reference) / abs(quality.drop.value)
+    drop = row.quality.drop
+    return (drop.value - drop.low) * 100, (drop.high - drop.value) * 100
 
 
 def _range(rows: Sequence[Row]) -> Figure:
-    """Fix the range where all plans have one quality: the automatic one would magnify nothing into a slope."""
-    values = [v for row in rows if (v := _height(row, rows)) is not None]
-    if not values or max(values) - min(values) > 0.002:
+    """Fix the range where nothing differs: the automatic one would magnify nothing into a slope."""
+    ends = [_height(row) + arm for row in rows for arm in (_quality_arms(row)[0], -_quality_arms(row)[1])]
+    if not ends or max(ends) - min(ends) > FLAT:
         return {}
-    middle = (max(values) + min(values)) / 2
-    return {"range": [middle - 0.01, middle + 0.01]}
+    middle = (max(ends) + min(ends)) / 2
+    return {"range": [middle - FLAT, middle + FLAT]}
 
 
 def _labels(special: Sequence[Row]) -> tuple[list[Figure], list[Figure]]:

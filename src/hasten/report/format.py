@@ -40,9 +40,19 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def times(ratio: Estimate | None) -> str:
+def times(ratio: Estimate | None, decimals: int = 2) -> str:
     """Write a speed-up with its interval: ``2.31x [2.25, 2.37]``."""
-    return NONE if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    if ratio is None:
+        return NONE
+    value, low, high = (f"{number:.{decimals}f}" for number in (ratio.value, ratio.low, ratio.high))
+    return f"{value}x [{low}, {high}]"
+
+
+def twin(ratio: Estimate) -> str:
+    """Write what the untouched model against itself gave, and whether that is as it should be."""
+    covers = ratio.low <= 1 <= ratio.high
+    end = "covers 1, as it should" if covers else "does not cover 1: distrust differences of this size"
+    return f"{times(ratio, 3)}, which {end}"
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
@@ -84,13 +94,14 @@ def median_interval(latency: Latency) -> tuple[float, float] | None:
 
     The k-th smallest and the k-th largest of n independent observations enclose their median with a probability
     that the binomial distribution of n fair coins gives, whatever the distribution of times. None: under six
-    slices, where no such k exists.
+    slices, where no such k exists. The interval is widened to the median of all runs: on a machine that is now slow,
+    now fast, a fast slice has more runs than a slow one, and that median may lie outside the slices' own.
     """
     ordered = sorted(latency.slices_ns)
     k = int(stats.binom.ppf(0.025, len(ordered), 0.5)) if ordered else 0
     if k < 1:
         return None
-    return ordered[k - 1], ordered[-k]
+    return min(ordered[k - 1], latency.median_ns), max(ordered[-k], latency.median_ns)
 
 
 def interval(latency: Latency) -> str:

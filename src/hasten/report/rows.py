@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hasten.measurement import Measurement, Quality, Ratio
+from hasten.measurement import Estimate, Measurement, Quality, Ratio
 from hasten.search.result import Result, Trial
 
 ROLES = ("chosen", "best lossless", "untouched")
@@ -63,6 +63,8 @@ def row_of(result: Result, trial: Trial) -> Row | None:
     quality, split = trial.measurement.quality, "search"
     if certificate and certificate.quality:
         quality, split = certificate.quality, "certify"
+    if trial.key == result.original:
+        quality, split = _reference(result, quality)
     return Row(
         key=trial.key,
         plan=str(trial.plan),
@@ -86,6 +88,19 @@ def roles_of(result: Result, key: str) -> tuple[str, ...]:
 def counts(result: Result) -> dict[str, int]:
     """Count the trials by outcome, the commonest first."""
     return dict(Counter(trial.outcome for trial in result.trials).most_common())
+
+
+def _reference(result: Result, own: Quality | None) -> tuple[Quality | None, str]:
+    """Give the untouched model's quality: on the certify samples where they were used. It has lost nothing."""
+    certified = next((item.quality for item in result.certificates if item.quality), None)
+    source = certified or own
+    if source is None:
+        return None, "search"
+    # Of agreement with the original, which has no reference, the original itself has all there is.
+    value = source.reference if source.reference is not None else (own or source).value
+    nothing = Estimate(value=0.0, low=0.0, high=0.0, n=source.drop.n)
+    none_changed = replace(source, value=value, drop=nothing, flip_rate=0.0, disagreement=0.0, worst_class=None)
+    return none_changed, "certify" if certified else "search"
 
 
 def _baseline_efficiency(result: Result) -> float | None:

@@ -75,7 +75,7 @@ def notes(result: Result) -> list[str]:
         advice = "; tune it first" if base < LOW_EFFICIENCY else ""
         lines.append(f"The untouched model reaches {fmt.percent(base)} of this machine's limit{advice}.")
     if result.twin:
-        lines.append(f"The untouched model against itself: {fmt.times(result.twin)} (should cover 1).")
+        lines.append(f"The untouched model against itself: {fmt.twin(result.twin)}.")
     used = ", ".join(f"{name} {n}" for name, n in result.splits.items())
     lines.append(f"Quality is {result.metric}; samples: {used}. Square brackets are 95 % intervals.")
     tried = ", ".join(f"{n} {outcome}" for outcome, n in counts(result).items())

@@ -90,7 +90,9 @@ def convnet(*, size: int = 16, width: int = 8, classes: int = 4, seed: int = 0) 
     h = net.add("Conv", h, net.weight(2 * width, width, 3, 3), pads=[1] * 4, strides=[2, 2])
     h = net.add("Relu", net.batch_norm(h, 2 * width))
     h = net.add("Flatten", net.add("GlobalAveragePool", h))
-    net.add("Gemm", h, net.weight(classes, 2 * width), net.weight(classes, scale=0.1), transB=1)
+    scores = net.random.standard_normal((classes, 2 * width)).astype(np.float32)
+    scores -= scores.mean(1, keepdims=True)  # features are positive: else one class would win every time
+    net.add("Gemm", h, net.constant(scores), net.weight(classes, scale=0.01), transB=1)
     return net.model(("x", ("batch", 3, size, size)), ("y", ("batch", classes)))
 
 
@@ -115,6 +117,24 @@ def encoder(*, length: int = 8, width: int = 16, heads: int = 2, classes: int = 
     h = net.add("ReduceMean", h, net.constant(np.array([1], np.int64)), keepdims=0)
     net.add("Gemm", h, net.weight(classes, width), net.weight(classes, scale=0.1), transB=1)
     return net.model(("x", ("batch", length, width)), ("y", ("batch", classes)))
+
+
+def poison(model: onnx.ModelProto, first: str, second: str) -> onnx.ModelProto:
+    """Make two channels between two nodes a thousand times larger, and the weights that read them smaller.
+
+    The model computes what it did, but one scale for all channels loses the others: int8 ruins what ``second`` reads.
+    """
+    for node in model.graph.node:
+        for tensor in model.graph.initializer:
+            value = numpy_helper.to_array(tensor).copy()
+            if node.name == first and tensor.name in node.input[1:]:
+                value[:2] *= 1000
+            elif node.name == second and tensor.name == node.input[1]:
+                value[:, :2] /= 1000
+            else:
+                continue
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    return model
 
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {"mlp": mlp, "convnet": convnet, "encoder": encoder}
