@@ -166,3 +166,55 @@ def test_a_users_function_sees_every_output(tmp_path) -> None:
 )
 def test_the_default_metric_follows_labels_and_output(labels, output, name) -> None:
     assert default_metric(labels, {"y": output}) == name
+
+
+def tokens(classes: int, n: int = 8, length: int = 6, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [n, token, class] of which the likeliest class is known, and those classes [n, token]."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, (n, length))
+    noise = random.uniform(0, 0.5, (n, length, classes))
+    return (noise + np.eye(classes)[labels]).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6])
+def test_a_token_classifier_has_its_classes_on_the_last_axis(classes: int) -> None:
+    scores, labels = tokens(classes)  # with 6 classes of 6 tokens, the labels' shape fits either axis
+    wrong = labels.copy()
+    wrong[0, :3] = (wrong[0, :3] + 1) % classes
+    other = np.eye(classes, dtype=np.float32)[wrong]
+    assert value("accuracy", scores, labels) == 1.0
+    assert value("accuracy", scores, wrong) == pytest.approx(1 - 3 / labels.size)
+    assert value("agreement", other, scores) == pytest.approx(1 - 3 / labels.size)
+    assert value("f1", scores, labels) == value("mean-iou", scores, labels) == 1.0
+
+
+def test_one_token_is_no_binary_classifier() -> None:
+    scores, labels = tokens(5, length=1)
+    assert value("accuracy", scores, labels) == 1.0
+    assert value("accuracy", scores, (labels + 1) % 5) == 0.0
+    assert value("agreement", scores, scores[::-1]) == np.mean(labels == labels[::-1])
+
+
+def test_a_binary_token_classifier_may_have_one_number_a_token() -> None:
+    _, labels = tokens(2)
+    scores = np.where(labels == 1, 3.0, -2.0).astype(np.float32)[:, :, None]
+    assert value("accuracy", scores, labels) == value("accuracy", scores, labels[:, :, None]) == 1.0
+    assert value("agreement", scores, -scores) == 0.0
+
+
+def test_a_segmentation_has_its_classes_on_axis_one() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (4, 3, 3))  # the shape of the labels fits either axis
+    maps = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 1)  # [n, class, height, width]
+    assert value("accuracy", maps, labels) == 1.0
+    assert value("accuracy", maps, labels[:, None]) == 1.0
+    assert value("agreement", maps, maps) == 1.0
+    shifted = np.moveaxis(np.eye(3, dtype=np.float32)[(labels + 1) % 3], -1, 1)
+    assert value("agreement", shifted, maps) == 0.0
+    one = maps[:, :1] * 2 - 1  # [n, 1, height, width]: class 0 or not
+    assert value("accuracy", one, labels == 0) == 1.0
+
+
+def test_ids_of_tokens_are_compared_as_they_are() -> None:
+    scores, labels = tokens(5)
+    assert value("accuracy", scores.argmax(-1), labels) == 1.0
+    assert value("agreement", scores.argmax(-1), labels) == 1.0

@@ -141,3 +141,14 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot write"):
         write_atomically(tmp_path / "file" / "below", b"")
+
+
+def test_what_a_killed_process_left_goes_when_the_next_one_works(store) -> None:
+    left = store.root / "tmp" / "999999999-abc"
+    left.mkdir(parents=True)
+    (left / "half.onnx").write_bytes(b"half")
+    with store.scratch() as folder:
+        assert not left.exists()
+        with store.scratch() as second:
+            assert folder.exists()
+            assert second != folder

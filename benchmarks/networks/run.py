@@ -2,7 +2,7 @@
 
     python benchmarks/networks/run.py [--network mobilenet|encoder] [--threads 1] [--batch 1] [--keep FOLDER]
 
-Needs the extras ``train`` and ``openvino``, and ``nncf`` for its row. Writes results-NETWORK.json and results.md.
+Needs the extras ``train`` and ``openvino``, and ``nncf`` for its row. Writes results-*.json and README's tables.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from hasten.search.result import Goal
 
 HERE = Path(__file__).parent
 SAMPLES = {"mobilenet": 400, "encoder": 1600}
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 CLAIM = 0.95
 """The best found must be within 5 % of the best row."""
 
@@ -119,10 +120,21 @@ def one(name: str, home: Path, asked) -> int:
     }
     path = HERE / f"results-{name}-t{asked.threads}-b{asked.batch}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+    record = msgspec.json.decode(path.read_bytes())
     print(table(record))
+    write_tables()
     held = against.value >= CLAIM and abs(record["parts_over_total"] - 1) < 0.01
     print(f"{name}: {'holds' if held else 'MISSED'}: {against.value:.3f}x of the best row ({best_row})\n")
     return 0 if held else 1
+
+
+def write_tables() -> None:
+    """Write every recorded table into the README, between its markers."""
+    page = HERE / "README.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    records = [msgspec.json.decode(path.read_bytes()) for path in sorted(HERE.glob("results-*.json"))]
+    page.write_text(before + BEGIN + "\n" + "\n".join(table(record) for record in records) + END + after)
 
 
 def table(record) -> str:
@@ -133,15 +145,15 @@ def table(record) -> str:
         "| | median ms | over ONNX Runtime fp32 | 95 % interval |",
         "|---|---|---|---|",
     ]
-    for label, ratio in sorted(record["ratios"].items(), key=lambda item: item[1].value):
+    for label, ratio in sorted(record["ratios"].items(), key=lambda item: item[1]["value"]):
         shown = f"**hasten**: {record['plan']}" if label == "hasten" else label
         median = record["medians_ms"][label]
-        lines.append(f"| {shown} | {median:.3f} | {ratio.value:.2f} | {ratio.low:.2f} to {ratio.high:.2f} |")
+        lines.append(f"| {shown} | {median:.3f} | {ratio['value']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} |")
     against = record["hasten_over_best_row"]
     lines += [
         "",
-        f"hasten over the best row ({record['best_row']}): {against.value:.3f} "
-        f"[{against.low:.3f}, {against.high:.3f}]; efficiency {record['efficiency']:.0%}; operators and what is "
+        f"hasten over the best row ({record['best_row']}): {against['value']:.3f} "
+        f"[{against['low']:.3f}, {against['high']:.3f}]; efficiency {record['efficiency']:.0%}; operators and what is "
         f"outside them add up to {record['parts_over_total']:.4f} of the measured time.",
         "",
     ]

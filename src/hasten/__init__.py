@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from hasten.samples.preprocess import Preprocess
     from hasten.samples.readers import read_samples
     from hasten.samples.split import split
-    from hasten.search.optimize import Data, optimize
+    from hasten.search.optimize import optimize
+    from hasten.search.prepare import Data
     from hasten.search.result import Goal, Result, read_result
     from hasten.search.task import Effort
     from hasten.store import Store
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": "hasten.artifact",
     "Context": "hasten.transform",
-    "Data": "hasten.search.optimize",
+    "Data": "hasten.search.prepare",
     "Deployment": "hasten.deployment",
     "Effort": "hasten.search.task",
     "Goal": "hasten.search.result",

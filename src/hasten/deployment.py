@@ -12,7 +12,7 @@ import msgspec
 
 from hasten.artifact import Artifact, Json
 from hasten.errors import StoreError
-from hasten.store import MANIFEST, read_artifact, write_atomically, writing
+from hasten.store import MANIFEST, Store, read_artifact, write_atomically, writing
 
 FILE = "deployment.toml"
 MODEL = "model"
@@ -56,12 +56,21 @@ def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> P
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            shutil.copytree(built.folder, fresh / MODEL)
+            for name in (*built.files, MANIFEST):  # files alone: the store's folders are the owner's
+                (fresh / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(built.folder / name, fresh / MODEL / name)
             write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
             fresh.chmod(0o755)
+            old = fresh.with_name(f"{fresh.name}.old")
             if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
@@ -69,7 +78,7 @@ def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> P
 
 
 def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
-    """Read a bundle by its TOML file, and check the model's digest.
+    """Read a bundle by its TOML file, and check every file of the model.
 
     Raises:
         StoreError: a file is missing or damaged, or the model is another than the deployment names.
@@ -83,6 +92,7 @@ def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
         raise StoreError(
             f"{path} names artifact {deployment.artifact[:12]}, but {MANIFEST} says {artifact.digest[:12]}"
         )
+    Store(path.parent).verify(artifact)
     return deployment, artifact
 
 

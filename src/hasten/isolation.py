@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -31,10 +31,14 @@ import psutil
 
 from hasten import errors, registry
 from hasten.artifact import Json
+from hasten.host import this_host
 from hasten.tensors import Array
 
 MEMORY_POLL_S = 0.25
 """How often a child's memory is looked at while it works: rare enough not to disturb a measurement."""
+
+EXIT_S = 5.0
+"""How long a child may take to end once it has closed its pipes."""
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and, where it is known, the share that is finished (0 to 1)."""
@@ -42,7 +46,7 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a child may use. ``cpus`` are the processors it is pinned to; None leaves them as they are."""
+    """What a child may use; memory is four fifths of this machine's unless told. ``cpus`` are the processors it is pinned to; None leaves them as they are."""
 
     seconds: float = 600.0
     memory_bytes: int | None = None
@@ -83,6 +87,8 @@ class Child:
             HastenError: what the class itself raised, as the same class.
         """
         limits = limits or Limits()
+        if limits.memory_bytes is None:
+            limits = replace(limits, memory_bytes=this_host().memory_bytes * 4 // 5)
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
@@ -185,7 +191,11 @@ class Child:
         return errors.ChildHung(method, "no answer within its time limit; it was stopped")
 
     def _crashed(self, method: str) -> errors.ChildCrashed:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=EXIT_S)
+        except subprocess.TimeoutExpired:  # it has closed its pipes and hangs on its way out
+            self._process.kill()
+            code = self._process.wait()
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -198,9 +208,9 @@ class Child:
         for pipe in (self._requests, self._replies):
             with contextlib.suppress(OSError):
                 pipe.close()
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._log.closed:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # also what a child that is dead already has started
             self._process.wait()
         self._log.close()
 

@@ -64,6 +64,7 @@ class Latency:
     """Time of single runs, in nanoseconds, after warm-up."""
 
     median_ns: float
+    """The median of the slices' medians."""
     p90_ns: float | None
     """None: too few runs to claim it (44 at least)."""
     p99_ns: float | None

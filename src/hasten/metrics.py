@@ -99,7 +99,7 @@ def default_metric(labels: Array | None, outputs: Feed) -> str:
         return "agreement" if y.dtype.kind in "iub" or (y.ndim == 2 and y.shape[1] >= 2) else "relative-error"
     two = len(np.unique(labels)) <= 2
     whole = labels.dtype.kind in "iub" or ((two or labels.shape != y.shape) and _whole(labels))
-    names_classes = y.dtype.kind in "iub" or not _is_single(y) or two
+    names_classes = y.dtype.kind in "iub" or not _is_single(y, class_axis(y, labels)) or two
     return "accuracy" if whole and names_classes else "mse"
 
 
@@ -108,16 +108,32 @@ def first(outputs: Feed) -> Array:
     return next(iter(outputs.values()))
 
 
-def predicted(outputs: Array, *, axis: int = 1) -> Ints:
-    """Read classes from an output.
+def class_axis(outputs: Array, labels: Array | None = None) -> int:
+    """Say on which axis float outputs have their classes.
 
-    Integers are class ids already. A single number a sample ([n], [n, 1] or [n, 1, ...]) is a binary classifier's:
-    a probability if all lie in 0..1 (threshold 0.5), else a logit (threshold 0). Anything else has a class axis.
+    Up to two dimensions it is axis 1. Beyond, the labels decide by their shape, which is the output's without that
+    axis (or with a length of 1 there). Where both or neither fit, and without labels, three dimensions are [n, token,
+    class], a token classifier's, and four or more are [n, class, height, width], a segmentation's.
+    """
+    last = outputs.ndim - 1
+    if last < 2:
+        return 1
+    if labels is not None and (_fits(labels, outputs, 1) != _fits(labels, outputs, last)):
+        return 1 if _fits(labels, outputs, 1) else last
+    return last if last == 2 else 1
+
+
+def predicted(outputs: Array, *, axis: int | None = None) -> Ints:
+    """Read classes from an output, whose classes are on ``axis`` (``class_axis`` if None).
+
+    Integers are class ids already. A single number a sample ([n], or a class axis of length 1) is a binary
+    classifier's: a probability if all lie in 0..1 (threshold 0.5), else a logit (threshold 0).
     """
     if outputs.dtype.kind in "iub":
         return _squeezed(outputs).astype(np.int64)
-    if _is_single(outputs):
-        values = _squeezed(outputs).astype(np.float64)
+    axis = class_axis(outputs) if axis is None else axis
+    if _is_single(outputs, axis):
+        values = _squeezed(outputs, axis).astype(np.float64)
         probability = bool(values.size) and values.min() >= -1e-3 and values.max() <= 1 + 1e-3
         return (values > (0.5 if probability else 0.0)).astype(np.int64)
     return np.asarray(outputs.argmax(axis=axis), dtype=np.int64)
@@ -126,28 +142,29 @@ def predicted(outputs: Array, *, axis: int = 1) -> Ints:
 def classified(outputs: Array, labels: Array) -> tuple[Ints, Ints, int]:
     """Give predicted and true classes [n, ...] of one shape, and how many classes there are.
 
-    ``labels`` hold class ids, shaped as the output without its class axis (axis 1, or the last one where only that
-    fits: [batch, token, class]); or one-hot rows; or -1 and 1 for a binary classifier.
+    ``labels`` hold class ids, shaped as the output without its class axis (``class_axis``); or one-hot rows; or -1
+    and 1 for a binary classifier.
 
     Raises:
         BadInput: the shapes do not fit, or a label is no class.
     """
-    one_hot = labels.ndim == 2 and labels.shape[1] > 1 and labels.shape == outputs.shape
-    truth = np.asarray(labels.argmax(axis=1) if one_hot else _squeezed(labels))
+    ids = outputs.dtype.kind in "iub"
+    axis = 1 if ids else class_axis(outputs, labels)
+    if not ids and labels.ndim == 2 and labels.shape[1] > 1 and labels.shape == outputs.shape:
+        truth = np.asarray(labels.argmax(axis=1))  # one-hot rows
+    else:
+        truth = _squeezed(labels, axis) if ids or labels.ndim >= outputs.ndim else labels
     if truth.dtype.kind == "f" and not _whole(truth):
         raise BadInput("labels must be whole numbers to be classes; for other labels use the metric mse or mae")
     truth = truth.astype(np.int64)
-    last = (
-        outputs.ndim > 2 and truth.shape == outputs.shape[:-1] and truth.shape != outputs.shape[:1] + outputs.shape[2:]
-    )
-    guess = predicted(outputs, axis=-1 if last else 1)
+    guess = predicted(outputs, axis=axis)
     if guess.shape != truth.shape:
         raise BadInput(f"labels have shape {list(labels.shape)}, which does not fit outputs {list(outputs.shape)}")
-    if outputs.dtype.kind in "iub":
+    if ids:
         return guess, truth, int(max(guess.max(initial=0), truth.max(initial=0))) + 1
-    if _is_single(outputs):
+    if _is_single(outputs, axis):
         return guess, np.where(truth == -1, 0, truth), 2
-    return guess, truth, outputs.shape[-1 if last else 1]
+    return guess, truth, outputs.shape[axis]
 
 
 def _accuracy(outputs: Feed, labels: Array) -> Floats:
@@ -293,12 +310,18 @@ def _whole(labels: Array) -> bool:
     return bool(np.all(values == np.round(values)))
 
 
-def _is_single(outputs: Array) -> bool:
-    return outputs.ndim == 1 or outputs.shape[1] == 1
+def _is_single(outputs: Array, axis: int = 1) -> bool:
+    return outputs.ndim == 1 or outputs.shape[axis] == 1
 
 
-def _squeezed(array: Array) -> Array:
-    return array[:, 0] if array.ndim >= 2 and array.shape[1] == 1 else array
+def _squeezed(array: Array, axis: int = 1) -> Array:
+    return array.squeeze(axis) if array.ndim > axis and array.shape[axis] == 1 else array
+
+
+def _fits(labels: Array, outputs: Array, axis: int) -> bool:
+    """Tell whether labels are shaped as the outputs without ``axis``, or with a length of 1 there."""
+    before, after = outputs.shape[:axis], outputs.shape[axis + 1 :]
+    return labels.shape in ((*before, *after), (*before, 1, *after))
 
 
 def _per_sample(values: npt.NDArray[np.bool_] | Floats) -> Floats:

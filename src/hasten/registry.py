@@ -88,7 +88,10 @@ def load(kind: Kind, name: str) -> type[Any]:
     if entry.missing:
         raise MissingDependency(f"{kind} {name!r} needs {', '.join(entry.missing)}, which", entry.fix)
     module, _, attribute = entry.target.partition(":")
-    loaded: type[Any] = getattr(importlib.import_module(module), attribute)
+    try:
+        loaded: type[Any] = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise MissingDependency(f"{kind} {name!r} cannot be loaded ({error}): what it needs", entry.fix) from error
     return loaded
 
 

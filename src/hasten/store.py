@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import msgspec
+import psutil
 
 from hasten.artifact import Artifact, Json, Step, hash_files
 from hasten.errors import StoreError
@@ -119,11 +121,18 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Give an empty folder that is gone afterwards, unless ``put`` has moved it."""
+        """Give an empty folder that is gone afterwards, unless ``put`` has moved it.
+
+        What a process left that was killed in the middle goes when the next one asks.
+        """
         parent = self.root / "tmp"
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=parent))
+            for left in parent.iterdir():
+                owner = left.name.partition("-")[0]
+                if not (owner.isdigit() and psutil.pid_exists(int(owner))):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
         try:
             yield folder
         finally:
@@ -168,15 +177,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with fresh.open("xb") as file:  # as the user's umask says; a temporary file would be the owner's alone
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            fresh.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             raise
 
 

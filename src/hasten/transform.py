@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import ClassVar, Protocol, runtime_checkable
 import msgspec
 
 from hasten.artifact import Artifact, Step
-from hasten.errors import BuildFailed, HastenError, Unsupported
-from hasten.host import versions
+from hasten.errors import BuildFailed, HastenError, StoreError, Unsupported
+from hasten.host import this_host, versions
 from hasten.isolation import Progress
 from hasten.samples import Samples
 from hasten.settings import values_of
 from hasten.store import Store, writing
+
+
+NO_ROOM_BYTES = 1 << 16
+"""A disk with less is full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifa
     if reason := step.why_not(source):
         raise Unsupported(step.name, reason)
     key = step_key(step, source, ctx)
-    if (found := store.cached(key)) is not None:
+    found = store.cached(key)
+    if found is not None and found.host in (None, this_host().binding):
         return found
     with store.scratch() as folder:
         start = time.perf_counter()
@@ -105,14 +111,28 @@ def _apply(step: Pass, source: Artifact, ctx: Context) -> Artifact:
         raise Unsupported(step.name, "it needs calibration samples; give some with --data")
     try:
         return step.apply(source, ctx)
+    except StoreError as error:
+        raise BuildFailed(step.name, str(error)) from error  # what a runtime refuses is no fault of the disk
     except HastenError:
+        _check_room(ctx.folder)
         raise
     except Exception as error:
+        _check_room(ctx.folder)
         if isinstance(error, OSError) and _in_writing(error, ctx.folder):
             with writing(ctx.folder):
                 raise
         reason = " ".join(str(error).split())[:500]
         raise BuildFailed(step.name, f"{type(error).__name__}: {reason}") from error
+
+
+def _check_room(folder: Path) -> None:
+    """Say that the disk is full, where that is why a runtime could not write: few of them tell.
+
+    Raises:
+        StoreError: there is less than ``NO_ROOM_BYTES`` left.
+    """
+    if shutil.disk_usage(folder).free < NO_ROOM_BYTES:
+        raise StoreError(f"the disk is full while writing {folder}; free some space, nothing was changed")
 
 
 def _in_writing(error: OSError, folder: Path) -> bool:

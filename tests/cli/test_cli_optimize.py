@@ -42,3 +42,16 @@ def test_the_same_command_again_gives_the_same_answer_at_once(
     said = capsys.readouterr()
     assert "[sweep]" not in said.err
     assert "Deployment  " in said.out
+
+
+def test_the_digest_that_import_printed_stands_for_the_model(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = words[words.index("--home") + 1]
+    assert run(["import", words[1], "--home", home]) == 0
+    digest = capsys.readouterr().out.split()[0]
+    assert run([words[0], digest, *words[2:], "--max-size", "10B", "--json"]) == 3
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["source"].startswith(digest)
+    assert document["source_name"] == "model.onnx"

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hasten.cli.progress import Display, showing
+from hasten.cli.progress import Display, left_text, showing
 from hasten.plan import Part, Plan
 from hasten.search.events import Event
 from hasten.search.result import Trial
@@ -37,7 +37,7 @@ def test_where_nobody_watches_stages_trials_and_notes_are_lines() -> None:
         listener(event("stage", "engines", left_s=100.0))
         listener(event("progress", "block 3", share=0.3))
         listener(event("trial-end", "onnxruntime: failed", trial=TRIAL))
-    assert screen.text.splitlines() == ["[sweep] engines (1 min 40 s left)", "[sweep] onnxruntime: failed"]
+    assert screen.text.splitlines() == ["[sweep] engines (about 2 min left)", "[sweep] onnxruntime: failed"]
 
 
 def test_the_display_says_what_runs_what_was_tried_and_how_long_is_left() -> None:
@@ -56,3 +56,17 @@ def test_a_new_trial_forgets_the_step_of_the_one_before() -> None:
     display.take(event("progress", "block 3", share=0.3))
     display.take(event("trial-start", "openvino"))
     assert (display.step, display.share, display.doing) == ("", None, "openvino")
+
+
+def test_the_time_left_is_the_most_with_a_budget_and_a_guess_without_one() -> None:
+    assert left_text(131.0, budget_s=300.0) == "at most 2 min 11 s left"
+    assert left_text(131.0, budget_s=None) == "about 2 min left"
+    assert left_text(0.0, budget_s=300.0) == "finishing"
+    assert left_text(0.0, budget_s=None) == "longer than guessed"
+
+
+def test_a_log_of_a_search_with_a_budget_says_at_most() -> None:
+    screen = Screen(terminal=False)
+    with showing("a model", budget_s=300.0, console=screen.console) as listener:
+        listener(event("stage", "engines", left_s=100.0))
+    assert screen.text == "[sweep] engines (at most 1 min 40 s left)\n"

@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from hasten.cli.app import run
+from hasten.cli.models import is_digest
 from hasten.testing.models import convnet, encoder, mlp, write
 
 
@@ -149,3 +150,45 @@ def test_the_python_of_optimize_names_every_option_that_was_given(
         "color='gray'",
     ):
         assert piece in lines
+
+
+def test_the_python_of_optimize_takes_a_digest_out_of_the_store(
+    model: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = document(["import", str(model), "--home", str(home)], capsys)["digest"][:16]
+    assert run(["optimize", digest, "--data", "v.npz", "--home", str(home), "--show-python"]) == 0
+    assert f"hasten.Store(Path({str(home)!r})).get({digest!r})," in capsys.readouterr().out
+
+
+def test_optimize_says_of_a_digest_that_is_not_there_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["optimize", "00000000", "--data", "v.npz", "--home", str(home)]) == 1
+    said = capsys.readouterr().err
+    assert "begin with '00000000'" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["import", "optimize"])
+def test_weights_for_a_model_that_is_in_the_store_are_refused(
+    verb: str, model: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = document(["import", str(model), "--home", str(home)], capsys)["digest"]
+    more = ["--data", "v.npz"] if verb == "optimize" else []
+    assert run([verb, digest, *more, "--state", "net.safetensors", "--home", str(home)]) == 1
+    assert "--state is for module.py:factory" in capsys.readouterr().err
+
+
+def test_a_word_that_is_both_a_file_and_a_digest_is_the_file(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_digest("abcdef12")
+    (tmp_path / "abcdef12").write_bytes(b"")
+    assert not is_digest("abcdef12")
+
+
+def test_measure_says_what_its_memory_column_means(model: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--engine", "onnxruntime:threads=1", "--budget", "1s", "--home", str(home)]
+    assert run(["measure", str(model), *words]) == 0
+    assert "over the bare process of its engine" in " ".join(capsys.readouterr().out.split())

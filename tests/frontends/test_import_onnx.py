@@ -7,7 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten import registry
 from hasten.errors import BadInput, SignatureMismatch, Untrusted
 from hasten.frontends import import_model
+from hasten.frontends import onnx as onnx_frontend
 from hasten.frontends.onnx import name_dims, opset_of
+from hasten.graph import model as graph_model
 from hasten.graph.model import Graph, read_model
 from hasten.samples import Samples
 from hasten.samples.preprocess import Preprocess
@@ -278,3 +280,63 @@ def test_a_refused_model_leaves_nothing_behind(store, tmp_path) -> None:
 
 def test_the_onnx_frontend_needs_nothing_but_the_base_install() -> None:
     assert not registry.entries("frontend")["onnx"].needs
+
+
+# --- models too large for one protobuf
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch) -> None:
+    """Let the way of models beyond 1 GiB begin at 100 bytes, and weights from 8 elements on count as large."""
+    monkeypatch.setattr(onnx_frontend, "EXTERNAL_FROM_BYTES", 100)
+    monkeypatch.setattr(graph_model, "EXTERNAL_FROM_BYTES", 100)
+    monkeypatch.setattr(onnx_frontend, "SHAPE_DATA_LENGTH", 8)
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_a_large_model_is_imported_with_the_same_shapes_as_a_small_one(
+    store, tmp_path, name, everything_is_large, monkeypatch
+) -> None:
+    path = write(models.MODELS[name](), tmp_path / "net.onnx")
+    large = import_model(path, store)
+    assert "model.onnx.data" in [file.name for file in large.entry.parent.iterdir()]
+    found = Graph(read_model(large)).specs
+    monkeypatch.undo()
+    small_one = import_model(path, store)
+    assert large.signature == small_one.signature
+    assert found == Graph(read_model(small_one)).specs
+
+
+@pytest.mark.parametrize(
+    ("node", "word"),
+    [
+        (helper.make_node("MatMul", ["x", "w"], ["y"], name="mm"), "mm|MatMul|dimension"),
+        (helper.make_node("Relu", ["nowhere"], ["y"]), "nowhere"),
+        (helper.make_node("Relu", ["x"], ["y"], nonsense=1), "nonsense"),
+    ],
+)
+def test_a_large_invalid_graph_is_refused_too(store, tmp_path, node, word, everything_is_large) -> None:
+    model = small([node], weights=[weight("w", 7, 7)])
+    with pytest.raises(BadInput, match=word) as caught:
+        import_model(write(model, tmp_path / "m.onnx"), store)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_weight_whose_bytes_do_not_fit_its_shape_is_refused(store, tmp_path, everything_is_large) -> None:
+    model = small([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=[weight("w", 3, 3)])
+    model.graph.initializer[0].raw_data += b"\0" * 400
+    with pytest.raises(BadInput, match=r"'w' has 436 bytes, its shape \[3, 3\] wants 36"):
+        import_model(write(model, tmp_path / "m.onnx"), store)
+
+
+def test_two_large_weights_of_one_name_are_refused(store, tmp_path, everything_is_large) -> None:
+    model = small([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=[weight("w", 3, 3), weight("w", 3, 3)])
+    with pytest.raises(BadInput, match="'w'|two weights"):
+        import_model(write(model, tmp_path / "m.onnx"), store)
+
+
+def test_an_old_model_beyond_two_gibibytes_says_that_it_cannot_be_converted(store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_frontend, "weight_bytes", lambda model: 3 * 2**30)
+    model = small([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=[weight("w", 3, 3)], opset=11)
+    with pytest.raises(BadInput, match=r"opset 11 and 2 GiB.*newer opset"):
+        import_model(write(model, tmp_path / "m.onnx"), store)

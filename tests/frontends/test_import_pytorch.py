@@ -1,6 +1,9 @@
+import io
+import re
 import sys
 import zipfile
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -312,8 +315,6 @@ def rewritten(path, changes: dict):
 
 
 def pickled() -> bytes:
-    import io
-
     file = io.BytesIO()
     torch.save((Planted(),), file)
     return file.getvalue()
@@ -366,4 +367,107 @@ def test_a_damaged_archive_is_one_clear_error(store, tmp_path, damage) -> None:
     path = saved(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInput, match=r"net\.pt2"):
+        import_model(path, store)
+
+
+def calling(target: str, *inputs: dict):
+    """Let the graph's relu be another call with other arguments."""
+
+    def change(data: bytes) -> bytes:
+        program = msgspec.json.decode(data)
+        node = next(
+            node
+            for node in program["graph_module"]["graph"]["nodes"]
+            if node["target"] == "torch.ops.aten.relu.default"
+        )
+        node["target"] = target
+        if inputs:
+            node["inputs"] = [*inputs]
+        return msgspec.json.encode(program)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.save.default",
+        "torch.ops.aten._print.default",
+        "torch.ops.aten.set_.source_Tensor",
+        "torch.ops.aten.resize_.default",
+        "torch.ops.aten._sparse_coo_tensor_unsafe.default",
+        "torch.ops.aten.__class__",
+        "torch.ops.aten.relu.__class__",
+        "torch.ops.higher_order.call_torchbind",
+        "torch.ops.higher_order.triton_kernel_wrapper_mutation",
+        "torch.ops.higher_order.print",
+        "torch.ops.higher_order.cond.py_impl",
+        "_operator.attrgetter",
+        "_operator.methodcaller",
+        "_operator.call",
+        "math.factorial",
+        "torch._C._jit_set_profiling_mode",
+    ],
+)
+def test_a_program_that_calls_more_than_tensor_arithmetic_is_refused(store, tmp_path, target) -> None:
+    path = rewritten(saved(tmp_path), {MODEL: calling(target)})
+    with pytest.raises(BadInput, match=re.escape(target)):
+        import_model(path, store)
+
+
+def test_a_program_that_would_make_a_file_is_refused_and_makes_none(store, tmp_path) -> None:
+    wanted = tmp_path / "planted.bin"
+    arguments = (
+        {"name": "filename", "arg": {"as_string": str(wanted)}, "kind": 1},
+        {"name": "shared", "arg": {"as_bool": True}, "kind": 1},
+        {"name": "size", "arg": {"as_int": 4096}, "kind": 1},
+    )
+    path = rewritten(saved(tmp_path), {MODEL: calling("torch.ops.aten.from_file.default", *arguments)})
+    with pytest.raises(BadInput, match="does more than compute tensors"):
+        import_model(path, store)
+    assert not wanted.exists()
+
+
+def test_a_text_or_an_operator_where_none_belongs_is_refused(store, tmp_path) -> None:
+    relu = "torch.ops.aten.relu.default"
+    text = {"name": "self", "arg": {"as_string": "/etc/passwd"}, "kind": 1}
+    with pytest.raises(BadInput, match="with the text '/etc/passwd'"):
+        import_model(rewritten(saved(tmp_path), {MODEL: calling(relu, text)}), store)
+    called = {"name": "self", "arg": {"as_operator": "torch.hub.load"}, "kind": 1}
+    with pytest.raises(BadInput, match=r"calls 'torch\.hub\.load'"):
+        import_model(rewritten(saved(tmp_path), {MODEL: calling(relu, called)}), store)
+
+
+def test_operators_that_take_a_text_and_control_flow_pass_the_screening(store, tmp_path) -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                scale = torch.div(x.amax(), 3, rounding_mode="floor")
+            y = torch.nn.functional.gelu(torch.einsum("nchw->nhwc", x), approximate="tanh") + scale
+            return torch.cond(x.sum() > 0, lambda t: t * 2, lambda t: t - 1, (y,))
+
+    assert import_model(saved(tmp_path, Net()), store).lineage[0].settings["checked"] is True
+
+
+def test_a_record_that_grows_in_reading_is_refused_before_it_is_read(store, tmp_path) -> None:
+    path = saved(tmp_path)
+    target = tmp_path / "bomb.pt2"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + (b" " * 2**24 if name.endswith("model.json") else b""))
+    with pytest.raises(BadInput, match="compressed"):
+        import_model(target, store)
+
+
+def test_a_pickle_that_grows_in_reading_is_refused_too(store, tmp_path) -> None:
+    def packed(data: bytes) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        return file.getvalue()
+
+    path = rewritten(saved(tmp_path), {"data/sample_inputs/model.pt": packed})
+    with pytest.raises(BadInput, match="compressed"):
         import_model(path, store)

@@ -230,3 +230,30 @@ def test_scores_masked_with_infinity_in_both_are_alike() -> None:
 def test_outputs_of_another_shape_are_not_judged() -> None:
     with pytest.raises(Untrusted, match=r"shape \[8, 3\].*\[8, 4\]"):
         quality(METRICS["agreement"], reference={"y": np.zeros((8, 4))}, candidate={"y": np.zeros((8, 3))})
+
+
+@pytest.mark.parametrize("name", ["agreement", "accuracy"])
+def test_flips_and_the_worst_class_of_tokens_are_read_on_the_last_axis(name: str) -> None:
+    labels = np.tile(np.arange(4), (50, 2))  # [n, token]: more tokens than classes
+    after = labels.copy()
+    after[:10, 2] = 0  # one of two tokens of class 2, in a fifth of the samples
+    q = quality(
+        METRICS[name],
+        reference={"y": one_hot(labels)},
+        candidate={"y": one_hot(after)},
+        labels=labels,
+        classes=("ant", "bee", "cat", "dog"),
+    )
+    assert q.value == pytest.approx(1 - 10 / labels.size)
+    assert q.flip_rate == pytest.approx(10 / labels.size)
+    assert q.worst_class == ("cat", pytest.approx(0.1))
+
+
+def test_flips_of_a_segmentation_are_read_on_axis_one() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (20, 4, 4))
+    after = labels.copy()
+    after[:, 0, 0] = (after[:, 0, 0] + 1) % 4
+    maps, other = (np.moveaxis(one_hot(ids), -1, 1) for ids in (labels, after))
+    for name in ("agreement", "accuracy"):
+        q = quality(METRICS[name], reference={"y": maps}, candidate={"y": other}, labels=labels)
+        assert q.flip_rate == pytest.approx(1 / 16)

@@ -213,6 +213,7 @@ def make_result(run: Path, *, word: Word = "MEETS", extra: int = 0, note: str | 
             more_samples=900 if word == "UNPROVEN" else None,
         ),
         twin=Ratio(value=1.001, low=0.996, high=1.006, n=41, settled=True),
+        fallen={},
         splits={"calibrate": 250, "search": 250, "certify": 500},
         deployment=run / "deployment.toml",
         seconds=104.0,

@@ -83,3 +83,11 @@ def test_the_interval_always_holds_the_median_that_it_stands_beside() -> None:
 def test_a_twin_that_does_not_cover_1_says_so() -> None:
     assert "does not cover 1" in fmt.twin(Estimate(value=0.97, low=0.94, high=0.998, n=20))
     assert "as it should" in fmt.twin(Estimate(value=0.99, low=0.94, high=1.001, n=20))
+
+
+@pytest.mark.parametrize(
+    ("s", "text"),
+    [(0.4, "5 s"), (42, "40 s"), (57, "55 s"), (58, "1 min"), (131, "2 min"), (3570, "1 h"), (4300, "1 h 10 min")],
+)
+def test_a_wait_that_is_guessed_is_written_no_finer_than_it_is_known(s: float, text: str) -> None:
+    assert fmt.roughly(s) == text

@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from synthetic_result import SIGNATURE, make_result
 
 from hasten.artifact import Artifact, Step
+from hasten.report import format as fmt
 from hasten.report.html import render_html, write_html
+from hasten.search.journal import Journal
+from hasten.search.result import Result
 
 
 class Page(HTMLParser):
@@ -128,3 +132,59 @@ def test_writing_the_page_replaces_the_old_one(tmp_path: Path) -> None:
     path.write_text("old")
     assert write_html(make_result(tmp_path), path) == path
     assert path.read_text().startswith("<!DOCTYPE html>")
+
+
+def with_finalist(result: Result, **changes: object) -> Result:
+    """Change the measurement of the chosen plan's certificate."""
+    first, *others = result.certificates
+    measurement = replace(first.measurement, **changes)  # type: ignore[arg-type]
+    return replace(result, certificates=(replace(first, measurement=measurement), *others))
+
+
+def test_finalists_show_how_long_they_load_and_their_first_run_takes(page: Page) -> None:
+    assert "30.0 ms first run 3.28 ms" in page.shown
+    assert "taken 2026-03-01T12:00:00Z" in page.shown
+    assert "over the bare process of its engine" in page.shown
+
+
+def test_the_second_limit_stands_beside_the_first(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    bound = result.certificates[0].measurement.bound
+    assert bound
+    assert bound.winograd_ns
+    shown = Page(render_html(result)).shown
+    assert "with Winograd" in shown
+    assert fmt.duration(bound.winograd_ns) in shown
+    without = replace(bound, winograd_ns=None)
+    plain = replace(result, certificates=with_finalist(result, bound=without).certificates[:1])
+    assert "Winograd" not in Page(render_html(plain)).shown
+
+
+def test_what_is_doubtful_about_a_finalist_is_said(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    before = Page(render_html(result)).shown
+    measurement = result.certificates[0].measurement
+    assert measurement.bound
+    doubtful = with_finalist(
+        result,
+        latency=replace(measurement.latency, settled=False),
+        bound=replace(measurement.bound, profile_scale=0.91, unpriced=("NonZero",)),
+    )
+    after = Page(render_html(doubtful)).shown
+    for text in ("never settled while warming up", "no arithmetic for NonZero", "scaled to 91 %"):
+        assert text not in before
+        assert text in after
+
+
+def test_the_journals_notes_are_on_the_page_where_there_is_a_journal(tmp_path: Path) -> None:
+    assert "What the search noted" not in Page(render_html(make_result(tmp_path))).shown
+    journal = Journal.open(tmp_path / "journal.sqlite")
+    journal.note("skipped fold > onnxruntime: its bound is <b>above</b> the best")
+    shown = Page(render_html(make_result(tmp_path))).shown
+    assert "What the search noted while it ran (1)" in shown
+    assert "skipped fold > onnxruntime: its bound is <b>above</b> the best" in shown
+
+
+def test_a_journal_that_cannot_be_read_is_said_and_does_not_lose_the_page(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite").write_bytes(b"this is no database, and it is long enough to be looked at" * 4)
+    assert "file is not a database" in Page(render_html(make_result(tmp_path))).shown

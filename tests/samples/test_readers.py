@@ -1,5 +1,8 @@
 import io
 import textwrap
+import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 
 import arro3.core
@@ -233,7 +236,7 @@ def test_an_unknown_name_offers_the_nearest(tmp_path, options, nearest) -> None:
 
 def test_an_open_choice_between_columns_is_an_error_that_says_how_to_choose(tmp_path) -> None:
     path = parquet(tmp_path / "t.parquet", p=lists(np.zeros((2, 2), np.float32)), q=lists(np.zeros((2, 2), np.float32)))
-    with pytest.raises(BadInput, match="--input x=COLUMN"):
+    with pytest.raises(BadInput, match="--inputs x=COLUMN"):
         read_samples(path, FEATURES)
 
 
@@ -330,6 +333,92 @@ def test_declared_preprocessing_applies_to_arrays_of_pixels(tmp_path) -> None:
     read = read_samples(tmp_path / "t.npz", signature, preprocess=Preprocess(color="gray"))
     np.testing.assert_allclose(read.samples.inputs["x"][:, 0], pixels / 255, rtol=1e-6)
     np.testing.assert_array_equal(read_samples(tmp_path / "t.npz", signature).samples.inputs["x"][:, 0], pixels)
+
+
+def crafted(
+    path: Path, header: str, data: bytes = b"", *, claimed: int | None = None, method=zipfile.ZIP_STORED
+) -> Path:
+    """An archive of one array in version 2 of NumPy's format, with this header and whatever length it claims."""
+    text = header.encode()
+    length = (len(text) if claimed is None else claimed).to_bytes(4, "little")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + length + text + data)
+    return path
+
+
+def shaped(shape: str, descr: str = "'<f8'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+def test_a_crafted_array_within_bounds_is_read(tmp_path) -> None:
+    path = crafted(tmp_path / "t.npz", shaped("(3, 2)"), np.arange(6.0).tobytes(), method=zipfile.ZIP_DEFLATED)
+    assert read_samples(path, FEATURES).samples.inputs["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        (shaped("(-1, 2)"), "negative length"),
+        (shaped("(3, -2)"), "negative length"),
+        (shaped(f"({10**30}, 0)"), "hold nothing"),
+        (shaped(f"({2**62}, 2)"), "--limit"),
+        (shaped("(3, 2)", "('<f8', (1000000,))"), "structures"),
+        (shaped("(3, 2"), "damaged header"),
+        (shaped("(3, [2])"), "damaged header"),
+        ("{[]: 1}", "damaged header"),
+        ("-" * 9_000 + "1", "damaged header"),
+        ("(" * 9_000, "damaged header"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_its_array_is_read(tmp_path, header, word) -> None:
+    path = crafted(tmp_path / "t.npz", header, bytes(2**20), method=zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match=word) as caught:
+            read_samples(path, FEATURES, memory_bytes=2**30)
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_of_four_gibibytes_is_refused_unread(tmp_path) -> None:
+    path = crafted(tmp_path / "t.npz", shaped("(3, 2)"), bytes(2**24), claimed=2**32 - 1, method=zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match=r"claims a header of 4,294,967,295 bytes"):
+            read_samples(path, FEATURES)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_compression_that_numpy_does_not_write_is_refused(tmp_path, method) -> None:
+    path = crafted(tmp_path / "t.npz", shaped("(3, 2)"), np.arange(6.0).tobytes(), method=method)
+    with pytest.raises(BadInput, match=rf"compressed by method {method}.*savez_compressed"):
+        read_samples(path, FEATURES)
+
+
+@pytest.mark.parametrize(("offset", "value", "word"), [(0, 1, "encrypted"), (2, 99, "method 99"), (0, 0x20, "patched")])
+def test_a_zip_feature_that_cannot_be_read_is_one_clear_error(tmp_path, offset, value, word) -> None:
+    path = crafted(tmp_path / "t.npz", shaped("(3, 2)"), np.arange(6.0).tobytes())
+    data = bytearray(path.read_bytes())
+    for start, field in ((data.index(b"PK\x03\x04"), 6), (data.index(b"PK\x01\x02"), 8)):
+        data[start + field + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=word):
+        read_samples(path, FEATURES)
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path) -> None:
+    path = crafted(tmp_path / "t.npz", shaped("(3, 2)"), np.arange(6.0).tobytes())
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read("x.npy")
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x.npy", data)
+    with pytest.raises(BadInput, match=r"two arrays called 'x\.npy'"):
+        read_samples(path, FEATURES)
 
 
 # --- CSV

@@ -48,3 +48,43 @@ def test_samples_that_do_not_fit_say_which_axis() -> None:
     signature = Signature((TensorSpec("x", "float32", ("n", 3)),), ())
     with pytest.raises(SignatureMismatch, match=r"length 3 on axis 1.*got 2"):
         Samples({"x": np.zeros((4, 2), np.float32)}).check(signature)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"inputs": [["x", "float32"]]}',
+        '{"inputs": [["x"]], "labels": false, "classes": null, "digest": "0"}',
+        '{"inputs": 3, "labels": false, "classes": null, "digest": "0"}',
+        '{"inputs": [], "labels": false, "classes": null, "digest": "0"}',
+        '{"inputs": [["x", "float32"]], "labels": true, "classes": null, "digest": "0"}',
+        '{"inputs": [["x", "float32"]], "labels": false, "classes": 7, "digest": "0"}',
+    ],
+)
+def test_a_damaged_index_is_no_samples(tmp_path, text) -> None:
+    Samples({"x": np.zeros((4, 2), np.float32)}).save(tmp_path)
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(StoreError, match="no readable samples"):
+        Samples.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"\x93NUMPY\x01\x00\x04\x00(((\n",
+        b"\x93NUMPY\x01\x00\x3c\x00{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9), }\n",
+        b"\x93NUMPY\x01\x00\x3d\x00{'descr': '<f4', 'fortran_order': False, 'shape': (-9, 9), }\n",
+        b"nonsense",
+    ],
+)
+def test_a_damaged_array_is_no_samples(tmp_path, data) -> None:
+    Samples({"x": np.zeros((4, 2), np.float32)}).save(tmp_path)
+    (tmp_path / "input0.npy").write_bytes(data)
+    with pytest.raises(StoreError, match="no readable samples"):
+        Samples.load(tmp_path)

@@ -186,6 +186,25 @@ def test_a_budget_ends_the_trials_and_leaves_time_for_the_finals(convnet) -> Non
     assert result.chosen == result.original
 
 
+def test_with_a_larger_budget_it_goes_on_where_a_smaller_one_ended(convnet) -> None:
+    store, source, samples = convnet
+    ask = {"engines": ["onnxruntime"], "threads": [1], "home": store.root}
+    cut = optimize(source, samples, Goal(), effort=replace(QUICK, budget_s=0.5), **ask)
+    whole = optimize(source, samples, Goal(), effort=QUICK, **ask)
+    assert len(whole.trials) > len(cut.trials)
+    assert whole.trials[: len(cut.trials)] == cut.trials
+    assert whole.run == cut.run
+
+
+def test_a_fresh_search_lays_the_old_one_aside(convnet) -> None:
+    store, source, samples = convnet
+    ask = {"engines": ["onnxruntime"], "threads": [1], "effort": replace(QUICK, budget_s=0.5), "home": store.root}
+    first = optimize(source, samples, Goal(), **ask)
+    second = optimize(source, samples, Goal(), fresh=True, **ask)
+    assert second.trials != first.trials
+    assert (first.run.with_name(f"{first.run.name}-1") / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [

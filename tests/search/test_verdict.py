@@ -37,6 +37,50 @@ def test_a_proven_plan_that_is_as_fast_is_preferred_to_an_unproven_one() -> None
     assert (chosen.plan, verdict.word) == ("proven", "MEETS")
 
 
+def test_a_proven_win_is_taken_before_a_faster_plan_that_is_open() -> None:
+    open_, proven = certificate("open", 4.0, judged(0.005, half=0.02)), certificate("proven", 2.0, judged(0.0))
+    pairs = [("open", "proven"), ("open", "original"), ("proven", "original")]
+    chosen, verdict = decide(open_, proven, ORIGINAL, faster=pairs)
+    assert (chosen.plan, verdict.word) == ("proven", "MEETS")
+
+
+def test_a_faster_plan_over_the_size_limit_is_no_regression() -> None:
+    large = certificate("large", 3.0, judged(0.0))
+    small = replace(ORIGINAL.measurement, resources=replace(ORIGINAL.measurement.resources, file_bytes=10))
+    chosen, verdict = decide(
+        large,
+        replace(ORIGINAL, measurement=small),
+        goal=replace(GOAL, max_file_bytes=100),
+        faster=[("large", "original")],
+    )
+    assert (chosen.plan, verdict.word) == ("original", "MEETS")
+
+
+def test_a_few_misses_in_few_runs_prove_nothing_about_p99_either_way() -> None:
+    few = certificate("fast", 2.0, judged(0.0), runs=130, misses=2)
+    original = replace(ORIGINAL, measurement=certificate("o", 1.0, runs=130, misses=2).measurement)
+    _, verdict = decide(few, original, goal=replace(GOAL, p99_ns=50e6), faster=[("fast", "original")])
+    assert verdict.word == "INCONCLUSIVE"
+
+
+def test_a_throughput_inside_the_interval_is_inconclusive() -> None:
+    item = certificate("fast", 1.0, judged(0.0))
+    spread = replace(item.measurement.latency, slices_ns=tuple(float(9_000_000 + 200_000 * i) for i in range(10)))
+    noisy = replace(item.measurement, latency=spread)
+    _, verdict = decide(
+        replace(item, measurement=noisy), replace(ORIGINAL, measurement=noisy), goal=Goal(min_throughput=101)
+    )
+    assert verdict.word == "INCONCLUSIVE"
+
+
+def test_a_plan_that_alone_meets_the_goal_need_not_be_faster_beyond_doubt() -> None:
+    alone = replace(certificate("alone", 1.0, judged(0.0)), over_original=ratio(1.0, 0.2))
+    late = replace(ORIGINAL, measurement=certificate("o", 1.0, runs=1000, misses=900).measurement)
+    early = replace(alone, measurement=certificate("a", 1.0, runs=1000, misses=0).measurement)
+    chosen, verdict = decide(early, late, goal=replace(GOAL, p99_ns=50e6))
+    assert (chosen.plan, verdict.word) == ("alone", "MEETS")
+
+
 def test_what_fails_on_the_certify_split_is_a_regression_and_the_untouched_model_stays() -> None:
     bad = certificate("bad", 3.0, judged(0.08, half=0.01))
     chosen, verdict = decide(bad, ORIGINAL, faster=[("bad", "original")])

@@ -19,6 +19,7 @@ def import_(model: str, /, *, state: Path | None = None, common: Common = COMMON
 
         hasten import model.onnx
         hasten import net.py:make --state net.safetensors
+        hasten optimize 3f2a91c04d7be815 --data val.parquet
 
     Args:
         model: An ONNX file, an exported program (.pt2), or module.py:factory.

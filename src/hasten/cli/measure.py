@@ -29,7 +29,15 @@ from hasten.measure.worker import IsolatedSession, cpus_for, open_isolated
 from hasten.measurement import Bound, Conditions, Latency, Ratio, Resources
 from hasten.plan import Inputs, Part, Plan, run_plan_isolated
 from hasten.report import format as fmt
-from hasten.report.tables import blocks, over_interval
+from hasten.report.blocks import Blocks, over_interval
+from hasten.report.remarks import (
+    MEMORY,
+    grouped,
+    limit_remarks,
+    profile_remarks,
+    timing_remarks,
+    winograd_remarks,
+)
 from hasten.samples import Samples
 from hasten.store import Store
 
@@ -186,11 +194,20 @@ def _figures(session: IsolatedSession, result: Comparison, threads: int, home: P
 
 
 def figures_table(found: Figures) -> RenderableType:
-    """Draw the engines, each with its numbers under its name."""
+    """Draw the engines, each with its numbers under its name, and under them what numbers alone do not say."""
     names = ("latency", "p99", "over the\nfirst", "of\nlimit", "load", "first\nrun", "file", "memory")
     rows = [(Text(item.engine, style="bold"), _cells(item)) for item in found.measured]
     failed = [Text.assemble((name, "bold"), (f"\n{reason}", "red")) for name, reason in found.failures.items()]
-    return Group(blocks(names, rows), *failed)
+    return Group(Blocks(names, rows), *failed, *(Text(line, style="dim") for line in remark_lines(found)))
+
+
+def remark_lines(found: Figures) -> list[str]:
+    """Give what must be known of the figures: warm-ups that never settled, the second limit, what was scaled."""
+    said = []
+    for item in found.measured:
+        of_limit = [*winograd_remarks(item.bound), *limit_remarks(item.bound), *profile_remarks(item.bound)]
+        said.append((item.engine, [*timing_remarks(item.latency), *of_limit]))
+    return grouped(said)
 
 
 def _cells(item: Measured) -> tuple[str, ...]:
@@ -227,7 +244,7 @@ def conditions_line(conditions: Conditions, *, real: bool) -> Verbatim:
     source = "the samples given" if real else "random samples"
     return Verbatim(
         f"\nBatch {conditions.batch}, {source}; {conditions.host.cpu}, load {load.load_average:.2f}{steal}. "
-        "Square brackets are 95 % intervals."
+        f"Square brackets are 95 % intervals. {MEMORY}"
     )
 
 

@@ -69,11 +69,34 @@ def find_model(model: str, store: Store, *, state: Path | None = None) -> Artifa
     """Give the artifact of a model file, of ``module.py:factory``, or of a digest in the store.
 
     Raises:
-        BadInput: there is no such file, or it is no model. StoreError: no such digest.
+        BadInput: there is no such file, or it is no model; or weights are given for a digest. StoreError: no such
+            digest.
     """
-    if DIGEST.fullmatch(model) and not Path(model).exists():
-        return store.get(model)
-    return import_model(model, store, state=state)
+    return find_stored(model, store, state=state) or import_model(model, store, state=state)
+
+
+def find_stored(model: str, store: Store, *, state: Path | None = None) -> Artifact | None:
+    """Give the artifact that a digest stands for; None where the word is no digest, or a file has that name.
+
+    Raises:
+        BadInput: weights are given for a digest. StoreError: no such digest, or several that begin so.
+    """
+    if not is_digest(model):
+        return None
+    if state is not None:
+        raise BadInput(f"{model} is a model in the store, which has its weights; --state is for module.py:factory")
+    return store.get(model)
+
+
+def is_digest(model: str) -> bool:
+    """Say whether a word stands for a model in the store: it reads as a digest, and no file has that name."""
+    return DIGEST.fullmatch(model) is not None and not Path(model).exists()
+
+
+def name_of(artifact: Artifact) -> str:
+    """Give the name of what an artifact was imported from; its digest's beginning where nobody knows."""
+    first = artifact.lineage[0].settings.get("source") if artifact.lineage else None
+    return str(first) if first else artifact.digest[:16]
 
 
 def stand_in_samples(artifact: Artifact, *, rows: int, seed: int = 0) -> Samples:
@@ -102,7 +125,7 @@ def stand_in_samples(artifact: Artifact, *, rows: int, seed: int = 0) -> Samples
 def import_lines(model: str, common_home: Path, state: Path | None) -> list[str]:
     """Write the Python lines that open the store and find the model."""
     lines = ["from pathlib import Path", "import hasten", "", f"store = hasten.Store(Path({str(common_home)!r}))"]
-    if DIGEST.fullmatch(model) and not Path(model).exists():
+    if is_digest(model):
         return [*lines, f"model = store.get({model!r})"]
     more = f", state=Path({str(state)!r})" if state else ""
     return [*lines, f"model = hasten.import_model({model!r}, store{more})"]

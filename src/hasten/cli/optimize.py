@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from hasten.cli import units
 from hasten.cli.answer import COMMON, GOAL_NOT_MET, Answer, Common, Verbatim, python_answer
-from hasten.cli.models import DATA, DataOptions
+from hasten.cli.models import DATA, DataOptions, find_stored, is_digest, name_of
 from hasten.cli.progress import showing
 from hasten.report.html import write_html
 from hasten.report.tables import result_table
@@ -119,7 +119,7 @@ def optimize(
         hasten optimize model.onnx --data val.npz --engines onnxruntime --threads 1,2 --json
 
     Args:
-        model: An ONNX file, an exported program (.pt2), or module.py:factory.
+        model: An ONNX file, an exported program (.pt2), module.py:factory, or a digest in the store.
         data: Samples: Parquet, NPZ, CSV, a folder of images by class, a datasets folder, or module.py:function.
         goal: What to reach.
         samples: How samples are read.
@@ -128,10 +128,12 @@ def optimize(
     """
     if common.show_python:
         return python_answer(*_python(model, data, goal.goal, samples, search_options, common))
-    options = search_options
-    with showing(f"{Path(model).name} with {Path(data).name}", budget_s=options.budget) as listener:
+    options, store = search_options, Store(common.home)
+    stored = find_stored(model, store, state=options.state)
+    name = name_of(stored) if stored else Path(model).name
+    with showing(f"{name} with {Path(data).name}", budget_s=options.budget) as listener:
         result = search(
-            model,
+            stored or model,
             data,
             goal.goal,
             data=Data(inputs=samples.inputs, label=samples.label, limit=samples.limit, preprocess=samples.preprocess),
@@ -144,7 +146,7 @@ def optimize(
             fresh=options.fresh,
             on_event=listener,
         )
-    return answer_of(result, write_page(result, Store(common.home)))
+    return answer_of(result, write_page(result, store))
 
 
 def write_page(result: Result, store: Store, path: Path | None = None) -> Path:
@@ -169,6 +171,7 @@ def _python(
     model: str, data: str, goal: Goal, samples: DataOptions, options: SearchOptions, common: Common
 ) -> list[str]:
     asked = ", ".join(f"{k}={v!r}" for k, v in vars(goal).items() if v != getattr(Goal(), k))
+    source = f"hasten.Store(Path({str(common.home)!r})).get({model!r})" if is_digest(model) else repr(model)
     more = {
         "data": f"hasten.Data({', '.join(told)})" if (told := samples.python()) else None,
         "engines": repr(list(options.engines)) if options.engines else None,
@@ -184,7 +187,7 @@ def _python(
         "import hasten",
         "",
         "result = hasten.optimize(",
-        f"    {model!r},",
+        f"    {source},",
         f"    {data!r},",
         f"    hasten.Goal({asked}),",
         *(f"    {name}={value}," for name, value in more.items() if value is not None),

@@ -70,7 +70,7 @@ class Display:
         text = Text(f"{fmt.seconds(now - self.start)} so far")
         if self.left_s is not None:
             left = max(0.0, self.left_s - (now - self.left_at))
-            text.append(f", at most {fmt.seconds(left)} left" if left else ", finishing")
+            text.append(f", {left_text(left, budget_s=self.budget_s)}")
         return text
 
 
@@ -79,7 +79,7 @@ def showing(title: str, *, budget_s: float | None = None, console: Console | Non
     """Show a search on standard error while the block runs. Gives the listener to feed."""
     screen = console or Console(stderr=True, highlight=False)
     if not screen.is_terminal:
-        yield lambda event: print_line(event, screen)
+        yield lambda event: print_line(event, screen, budget_s=budget_s)
         return
     display = Display(title=title, budget_s=budget_s)
 
@@ -92,11 +92,19 @@ def showing(title: str, *, budget_s: float | None = None, console: Console | Non
         yield listen
 
 
-def print_line(event: Event, screen: Console) -> None:
+def print_line(event: Event, screen: Console, *, budget_s: float | None = None) -> None:
     """Print what a log should keep: stages, finished trials, notes; not every step of progress."""
     if event.kind in ("stage", "trial-end", "note"):
-        left = f" ({fmt.seconds(event.left_s)} left)" if event.left_s is not None and event.kind == "stage" else ""
+        known = event.left_s is not None and event.kind == "stage"
+        left = f" ({left_text(event.left_s or 0.0, budget_s=budget_s)})" if known else ""
         screen.print(Text(f"[{event.stage}] {event.text}{left}"), soft_wrap=True)
+
+
+def left_text(left_s: float, *, budget_s: float | None) -> str:
+    """Write the time that is left: with a budget it is the most there can be, without one it is a guess."""
+    if budget_s is None:
+        return f"about {fmt.roughly(left_s)} left" if left_s > 0 else "longer than guessed"
+    return f"at most {fmt.seconds(left_s)} left" if left_s > 0 else "finishing"
 
 
 def best_line(best: Trial | None) -> Text:

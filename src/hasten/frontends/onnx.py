@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import version_converter
 from onnx.inliner import inline_local_functions
 
@@ -17,7 +18,7 @@ from hasten.errors import BadInput, BuildFailed, Unsupported
 from hasten.frontends.external import check_external_data, tensors_of
 from hasten.frontends.frontend import Imported, ImportRequest
 from hasten.frontends.reference import random_feed, run_reference
-from hasten.graph.model import EXTERNAL_FROM_BYTES, spec_of, write_model
+from hasten.graph.model import EXTERNAL_FROM_BYTES, SHAPE_DATA_LENGTH, spec_of, weight_bytes, write_model
 from hasten.host import this_host
 from hasten.tensors import DTYPES, Array
 
@@ -54,6 +55,7 @@ class OnnxFrontend:
         if request.state is not None or request.example is not None:
             raise BadInput("an .onnx file has its own weights and input shapes; leave out the state and the example")
         original = read_onnx(Path(request.model))
+        _check_rewritable(original)
         model = name_dims(convert_opset(inline(original)))
         artifact = write_model(model, folder)
         before = opset_of(original)
@@ -85,14 +87,67 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         spec_of(value)
         _name_dims_of(value)  # before inference, so that it knows the outputs' dimensions by these names
     del model.graph.value_info[:]  # stale inner shapes contradict the graph
-    if model.ByteSize() < EXTERNAL_FROM_BYTES:
-        try:
-            onnx.checker.check_model(model)
-            model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}") from error
-        check_types(model)
+    model = check_and_infer(model, path)
+    check_types(model)
     return name_dims(model)
+
+
+def check_and_infer(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Check a model against ONNX's definitions and give it with every shape inferred; its size does not matter.
+
+    Raises:
+        BadInput: it breaks a rule of ONNX's, or its shapes contradict each other.
+    """
+    large = weight_bytes(model) >= EXTERNAL_FROM_BYTES
+    try:
+        seen = _without_large_weights(model) if large else model
+        onnx.checker.check_model(seen)
+        inferred = onnx.shape_inference.infer_shapes(seen, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}") from error
+    except (EncodeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be checked: {_first_line(error)}") from error
+    if not large:
+        return inferred
+    del model.graph.output[:]
+    model.graph.output.extend(inferred.graph.output)
+    model.graph.value_info.extend(inferred.graph.value_info)
+    return model
+
+
+def _without_large_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with its large weights as inputs: ONNX's own code takes in a protobuf of at most 2 GiB."""
+    graph = onnx.GraphProto(
+        name=model.graph.name,
+        node=model.graph.node,
+        input=model.graph.input,
+        output=model.graph.output,
+        sparse_initializer=model.graph.sparse_initializer,
+    )
+    names = set()
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            raise BadInput(f"the model has two weights called {tensor.name!r}")
+        names.add(tensor.name)
+        if math.prod(tensor.dims) <= SHAPE_DATA_LENGTH:
+            graph.initializer.append(tensor)
+        else:
+            _check_length(tensor)
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
+    )
+
+
+def _check_length(tensor: onnx.TensorProto) -> None:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    wanted = math.prod(tensor.dims) * dtype.itemsize
+    if min(tensor.dims) < 0 or (tensor.raw_data and len(tensor.raw_data) != wanted):
+        raise BadInput(
+            f"tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes, its shape {list(tensor.dims)} wants {wanted:,}"
+        )
+    if not tensor.raw_data:
+        onnx.checker.check_tensor(tensor)
 
 
 def check_operators(model: onnx.ModelProto) -> None:
@@ -241,6 +296,17 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise BadInput(f"{path} is no ONNX model, or it is cut off: it has no graph with nodes and outputs")
     return model
+
+
+def _check_rewritable(model: onnx.ModelProto) -> None:
+    """Check that ONNX's own converter and inliner, which take in one protobuf, are not needed for a larger model."""
+    old = 0 < opset_of(model) < OLDEST_OPSET
+    if (old or model.functions) and weight_bytes(model) >= PROTOBUF_MAX_BYTES:
+        what = f"opset {opset_of(model)}" if old else "local functions"
+        raise BadInput(
+            f"the model has {what} and 2 GiB of weights or more, too much for ONNX to convert; export it again with "
+            "a newer opset and without functions"
+        )
 
 
 def _drop_initializer_inputs(model: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -17,12 +18,41 @@ import msgspec
 from hasten.artifact import Json
 from hasten.errors import BadInput
 
-TARGETS = re.compile(
-    r"(torch\.ops\.(aten|prims|higher_order|quantized_decomposed)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+)"
+OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|higher_order|quantized_decomposed)"
+    r"\.((?!__)\w+|__i?(?:and|or|xor|lshift|rshift)__)(\.(?!_)\w+)?"
 )
-"""What a node may call: operators of torch and arithmetic on shapes."""
+"""An operator of torch: its namespace, its name, and perhaps its overload."""
 
-SHAPE_TARGETS = re.compile(r"torch\.(sym_\w+|_sym_\w+)")
+OUTSIDE = re.compile(
+    r"from_file|save|load|open|_?print|warn|format|\w*_unsafe|\w*resize\w*|set_|set_data|set_storage\w*|record_stream"
+    r"|_?pin_memory|\w*_seed|seed|set_grad_enabled|_?backward|_cufft_\w*|_record_function\w*|_test_\w*|_foobar"
+)
+"""Operators that reach files, the terminal, the process's state or a tensor's storage: no network needs one."""
+
+HIGHER_ORDER = frozenset(
+    [
+        *("cond", "while_loop", "scan", "associative_scan", "map_impl", "invoke_subgraph"),
+        *("wrap_with_set_grad_enabled", "wrap_with_autocast"),
+    ]
+)
+"""Control flow that ``torch.export`` writes. The others call kernels, Python or compiled code by name."""
+
+TEXT = re.compile(
+    r"(conv[123]d|_convolution_mode|divide|div|pad|pad_sequence|gelu|gelu_backward|einsum|stft|meshgrid|index_reduce"
+    r"|scatter|scatter_reduce|segment_reduce|quantile|nanquantile|searchsorted|fft_\w+|_?linalg_\w+"
+    r"|_assert_async|_assert_scalar|_functional_assert_async|_functional_assert_scalar|_assert_tensor_metadata"
+    r"|wrap_with_autocast|invoke_subgraph)_?"
+)
+"""Operators that take a string, such as the way to round or to pad; in any other call it could name a file."""
+
+SHAPE_CALLS = re.compile(
+    r"_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_|lshift|rshift"
+    r"|getitem)"
+    r"|math\.(trunc|ceil|floor|sqrt|pow|exp|log|log2|a?(sin|cos|tan)h?)"
+    r"|torch\._?sym_\w+"
+)
+"""Arithmetic on shapes."""
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -47,6 +77,27 @@ READABLE = re.compile(
     r"|data/sample_inputs/model\.pt)"
 )
 """Every record that a plain exported program has. Compiled code, opaque objects and old formats are not among them."""
+
+
+def check_records(records: Iterable[zipfile.ZipInfo], size: int) -> list[str]:
+    """Check that an archive of ``size`` bytes stores its records as they are: none grows in reading. Gives their names.
+
+    Raises:
+        BadInput: one is compressed or encrypted, which torch's own writer never does; two have one name; or together
+            they claim more than there is.
+    """
+    names, claimed = [], 0
+    for record in records:
+        plain = record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size
+        if not plain or record.flag_bits & 1:
+            raise BadInput(f"the .pt2 file has {record.filename[:80]!r} compressed or encrypted, as torch never does")
+        names.append(record.filename)
+        claimed += record.file_size
+    if claimed > size:
+        raise BadInput(f"the records of the .pt2 file claim {claimed:,} bytes, and it has {size:,}")
+    if len(set(names)) < len(names):
+        raise BadInput("the .pt2 file has two records of one name")
+    return names
 
 
 def screen(names: Iterable[str], read: Callable[[str], bytes]) -> list[bytes]:
@@ -85,15 +136,40 @@ def _pickled_payloads(config: Json, kind: str) -> Iterator[str]:
 
 def _screen_program(program: Json) -> None:
     for key, value in _strings(program):
-        if key == "target" and not (TARGETS.fullmatch(value) or SHAPE_TARGETS.fullmatch(value)):
+        if key == "as_operator":
+            _screen_call(value)
+        elif key == "target":
             if not re.fullmatch(r"[\w.]*", value) or value.startswith(("torch", "_operator", "math", "#")):
-                raise BadInput(f"the .pt2 file calls {value!r}, which is no standard operator")
+                _screen_call(value)
         elif key == "expr_str":
             _screen_expression(value)
         elif key in ("name", "forward_arg_names", "user_input_name") and value and not NAME.fullmatch(value):
             raise BadInput(f"the .pt2 file names something {value[:80]!r}, which is no name")
         elif key in ("in_spec", "out_spec"):
             _screen_tree(_json(value.encode(), key))
+    for node in _objects(program):
+        if isinstance(node.get("target"), str):
+            _screen_text(str(node["target"]), node.get("inputs"))
+
+
+def _screen_call(target: str) -> None:
+    """Allow operators that compute tensors from tensors, plain control flow, and arithmetic on shapes."""
+    if SHAPE_CALLS.fullmatch(target):
+        return
+    operator = OPERATOR.fullmatch(target)
+    if operator is None:
+        raise BadInput(f"the .pt2 file calls {target[:120]!r}, which is no standard operator")
+    family, name, overload = operator.groups()
+    if (family == "higher_order" and (name not in HIGHER_ORDER or overload)) or OUTSIDE.fullmatch(name):
+        raise BadInput(f"the .pt2 file calls {target[:120]!r}, which does more than compute tensors from tensors")
+
+
+def _screen_text(target: str, arguments: Json) -> None:
+    """Refuse a string where the operator is not known to take one."""
+    operator = OPERATOR.fullmatch(target)
+    if operator is not None and not TEXT.fullmatch(operator[2]):
+        if text := [value for key, value in _strings(arguments) if key in ("as_string", "as_strings")]:
+            raise BadInput(f"the .pt2 file calls {target!r} with the text {text[0][:80]!r}, which it has no use for")
 
 
 def _screen_expression(text: str) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from hasten.errors import BadInput, HastenError
-from hasten.frontends.pt2 import screen
+from hasten.frontends.pt2 import check_records, screen
 
 
 def load_state(module: torch.nn.Module, path: Path) -> None:
@@ -65,14 +66,18 @@ def load_program(path: Path) -> Any:
     """Load a ``.pt2`` file after ``pt2.screen`` and torch's restricted unpickler have passed all of it.
 
     Raises:
-        BadInput: it is missing or damaged, or loading it would run what it holds.
+        BadInput: it is missing or damaged, or loading it would run what it holds or take more memory than it has bytes.
     """
     if not path.is_file():
         raise BadInput(f"there is no file {str(path)!r}")
     data = path.read_bytes()
     try:
+        names = _records(data)
         reader = PT2ArchiveReader(io.BytesIO(data))
+        if sorted(name.partition("/")[2] for name in names) != sorted(reader.get_file_names()):
+            raise BadInput("its records differ between two ways of reading it; save it again with torch.export.save")
         for pickled in screen(reader.get_file_names(), reader.read_bytes):
+            _records(pickled)
             torch.load(io.BytesIO(pickled), weights_only=True)
         with quiet():
             return torch.export.load(io.BytesIO(data))
@@ -82,6 +87,11 @@ def load_program(path: Path) -> Any:
         raise BadInput(f"{path}: it pickles more than tensors, and hasten unpickles nothing else") from error
     except Exception as error:
         raise BadInput(f"{path} cannot be read as an exported program: {one_line(error)}") from error
+
+
+def _records(data: bytes) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return check_records(archive.infolist(), len(data))
 
 
 @contextlib.contextmanager

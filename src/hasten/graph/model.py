@@ -48,7 +48,7 @@ def write_model(
     The graph is checked (``onnx.checker``) and its inner shapes are inferred anew.
     """
     inferred = infer_shapes(model)
-    external = inferred.ByteSize() >= EXTERNAL_FROM_BYTES
+    external = weight_bytes(inferred) >= EXTERNAL_FROM_BYTES
     onnx.save_model(
         inferred,
         folder / ENTRY,
@@ -64,6 +64,11 @@ def write_model(
         traits=((source.traits if source else frozenset()) | set(add)) - set(remove),
         preprocess=source.preprocess if source else None,
     )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Give the bytes of a model's initializers. ``ByteSize`` of a whole model fails from 2 GiB on."""
+    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in model.graph.initializer)
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import version_converter
 
-from hasten.graph.model import EXTERNAL_FROM_BYTES, is_standard, opset_of, subgraphs
+from hasten.graph.model import EXTERNAL_FROM_BYTES, is_standard, opset_of, subgraphs, weight_bytes
 
 MIN_IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 """The IR version that came with each operator set; a model that imports a newer set must say at least so."""
@@ -29,7 +29,7 @@ def raise_opset(model: onnx.ModelProto, version: int) -> bool:
 
 
 def _convert(model: onnx.ModelProto, version: int) -> bool:
-    if model.ByteSize() >= EXTERNAL_FROM_BYTES or not all(is_standard(node) for node in _all_nodes(model.graph)):
+    if weight_bytes(model) >= EXTERNAL_FROM_BYTES or not all(is_standard(node) for node in _all_nodes(model.graph)):
         return False
     try:
         converted = version_converter.convert_version(model, version)

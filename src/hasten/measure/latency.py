@@ -104,12 +104,13 @@ def latency_of(
     if not filled:
         raise Untrusted("no run was timed, so there is no latency; allow more time to measure")
     every = np.concatenate(filled)
+    medians = medians_of(filled)
     return Latency(
-        median_ns=float(np.median(every)),
+        median_ns=float(np.median(medians)),  # of slices, as the ratios: pooled runs would favour the fast ones
         p90_ns=percentile_or_none(every, 0.9),
         p99_ns=percentile_or_none(every, 0.99),
         runs=len(every),
-        slices_ns=medians_of(filled),
+        slices_ns=medians,
         first_run_ns=float(first_run_ns),
         settled=settled,
         misses=None if limit_ns is None else int((every > limit_ns).sum()),

@@ -271,13 +271,14 @@ def _target(metric: Metric, reference: Feed, labels: Array | None) -> Array:
 
 def _flips(reference: Feed, candidate: Feed, target: Array) -> Floats:
     """Give the share of each sample's predictions that changed [n]."""
-    a, b = _guesses(first(reference), target), _guesses(first(candidate), target)
+    labels = None if target is first(reference) else target
+    a, b = _guesses(first(reference), labels), _guesses(first(candidate), labels)
     return np.asarray(_flat(a != b).mean(axis=1), dtype=np.float64)
 
 
-def _guesses(outputs: Array, target: Array) -> npt.NDArray[np.int64]:
-    """Read the classes; the target tells on which axis they are, unless it is another model's output."""
-    return predicted(outputs) if target.shape == outputs.shape else classified(outputs, target)[0]
+def _guesses(outputs: Array, labels: Array | None) -> npt.NDArray[np.int64]:
+    """Read the classes; where there are labels, they tell on which axis."""
+    return predicted(outputs) if labels is None else classified(outputs, labels)[0]
 
 
 def _worst_class(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import special, stats
 
 from hasten.errors import InvalidSetting, Untrusted
 from hasten.measurement import Ratio
@@ -100,6 +101,26 @@ def percentile_holds(n: int, misses: int, q: float, confidence: float = 0.99) ->
     if not 0 <= misses <= n:
         raise InvalidSetting(f"{misses} misses in {n} runs: misses must lie between 0 and the runs")
     return n > 0 and float(special.bdtr(misses, n, 1 - q)) <= 1 - confidence
+
+
+def percentile_fails(n: int, misses: int, q: float, confidence: float = 0.99) -> bool:
+    """Say whether ``misses`` of ``n`` runs over a limit prove that the ``q`` quantile is over it: the same test, turned.
+
+    Neither ``percentile_holds`` nor this: there are too few runs to say.
+    """
+    _check_share(q)
+    return misses > 0 and float(special.bdtrc(misses - 1, n, 1 - q)) <= 1 - confidence
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Give a 95 % interval of the median of what independent ``values`` are drawn from, whatever its distribution.
+
+    The k-th smallest and the k-th largest of n enclose the median with a probability that the binomial distribution
+    of n fair coins gives. None: fewer than six, where no such k exists.
+    """
+    ordered = sorted(values)
+    k = int(stats.binom.ppf(_TAIL, len(ordered), 0.5)) if ordered else 0
+    return (ordered[k - 1], ordered[-k]) if k >= 1 else None
 
 
 def runs_needed(q: float, misses: int, confidence: float = 0.99) -> int:

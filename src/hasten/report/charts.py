@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hasten.artifact import Json
 from hasten.measurement import OperatorBound
 from hasten.report import format as fmt
+from hasten.report.remarks import winograd_limit
 from hasten.report.rows import Row, certified_rows, measured_rows
 from hasten.search.result import Result
 
@@ -58,7 +59,7 @@ def frontier_figure(result: Result) -> Figure:
         _steps([row for row in rows if row.key in result.frontier]),
         *(_points(", ".join(row.roles), [row], *MARKS[row.roles[0]]) for row in special),
     ]
-    title = f"change of {result.metric} against untouched, %"
+    title = f"{result.metric}: better (+) or worse (−) than untouched, %"
     axis: Json = {"title": {"text": title}, "tickformat": "+~g", "zeroline": True, "zerolinecolor": "var(--muted)"}
     layout = _layout(height=440 + LANE_PX * len(special))
     layout["margin"] = {"l": 72, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
@@ -72,10 +73,11 @@ def frontier_figure(result: Result) -> Figure:
 def operators_figure(result: Result) -> Figure:
     """Draw where the time of each finalist goes: a piece an operator, coloured by what holds it, and the rest.
 
-    The pieces of a bar add up to the measured time, which stands beside it; the tick is the machine's limit.
+    The pieces of a bar add up to the measured time, which stands beside it; the ticks are the machine's limits.
     """
     rows = [row for row in certified_rows(result) or measured_rows(result) if row.measurement.bound][:MAX_BARS]
-    traces = [*(_operator_trace(limit, rows) for limit in LIMITS), _outside_trace(rows), _limit_trace(rows)]
+    pieces = [*(_operator_trace(limit, rows) for limit in LIMITS), _outside_trace(rows)]
+    traces = [*pieces, _limit_trace(rows), _winograd_trace(rows)]
     layout = _layout(height=96 + 62 * max(1, len(rows)))
     layout |= {"barmode": "stack", "bargap": 0.6, "margin": {"l": 12, "r": 24, "t": 8, "b": 80}}
     longest = max((row.measurement.latency.median_ns for row in rows), default=1.0) / 1e6
@@ -264,16 +266,25 @@ def _bar(name: str, colour: str, pieces: Sequence[tuple[int, float, str]]) -> Fi
 
 
 def _limit_trace(rows: Sequence[Row]) -> Figure:
-    bounds = [(i, row.measurement.bound) for i, row in enumerate(rows)]
+    limits = [(i, bound.grouped_ns) for i, row in enumerate(rows) if (bound := row.measurement.bound)]
+    return _ticks("the machine's limit", limits, size=15, colour="var(--ink)")
+
+
+def _winograd_trace(rows: Sequence[Row]) -> Figure:
+    limits = [(i, second[0]) for i, row in enumerate(rows) if (second := winograd_limit(row.measurement.bound))]
+    return _ticks("the same with Winograd's convolutions", limits, size=9, colour="var(--soft)")
+
+
+def _ticks(name: str, limits: Sequence[tuple[int, float]], *, size: int, colour: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": "the machine's limit",
-        "x": [bound.grouped_ns / 1e6 for _, bound in bounds if bound],
-        "y": [i for i, bound in bounds if bound],
-        "text": [f"limit {fmt.duration(bound.grouped_ns)}" for _, bound in bounds if bound],
+        "name": name,
+        "x": [ns / 1e6 for _, ns in limits],
+        "y": [i for i, _ in limits],
+        "text": [f"{name}: {fmt.duration(ns)}" for _, ns in limits],
         "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"symbol": "line-ns-open", "size": 15, "color": "var(--ink)", "line": {"width": 2}},
+        "marker": {"symbol": "line-ns-open", "size": size, "color": colour, "line": {"width": 2, "color": colour}},
     }
 
 

@@ -80,6 +80,17 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def roughly(value: float) -> str:
+    """Write a wait that is only guessed: ``20 s``, ``3 min``, ``1 h 10 min``."""
+    if value < 57.5:
+        return f"{max(5, round(value / 5) * 5)} s"
+    minutes = max(1, round(value / 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    tens = round(minutes / 10) * 10
+    return f"{tens // 60} h {tens % 60} min" if tens % 60 else f"{tens // 60} h"
+
+
 def digits(value: float) -> str:
     """Write three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):

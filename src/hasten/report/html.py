@@ -12,10 +12,15 @@ import jinja2
 import msgspec
 
 from hasten.artifact import Artifact, Json
+from hasten.errors import StoreError
+from hasten.measurement import Bound
 from hasten.report import format as fmt
 from hasten.report.charts import frontier_figure, operators_figure, shorten
+from hasten.report.remarks import MEMORY, limit_remarks, profile_remarks, timing_remarks, winograd_limit
 from hasten.report.rows import certified_rows, counts, frontier_rows, roles_of, row_of
 from hasten.report.tables import LOW_EFFICIENCY
+from hasten.search.journal import Journal
+from hasten.search.optimize import JOURNAL
 from hasten.search.result import Result
 from hasten.store import write_atomically
 
@@ -45,13 +50,17 @@ def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(fmt=fmt, shorten=shorten)
-    rows = frontier_rows(result)
+    environment.globals.update(fmt=fmt, shorten=shorten, MEMORY=MEMORY, winograd_limit=winograd_limit)
+    environment.globals.update(timing_remarks=timing_remarks, bound_remarks=bound_remarks)
+    rows, finalists = frontier_rows(result), certified_rows(result)
+    limits = [row for row in finalists if row.measurement.bound]
     return environment.from_string(_asset("report.html.j2")).render(
         result=result,
         chosen=row_of(result, result.trial(result.chosen)),
         rows=rows,
-        finalists=certified_rows(result),
+        finalists=finalists,
+        limits=limits,
+        second_limits=any(winograd_limit(row.measurement.bound) for row in limits),
         operators=_operators(result),
         trials=[_trial_cells(result, i) for i in range(len(result.trials))],
         counts=counts(result),
@@ -61,6 +70,7 @@ def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
         low_efficiency=LOW_EFFICIENCY,
         constraints=constraints(result),
         deployment=_deployment(result),
+        notes=journal_notes(result),
         policy=_policy(scripts),
         style=_asset("report.css"),
         plotly=scripts["plotly-basic.min.js"],
@@ -84,6 +94,20 @@ def constraints(result: Result) -> list[tuple[str, str]]:
     if goal.max_memory_bytes is not None:
         found.append(("memory under", fmt.size(goal.max_memory_bytes)))
     return found
+
+
+def bound_remarks(bound: Bound) -> list[str]:
+    """Say what has to be known of a limit, and of the operators beside it."""
+    return [*limit_remarks(bound), *profile_remarks(bound)]
+
+
+def journal_notes(result: Result) -> tuple[str, ...]:
+    """Give what the search noted while it ran, oldest first; nothing where its journal is not beside the result."""
+    path = result.run / JOURNAL
+    try:
+        return Journal(path).notes() if path.is_file() else ()
+    except StoreError as error:
+        return (str(error),)
 
 
 def _operators(result: Result) -> list[Any]:

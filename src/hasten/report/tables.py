@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from hasten.report import format as fmt
+from hasten.report.blocks import Blocks, over_interval
+from hasten.report.remarks import MEMORY, grouped, limit_remarks, timing_remarks, winograd_remarks
 from hasten.report.rows import Row, counts, frontier_rows
 from hasten.search.result import Result, Verdict
 
@@ -24,12 +23,17 @@ COLOURS = {
 LOW_EFFICIENCY = 0.3
 """A baseline that reaches less of the machine's limit is to be tuned before its speed-ups mean anything."""
 
+LONGEST_METRIC = 16
+"""A longer name is only in the lines under the table."""
+
 
 def result_table(result: Result) -> RenderableType:
     """Draw the whole result: frontier, conditions, what was left out, verdict."""
     return Group(
         Text.assemble((result.source_name, "bold"), f"  batch {result.conditions.batch}, {result.conditions.host.cpu}"),
+        Text(),
         frontier_table(result),
+        Text(),
         *(Padding(Text(line, style="dim"), (0, 1)) for line in notes(result)),
         Text(),
         verdict_line(result.verdict),
@@ -38,46 +42,28 @@ def result_table(result: Result) -> RenderableType:
 
 def frontier_table(result: Result) -> RenderableType:
     """Draw the frontier, fastest first: each plan's name over its numbers."""
-    return blocks(
-        ("latency", "over\nuntouched", "over\nlossless", "of\nlimit", result.metric, "size", "memory"),
+    quality = result.metric if len(result.metric) <= LONGEST_METRIC else "quality"
+    return Blocks(
+        ("latency", "over\nuntouched", "over\nlossless", "of\nlimit", quality, "size", "memory"),
         [(_name(row), _cells(row)) for row in frontier_rows(result)],
     )
 
 
-def blocks(names: Sequence[str], rows: Sequence[tuple[Text, Sequence[str]]]) -> RenderableType:
-    """Draw rows whose first cell is too long for a column: it stands over its numbers, which stay aligned.
-
-    Eighty columns are enough for eight numbers with their intervals. Second lines of cells step back.
-    """
-    widths = [
-        max(len(line) for text in (name, *(cells[i] for _, cells in rows)) for line in text.split("\n"))
-        for i, name in enumerate(names)
-    ]
-
-    def line_of(cells: Sequence[Text]) -> Table:
-        table = Table.grid(padding=(0, 1))
-        for width in widths:
-            table.add_column(justify="right", min_width=width, no_wrap=True)
-        table.add_row(*cells)
-        return table
-
-    drawn: list[RenderableType] = [line_of([Text(name, style="dim") for name in names])]
-    for title, cells in rows:
-        drawn += [title, line_of([_two_tone(cell) for cell in cells])]
-    return Group(*drawn)
-
-
 def notes(result: Result) -> list[str]:
-    """Give the lines under the table: baseline, twin, splits, and the trials that came to nothing."""
+    """Give the lines under the table: baseline, twin, splits, what numbers do not hold, trials without a result."""
     lines = []
-    base = next((row.baseline_efficiency for row in frontier_rows(result)), None)
+    rows = frontier_rows(result)
+    base = next((row.baseline_efficiency for row in rows), None)
     if base is not None:
         advice = "; tune it first" if base < LOW_EFFICIENCY else ""
         lines.append(f"The untouched model reaches {fmt.percent(base)} of this machine's limit{advice}.")
+    lines += [line for row in rows if "chosen" in row.roles for line in _chosen(row)]
     if result.twin:
         lines.append(f"The untouched model against itself: {fmt.twin(result.twin)}.")
     used = ", ".join(f"{name} {n}" for name, n in result.splits.items())
-    lines.append(f"Quality is {result.metric}; samples: {used}. Square brackets are 95 % intervals.")
+    lines.append(f"Quality is {result.metric}; samples: {used}. Square brackets are 95 % intervals. {MEMORY}")
+    lines += grouped((_called(row), timing_remarks(row.measurement.latency)) for row in rows)
+    lines += grouped((_called(row), limit_remarks(row.measurement.bound)) for row in rows)
     tried = ", ".join(f"{n} {outcome}" for outcome, n in counts(result).items())
     lines.append(f"{len(result.trials)} trials in {fmt.seconds(result.seconds)}: {tried}.")
     return lines
@@ -89,6 +75,19 @@ def verdict_line(verdict: Verdict) -> Text:
     if verdict.more_samples:
         line.append(f" About {verdict.more_samples:,} more samples would decide.")
     return line
+
+
+def _chosen(row: Row) -> list[str]:
+    """Say of the chosen plan what has no column."""
+    load, first = row.measurement.resources.load_ns, row.measurement.latency.first_run_ns
+    return [
+        f"The chosen plan loads in {fmt.duration(load)}; its first run takes {fmt.duration(first)}.",
+        *grouped([(_called(row), winograd_remarks(row.measurement.bound))]),
+    ]
+
+
+def _called(row: Row) -> str:
+    return ", ".join(row.roles) or row.plan
 
 
 def _name(row: Row) -> Text:
@@ -115,13 +114,3 @@ def _quality(row: Row) -> str:
         return "unchanged"
     drop = over_interval(fmt.drop(row.quality.drop))
     return f"{row.quality.value:.4f}\ndrop {drop}\non {row.split}"
-
-
-def over_interval(text: str) -> str:
-    """Put an interval under its value."""
-    return text.replace(" [", "\n[", 1)
-
-
-def _two_tone(text: str) -> Text:
-    value, newline, rest = text.partition("\n")
-    return Text(value).append(newline + rest, style="dim")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import IO, Any
@@ -20,29 +22,43 @@ from hasten.tensors import Array
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
-HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+MAX_HEADER_BYTES = 10_000
+"""NumPy itself refuses to parse a longer header."""
+
+HEADERS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
+"""By version of NumPy's format: in how many bytes a header's length stands, and what parses it."""
+
+DAMAGES = (
+    *(OSError, EOFError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, NotImplementedError),  # zipfile's words for encryption and for features it does not have
+)
+
+NOT_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
+"""What parsing a header as a Python literal can raise; the memory is that of the parser's stack."""
 
 
 def read_npz(path: Path, room: Room) -> Columns:
     """Read the arrays of an ``.npz`` file. Each is read after its header says that it fits; nothing is unpickled.
 
     Raises:
-        BadInput: it is damaged, holds Python objects, a single value, or arrays that need too much memory.
+        BadInput: it is damaged, encrypted or compressed in a way that NumPy does not know; or it holds Python objects,
+            a single value, or arrays that need too much memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            headers = {}
-            for info in members:
-                with archive.open(info) as file:
-                    headers[info.filename] = _header(file, f"{path}: {info.filename}")
-            room.check(sum(_needed(header, room) for header in headers.values()), path.name)
+            members = {}
+            for info in archive.infolist():
+                if info.filename.endswith(".npy"):
+                    _check_member(info, path, known=members)
+                    with archive.open(info) as file:
+                        members[info.filename] = info, _header(file, f"{path}: {info.filename}")
+            room.check(sum(_needed(header, room) for _, header in members.values()), path.name)
             arrays: dict[str, Column] = {}
-            for info in members:
+            for name, (info, header) in members.items():
                 with archive.open(info) as file:
-                    _header(file, info.filename)
-                    arrays[info.filename.removesuffix(".npy")] = _rows(file, *headers[info.filename], room)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+                    _header(file, f"{path}: {name}")
+                    arrays[name.removesuffix(".npy")] = _rows(file, *header, room)
+    except DAMAGES as error:
         raise BadInput(f"{path} cannot be read as an NPZ file: {error}") from error
     if not arrays:
         raise BadInput(f"{path} holds no arrays")
@@ -53,15 +69,39 @@ Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, whether the first axis is the fastest, dtype."""
 
 
+def _check_member(info: zipfile.ZipInfo, path: Path, known: Container[str]) -> None:
+    """Check what NumPy's own writer would never do. Only these two ways of storing give no more than is asked for."""
+    if info.filename in known:
+        raise BadInput(f"{path} holds two arrays called {info.filename!r}")
+    if info.flag_bits & 1:
+        raise BadInput(f"{path}: {info.filename} is encrypted; save it again with numpy.savez")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadInput(
+            f"{path}: {info.filename} is compressed by method {info.compress_type}, and NumPy writes only 0 and 8; "
+            "save it again with numpy.savez_compressed"
+        )
+
+
 def _header(file: IO[bytes], what: str) -> Header:
     version = np.lib.format.read_magic(file)
-    if version not in HEADER_READERS:
+    if version not in HEADERS:
         raise BadInput(f"{what} has version {version} of NumPy's format, which is for structures")
-    shape, fortran, dtype = HEADER_READERS[version](file)
-    if dtype.hasobject or dtype.names:
+    width, parse = HEADERS[version]
+    length = file.read(width)
+    if (claimed := int.from_bytes(length, "little")) > MAX_HEADER_BYTES:
+        raise BadInput(f"{what} claims a header of {claimed:,} bytes; hasten reads no more than {MAX_HEADER_BYTES:,}")
+    try:
+        shape, fortran, dtype = parse(io.BytesIO(length + file.read(claimed)))
+    except NOT_LITERAL as error:
+        raise BadInput(f"{what} has a damaged header: {_line(error)}") from error
+    if dtype.hasobject or dtype.names or dtype.subdtype:
         raise BadInput(f"{what} holds Python objects or structures; hasten reads plain arrays only")
     if not shape:
         raise BadInput(f"{what} is a single value; an array of samples has one row for each")
+    if min(shape) < 0:
+        raise BadInput(f"{what} has a negative length in its shape {list(shape)}")
+    if 0 in shape[1:]:
+        raise BadInput(f"{what} has the shape {list(shape)}: its rows hold nothing")
     return shape, fortran, dtype
 
 

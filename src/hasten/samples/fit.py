@@ -100,7 +100,7 @@ def assign(
     elif open_inputs:
         raise BadInput(
             f"no column is called like the model's input {open_inputs[0].name!r}; there are {', '.join(free) or 'none'}"
-            f" left: assign one with --input {open_inputs[0].name}=COLUMN"
+            f" left: assign one with --inputs {open_inputs[0].name}=COLUMN"
         )
     return assigned
 
@@ -123,7 +123,7 @@ def _remaining(columns: Columns, spec: TensorSpec, free: list[str]) -> tuple[str
             return (exact[0],)
     raise BadInput(
         f"it is open which column feeds the model's input {spec.name!r}: there are {', '.join(free) or 'none'}; "
-        f"say --input {spec.name}=COLUMN"
+        f"say --inputs {spec.name}=COLUMN"
     )
 
 

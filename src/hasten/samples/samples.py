@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,17 +130,40 @@ class Samples:
             StoreError: the folder holds no samples, or damaged ones.
         """
         try:
-            index = msgspec.json.decode((folder / INDEX).read_bytes())
+            index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
             inputs = {
-                name: _restored(np.load(folder / f"input{i}.npy", mmap_mode="r", allow_pickle=False), dtype)
-                for i, (name, dtype) in enumerate(index["inputs"])
+                name: _restored(_mapped(folder / f"input{i}.npy"), dtype)
+                for i, (name, dtype) in enumerate(index.inputs)
             }
-            labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False) if index["labels"] else None
-        except (OSError, ValueError, KeyError) as error:
+            labels = _mapped(folder / "labels.npy") if index.labels else None
+            loaded = cls(inputs, labels, index.classes)
+        except UNREADABLE as error:
             raise StoreError(f"{folder} holds no readable samples: {error}") from error
-        loaded = cls(inputs, labels, tuple(index["classes"]) if index["classes"] else None)
-        loaded.__dict__["digest"] = index["digest"]
+        loaded.__dict__["digest"] = index.digest
         return loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What ``INDEX`` says: the inputs' names and dtypes in the order of their files, and what else there is."""
+
+    inputs: tuple[tuple[str, str], ...]
+    labels: bool
+    classes: tuple[str, ...] | None
+    digest: str
+
+
+UNREADABLE = (
+    *(OSError, EOFError, msgspec.DecodeError, BadInput),
+    *(ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError),  # a damaged header of an array
+)
+
+
+def _mapped(path: Path) -> Array:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path.name} is no array")
+    return array
 
 
 def _save_array(path: Path, array: Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from hasten.measure.quality import quality
 from hasten.measure.worker import IsolatedSession, open_isolated
 from hasten.measurement import Conditions, Measurement, Quality
 from hasten.plan import Plan, run_plan_isolated
+from hasten.search import space
 from hasten.search.events import Event, Kind, Listener
 from hasten.search.frontier import cost, loss
 from hasten.search.journal import Journal
@@ -30,7 +32,14 @@ from hasten.tensors import Array
 T = TypeVar("T")
 
 OUTPUT_ROWS = 64
-"""Rows that go through a model at a time when its outputs are wanted, not its speed."""
+"""Rows that are asked for in one call; they go through the model in the goal's batch, as they will when it serves."""
+
+
+def usual_trials(task: Task) -> int:
+    """Guess how many trials a search has: to say how long it takes, not to plan it."""
+    engines, threads = len(task.engines), len(task.threads)
+    sweep = 1 + sum(threads + len(space.precisions(engine)) - 1 for engine in task.engines)
+    return sweep + 2 * engines + len(space.observers()) + (engines - 1) + engines + engines * (threads - 1)
 
 
 ANCHOR = "original"
@@ -38,6 +47,14 @@ ANCHOR = "original"
 
 TRIAL_WARM_UP = WarmUp(min_s=0.3, max_s=5.0)
 """A trial is a screening; the finals warm up by the full rule."""
+
+
+class AnchorLost(Exception):
+    """The original's session could not be opened, or died twice."""
+
+    def __init__(self, cause: HastenError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class BudgetSpent(Exception):
@@ -63,8 +80,8 @@ class Bench:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.spend()
         self.drop_anchor()
+        self.spend()
 
     # What it tells
 
@@ -94,10 +111,20 @@ class Bench:
         """Write the time taken by now into the journal."""
         self.journal.spend(self._sitting, time.monotonic() - self._start)
 
-    def left_s(self) -> float | None:
+    def budget_left_s(self) -> float | None:
         """Seconds of budget that are left, or None without a budget."""
         budget = self.task.effort.budget_s
         return None if budget is None else max(0.0, budget - self.elapsed())
+
+    def left_s(self) -> float | None:
+        """Seconds until the end: as many trials as usual, as long as those so far, but no more than the budget."""
+        times = [trial.seconds for trial in self.trials.values() if trial.outcome == "measured"]
+        budget = self.budget_left_s()
+        if not times:
+            return budget
+        trials = 0 if self.stage == "finals" else max(0, usual_trials(self.task) - len(self.trials))
+        guess = trials * sum(times) / len(times) + self.finals_s()
+        return guess if budget is None else min(guess, budget)
 
     def finals_s(self) -> float:
         """Seconds to keep for the finals: a quarter of the budget, within what they can use."""
@@ -106,8 +133,10 @@ class Bench:
 
     def check_budget(self) -> None:
         """Raise ``BudgetSpent`` when another trial would eat into the finals' time."""
-        left = self.left_s()
-        if left is not None and left < self.finals_s():
+        left = self.budget_left_s()
+        times = [trial.seconds for trial in self.trials.values() if trial.outcome == "measured"]
+        usual = float(np.median(times)) if times else 0.0
+        if left is not None and left < self.finals_s() + usual:
             raise BudgetSpent
 
     # What it knows
@@ -117,21 +146,26 @@ class Bench:
         limit = self.task.goal.max_drop
         return trial.outcome == "measured" and (limit is None or loss(trial) <= limit)
 
+    def fits(self, trial: Trial) -> bool:
+        """Say whether a trial that meets the drop is within the limits that need no certificate, by its estimates."""
+        goal, measured = self.task.goal, trial.measurement
+        if measured is None or not self.meets(trial):
+            return False
+        return (
+            (goal.max_file_bytes is None or measured.resources.file_bytes <= goal.max_file_bytes)
+            and (goal.max_memory_bytes is None or measured.resources.peak_rss_bytes <= goal.max_memory_bytes)
+            and (goal.min_throughput is None or goal.batch * 1e9 / measured.latency.median_ns >= goal.min_throughput)
+        )
+
     def best(self) -> Trial | None:
-        """The best measured trial that meets the goal on the search split."""
+        """The best measured trial that meets the goal on the search split; where none does, that meets the drop."""
         fitting = [trial for trial in self.trials.values() if self.meets(trial)]
-        return min(fitting, key=lambda trial: cost(trial, self.task.goal), default=None)
+        inside = [trial for trial in fitting if self.fits(trial)]
+        return min(inside or fitting, key=lambda trial: cost(trial, self.task.goal), default=None)
 
     def original(self) -> Trial:
-        """The original's trial. Call it after the first stage has begun.
-
-        Raises:
-            BuildFailed: the untouched model does not run at all.
-        """
-        trial = self.trials[self.task.original.key]
-        if trial.outcome != "measured":
-            raise BuildFailed("the untouched model", f"{trial.plan} does not run: {trial.reason}")
-        return trial
+        """The original's trial, which is the first."""
+        return self.trials[self.task.original.key]
 
     # What it does
 
@@ -140,6 +174,7 @@ class Bench:
 
         Raises:
             BudgetSpent: there is no time left for it.
+        BuildFailed: the untouched model itself does not run; that is not recorded, so the next try may.
             StoreError: the disk fails; that is not the plan's fault.
         """
         if (found := self.trials.get(plan.key)) is not None:
@@ -155,8 +190,12 @@ class Bench:
             trial = replace(trial, outcome="unsupported", reason=str(error))
         except StoreError:
             raise
+        except AnchorLost as error:
+            raise error.cause from error
         except HastenError as error:
             trial = replace(trial, outcome="failed", reason=f"{type(error).__name__}: {error}")
+        if plan.key == self.task.original.key and trial.outcome != "measured":
+            raise BuildFailed("the untouched model", f"{plan} does not run: {trial.reason}")
         return self.keep(replace(trial, seconds=time.monotonic() - start))
 
     def skip(self, plan: Plan, reason: str) -> Trial:
@@ -222,7 +261,7 @@ class Bench:
         n = self.task.splits[split]
         parts: list[dict[str, Array]] = []
         for start in range(0, n, OUTPUT_ROWS):
-            parts.append(session.outputs(start, min(start + OUTPUT_ROWS, n), OUTPUT_ROWS))
+            parts.append(session.outputs(start, min(start + OUTPUT_ROWS, n), self.task.goal.batch))
             self.progress(f"outputs on the {split} split", min(1.0, (start + OUTPUT_ROWS) / n))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -265,9 +304,24 @@ class Bench:
     def _same_bytes(self, plan: Plan, built: Artifact) -> Trial | None:
         for trial in self.trials.values():
             same_engine = trial.plan.engine == plan.engine and trial.outcome == "measured"
-            if same_engine and trial.artifact and self.task.store.get(trial.artifact).content == built.content:
+            if same_engine and self.built(trial).content == built.content:
                 return trial
         return None
+
+    def built(self, trial: Trial) -> Artifact:
+        """Give what a trial's engine built; built again where it has gone from the store.
+
+        Raises:
+            StoreError: another build gives other bytes.
+        """
+        with contextlib.suppress(StoreError):
+            return self.task.store.get(trial.artifact or "")
+        again = self.build(trial.plan)
+        if again.digest != trial.artifact:
+            raise StoreError(
+                f"{trial.plan}: its files are gone from the store, and built again they are others; --fresh"
+            )
+        return again
 
     def _measure(self, plan: Plan, session: IsolatedSession, judged: Quality, since: Ticks) -> Measurement:
         result = self._beside_anchor(session)
@@ -285,11 +339,15 @@ class Bench:
         """Compare with the original; where that has died in the meantime, once more with a new one."""
         effort = self.task.effort
         for last in (False, True):
-            anchor = self.anchor()
+            try:
+                anchor = self.anchor()
+            except HastenError as error:
+                raise AnchorLost(error) from error
             result = compare(
                 [anchor, session],
                 precision=effort.precision,
                 budget_s=effort.trial_s,
+                min_blocks=effort.min_blocks,
                 slice_s=effort.slice_s,
                 seed=self.task.seed,
                 decide=True,
@@ -301,7 +359,7 @@ class Bench:
                 break
             self.drop_anchor()
             if last:
-                raise result.failures[anchor.name]
+                raise AnchorLost(result.failures[anchor.name])
         return result
 
 
@@ -322,7 +380,7 @@ def _summary(trial: Trial) -> str:
         return f"{trial.plan}: {_SIGN[trial.outcome]}{trial.reason}"
     speed = trial.measurement.speedup
     judged = trial.measurement.quality
-    lost = f", drop {judged.drop.value:.2%}" if judged else ""
+    lost = f", drop {judged.drop.value * 100:.2f} %" if judged else ""
     return f"{trial.plan}: {speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}]{lost}"
 
 

@@ -73,6 +73,11 @@ class Journal:
             row = db.execute("SELECT json FROM records WHERE name = ?", (name,)).fetchone()
         return None if row is None else msgspec.json.decode(row[0], type=kind)
 
+    def forget(self, name: str) -> None:
+        """Drop what ``record`` kept."""
+        with self._connected() as db:
+            db.execute("DELETE FROM records WHERE name = ?", (name,))
+
     def note(self, text: str) -> None:
         """Write a sentence: what was skipped and why, what was decided."""
         with self._connected() as db:

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from hasten import registry
-from hasten.artifact import Artifact
+from hasten.deployment import FILE as DEPLOYMENT
 from hasten.deployment import Deployment, write_deployment
-from hasten.errors import InvalidSetting, UnknownName
-from hasten.frontends import import_model
 from hasten.host import this_host, ticks, versions
 from hasten.metrics import default_metric, load_metric
 from hasten.plan import Part, Plan
 from hasten.samples import Samples
-from hasten.samples.preprocess import Preprocess
-from hasten.samples.readers import read_samples
 from hasten.samples.split import split
 from hasten.search import space
 from hasten.search.bench import Bench, BudgetSpent
 from hasten.search.events import Listener
-from hasten.search.finals import Finals, finals
+from hasten.search.finals import FINALS, Finals, finals
 from hasten.search.frontier import frontier
 from hasten.search.journal import Journal
+from hasten.search.prepare import (
+    Data,
+    chosen_engines,
+    chosen_threads,
+    imported,
+    metric_code,
+    output_shapes,
+    read_data,
+    with_preprocess,
+)
 from hasten.search.result import Certificate, Goal, Result, Verdict, read_result
 from hasten.search.stages import Limits, in_order, int8, lossless, machine_limits, sweep
-from hasten.search.task import Effort, Task, task_id
+from hasten.search.task import Effort, Task, alone, task_id
 from hasten.search.verdict import choose
 from hasten.settings import values_of
 from hasten.store import Store, write_atomically
-from hasten.tensors import DTYPES, Array
 
 RESULT = "result.json"
 JOURNAL = "journal.sqlite"
 LAST = "last"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """How samples are read where they come from a file."""
-
-    inputs: Mapping[str, str] | None = None
-    """Which column feeds which model input."""
-    label: str | None = None
-    limit: int | None = None
-    preprocess: Preprocess | None = None
+BEST = "best"
+CUT = "cut by the budget"
+"""The journal's record of the budget, in seconds, that ended the trials before they were all done."""
 
 
 def optimize(
@@ -84,9 +78,9 @@ def optimize(
         effort: Time and memory for the whole and its parts.
         home: Folder of the store and of all runs.
         seed: Of splits, calibration and the order of measurements.
-        example: For a PyTorch module: a tuple of example inputs.
+        example: For a PyTorch module: a tuple of example inputs; by default one of ``samples``, where they are arrays.
         state: For ``module.py:factory``: a safetensors or weights-only file.
-        fresh: Forget an earlier search of the same question.
+        fresh: Lay an earlier search of the same question aside and begin anew.
         on_event: Called with every piece of news, in this thread.
 
     Raises:
@@ -94,39 +88,41 @@ def optimize(
         BuildFailed: the untouched model does not run in its reference engine.
     """
     goal, effort, data = goal or Goal(), effort or Effort(), data or Data()
+    home = Path(home).absolute()
     store = Store(home)
-    names, counts = _engines(engines), _threads(threads)
-    source, name = _source(model, store, data=data, example=example, state=state)
-    loaded, preprocess = _samples(samples, source, data)
-    if preprocess is not None and source.preprocess is None:
-        source = _with_preprocess(source, preprocess, store)
+    names, counts = chosen_engines(engines), chosen_threads(threads)
+    shown = samples if isinstance(samples, Samples) else None
+    source, name = imported(model, store, data=data, samples=shown, example=example, state=state)
+    loaded, preprocess = read_data(samples, source, data)
+    if preprocess is not None and dict(source.preprocess or {}) != values_of(preprocess):
+        source = with_preprocess(source, preprocess, store)
     loaded.check(source.signature)
-    choices = {"engines": names, "threads": counts, "seed": seed, "metric": goal.metric}
+    choices = {"engines": names, "threads": counts, "seed": seed, "metric code": metric_code(goal.metric)}
     run = home / "runs" / task_id(source, loaded, goal, choices=choices)
-    if fresh:
-        run = _next_free(run)
-    write_atomically(home / LAST, run.name.encode())
-    if (run / RESULT).exists():
-        return read_result(run / RESULT)
-    parts = split(loaded, seed=seed)
-    parts.save(run / "splits")
-    metric = load_metric(goal.metric or default_metric(loaded.labels, _output_shapes(source)))
-    task = Task(
-        source=source,
-        name=name,
-        goal=goal,
-        metric=metric,
-        engines=names,
-        threads=counts,
-        original=space.original_plan(names, counts),
-        store=store,
-        run=run,
-        seed=seed,
-        effort=effort,
-        splits={"calibrate": len(parts.calibrate), "search": len(parts.search), "certify": len(parts.certify)},
-        classes=loaded.classes,
-    )
-    return search(task, on_event or (lambda event: None))
+    with alone(run):
+        if fresh and run.exists():
+            run.rename(_next_free(run))
+        write_atomically(home / LAST, run.name.encode())
+        if not _goes_on(run, effort) and (run / RESULT).exists():
+            return replace(read_result(run / RESULT), run=run, deployment=run / BEST / DEPLOYMENT)
+        parts = split(loaded, seed=seed)
+        parts.save(run / "splits")
+        task = Task(
+            source=source,
+            name=name,
+            goal=goal,
+            metric=load_metric(goal.metric or default_metric(loaded.labels, output_shapes(source))),
+            engines=names,
+            threads=counts,
+            original=space.original_plan(names, counts),
+            store=store,
+            run=run,
+            seed=seed,
+            effort=effort,
+            splits={"calibrate": len(parts.calibrate), "search": len(parts.search), "certify": len(parts.certify)},
+            classes=loaded.classes,
+        )
+        return search(task, on_event or (lambda event: None))
 
 
 def search(task: Task, listener: Listener) -> Result:
@@ -151,6 +147,7 @@ def search(task: Task, listener: Listener) -> Result:
             )
         except BudgetSpent:
             bench.note(f"the time for trials is over after {len(bench.trials)} of them; the finals begin")
+            journal.record(CUT, task.effort.budget_s)
         bench.stage = "finals"
         bench.tell("stage", "finals")
         outcome = finals(bench, limits)
@@ -170,8 +167,11 @@ def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditio
     )
     if infeasible and verdict.word != "MEETS":
         verdict = replace(verdict, word="INFEASIBLE", sentence=f"{infeasible}. Best found: {verdict.sentence}")
+    if outcome.fallen:
+        names = ", ".join(str(bench.trials[key].plan) for key in outcome.fallen)
+        verdict = replace(verdict, sentence=f"{verdict.sentence}. Failed in the finals: {names}")
     trials = tuple(bench.trials.values())
-    shown = frontier(trials, task.goal, original=task.original.key)
+    best = frontier(trials, task.goal, original=task.original.key)
     return Result(
         id=task.run.name,
         run=task.run,
@@ -180,13 +180,14 @@ def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditio
         goal=task.goal,
         metric=task.metric.name,
         trials=trials,
-        frontier=shown,
+        frontier=best,
         original=task.original.key,
         best_lossless=outcome.best_lossless,
         chosen=chosen.plan,
         certificates=outcome.certificates,
         verdict=verdict,
         twin=outcome.twin,
+        fallen=outcome.fallen,
         splits=task.splits,
         deployment=_deploy(bench, chosen, verdict),
         seconds=bench.elapsed(),
@@ -217,7 +218,7 @@ def _deploy(bench: Bench, chosen: Certificate, verdict: Verdict) -> Path:
         classes=list(task.classes) if task.classes else None,
         claims=claims,
     )
-    return write_deployment(deployment, built, task.run / "best")
+    return write_deployment(deployment, built, task.run / BEST)
 
 
 def _infeasible(bench: Bench, limits: Limits) -> str | None:
@@ -236,63 +237,23 @@ def _infeasible(bench: Bench, limits: Limits) -> str | None:
     return f"this machine cannot run this model's arithmetic in under {floor / 1e6:.3f} ms, even in int8"
 
 
-def _engines(names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return space.available_engines()
-    known = registry.entries("engine")
-    for name in names:
-        if name not in known:
-            raise UnknownName("engine", name, known)
-        registry.load("engine", name)
-    return tuple(names)
-
-
-def _threads(counts: Sequence[int] | None) -> tuple[int, ...]:
-    cores = this_host().usable_cores
-    chosen = tuple(sorted(set(counts or space.default_threads(cores))))
-    if chosen[0] < 1 or chosen[-1] > this_host().cores:
-        raise InvalidSetting(f"threads = {list(chosen)}: this machine has {this_host().cores} cores; ask for 1 to that")
-    return chosen
-
-
-def _source(model: Any, store: Store, *, data: Data, example: Any, state: Path | None) -> tuple[Artifact, str]:
-    if isinstance(model, Artifact):
-        return model, str(model.lineage[0].settings.get("source", "model")) if model.lineage else "model"
-    name = Path(str(model)).name if isinstance(model, str | Path) else type(model).__name__
-    return import_model(model, store, preprocess=data.preprocess, example=example, state=state), name
-
-
-def _samples(samples: str | Path | Samples, source: Artifact, data: Data) -> tuple[Samples, Preprocess | None]:
-    if isinstance(samples, Samples):
-        return samples, data.preprocess
-    read = read_samples(
-        samples,
-        source.signature,
-        preprocess=data.preprocess,
-        inputs=data.inputs,
-        label=data.label,
-        limit=data.limit,
-    )
-    return read.samples, read.preprocess
-
-
-def _output_shapes(source: Artifact) -> dict[str, Array]:
-    """Give zeros in the shape of the outputs for two samples: enough to see whether they are class scores."""
-    return {spec.name: np.zeros((2, *spec.concrete({})[1:]), DTYPES[spec.dtype]) for spec in source.signature.outputs}
-
-
-def _with_preprocess(source: Artifact, preprocess: Preprocess, store: Store) -> Artifact:
-    """Keep the preprocessing that the samples were read with beside the model."""
-    with store.scratch() as folder:
-        for name in source.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.folder / name, folder / name)
-        return store.put(replace(source, folder=folder, preprocess=values_of(preprocess)))
+def _goes_on(run: Path, effort: Effort) -> bool:
+    """Say whether a finished search was cut short by its budget and has a larger one now; then forget its finals."""
+    if not (run / JOURNAL).exists():
+        return False
+    journal = Journal.open(run / JOURNAL)
+    cut = journal.recall(CUT, float)
+    if cut is None or (effort.budget_s is not None and effort.budget_s <= cut):
+        return False
+    (run / RESULT).unlink(missing_ok=True)  # first: if we are killed after this, the journal still says that it was cut
+    journal.forget(FINALS)
+    journal.forget(CUT)
+    return True
 
 
 def _next_free(run: Path) -> Path:
-    """Give a folder name beside ``run`` that no search has used."""
-    number = 2
-    while (fresh := run.with_name(f"{run.name}-{number}")).exists():
+    """Give a folder name beside ``run`` that no search has."""
+    number = 1
+    while (free := run.with_name(f"{run.name}-{number}")).exists():
         number += 1
-    return fresh
+    return free

@@ -105,6 +105,8 @@ class Result:
     verdict: Verdict
     twin: Ratio | None
     """The original against itself, through the same comparison: the interval should cover 1."""
+    fallen: Mapping[str, str]
+    """Finalists that failed in the finals, by the plan's key, and why."""
     splits: Mapping[str, int]
     """How many samples each of calibrate, search and certify has."""
     deployment: Path

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args, get_origin
 
 from hasten import registry
 from hasten.artifact import Artifact, Json
+from hasten.errors import MissingDependency
 from hasten.plan import Part, Plan
 from hasten.settings import Setting, settings_of
 
@@ -23,8 +25,13 @@ def original_plan(engines: Sequence[str], threads: Sequence[int]) -> Plan:
 
 
 def available_engines() -> tuple[str, ...]:
-    """Name the engines whose runtime is installed here, the reference first."""
-    here = [name for name, entry in registry.entries("engine").items() if not entry.missing]
+    """Name the engines whose runtime is installed here and loads, the reference first."""
+    here = []
+    for name, entry in registry.entries("engine").items():
+        if not entry.missing:
+            with contextlib.suppress(MissingDependency):  # ``hasten doctor`` says why one does not load
+                registry.load("engine", name)
+                here.append(name)
     return tuple(sorted(here, key=lambda name: (name != REFERENCE_ENGINE, name)))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
+from hasten.errors import HastenError, StoreError
 from hasten.graph.costs import operators_of
 from hasten.graph.model import read_model
 from hasten.measure.peaks import measure_peaks
@@ -33,9 +34,10 @@ class Limits:
 
     def floor_ns(self, plan: Plan) -> float:
         """Give a time that no run of this plan can be under, by its lowest precision and its threads."""
-        precision = str(plan.load_engine().precision)
-        quantized = any(part.name.startswith("quantize") for part in plan.passes)
-        return floor_ns(self.operators, self.peaks[plan.threads], precision="int8" if quantized else precision)
+        precisions = {str(plan.load_engine().precision)}
+        if any(part.name.startswith("quantize") for part in plan.passes):
+            precisions.add("int8")  # where int8 is slow, what was left in float may be the faster part
+        return min(floor_ns(self.operators, self.peaks[plan.threads], precision=name) for name in precisions)
 
 
 def machine_limits(bench: Bench) -> Limits:
@@ -55,7 +57,6 @@ def sweep(bench: Bench) -> None:
     """Run the untouched model in every engine, precision and thread count that is here. Nothing is skipped."""
     task, batch = bench.task, space.fixed_batch(bench.task.source, bench.task.goal.batch)
     bench.run(task.original)
-    bench.original()
     for engine in task.engines:
         for precision in space.precisions(engine):
             for threads in reversed(task.threads):
@@ -86,12 +87,32 @@ def int8(bench: Bench, limits: Limits) -> None:
     for other in others:
         settings = _settings(best) if best else {}
         attempt(bench, limits, _static(other, settings))
+        for plan in _lower_precisions(bench, _static(other, settings)):
+            attempt(bench, limits, plan)
+    if best is not None:
+        for plan in _lower_precisions(bench, best.plan):
+            attempt(bench, limits, plan)
     for leader in leaders:
         attempt(bench, limits, leader.plan.with_passes(*_prefix(leader), Part("quantize-dynamic")))
+        if _wants_small(bench):
+            attempt(bench, limits, leader.plan.with_passes(*_prefix(leader), Part("cast", {"to": "float16"})))
     if best is not None and provable_drop(bench, best) > _allowed_drop(bench):
         for leader in leaders:
             _repair(bench, limits, leader, _settings(best))
     _other_threads(bench, limits)
+
+
+def _lower_precisions(bench: Bench, plan: Plan) -> Iterator[Plan]:
+    """Give a quantized plan with what stays in float computed in each lower precision that its engine really has."""
+    engine = plan.engine
+    for precision in space.precisions(engine.name)[1:]:
+        lower = {**engine.settings, "precision": precision}
+        works = any(
+            trial.outcome == "measured" and trial.plan.engine == replace(engine, settings=lower)
+            for trial in bench.trials.values()
+        )
+        if works:
+            yield replace(plan, engine=replace(engine, settings=lower))
 
 
 def _repair(bench: Bench, limits: Limits, leader: Trial, settings: dict[str, object]) -> None:
@@ -99,7 +120,13 @@ def _repair(bench: Bench, limits: Limits, leader: Trial, settings: dict[str, obj
     plan = _static(leader, settings)
     if bench.trials.get(plan.key) is None or bench.trials[plan.key].outcome != "measured":
         return
-    sets = _exclusions(bench, leader.plan, plan)
+    try:
+        sets = _exclusions(bench, leader.plan, plan)
+    except StoreError:
+        raise
+    except HastenError as error:
+        bench.note(f"{leader.plan.engine.name}: its nodes cannot be ranked, so none is left in float: {error}")
+        return
     enough: int | None = None
     for index, excluded in enumerate(sets):
         trial = attempt(bench, limits, _static(leader, {**settings, "exclude": list(excluded)}))
@@ -213,6 +240,12 @@ def _allowed_drop(bench: Bench) -> float:
     limit = bench.task.goal.max_drop
     n = max(bench.task.splits["certify"], 1)
     return max(TOLERABLE_DROP if limit is None else limit, 3.84 / (n + 3.84))
+
+
+def _wants_small(bench: Bench) -> bool:
+    """Half-precision weights halve the files also where the processor computes in float32 all the same."""
+    goal = bench.task.goal
+    return goal.objective != "latency" or goal.max_file_bytes is not None or goal.max_memory_bytes is not None
 
 
 def _static(leader: Trial, settings: dict[str, object]) -> Plan:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from hasten.artifact import Artifact
+from hasten.errors import BadInput
 from hasten.host import this_host, versions
 from hasten.isolation import Limits
 from hasten.measure.worker import cpus_for
@@ -17,7 +20,7 @@ from hasten.metrics import Metric
 from hasten.plan import Inputs, Plan
 from hasten.samples import Samples
 from hasten.search.result import Goal
-from hasten.store import Store
+from hasten.store import Store, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +30,22 @@ class Effort:
     budget_s: float | None = None
     trial_s: float = 6.0
     """Of measuring, for one trial."""
-    slice_s: float = 0.15
+    slice_s: float = 0.1
+    min_blocks: int = 8
+    """Of a trial; the finals have the default of ``measure.compare``."""
     precision: float = 0.02
     """Asked half-width of a trial's speed-up, relative."""
     finals_s: float = 60.0
     final_precision: float = 0.01
-    limit_s: float = 600.0
-    """After which a child that does not answer is killed."""
+    limit_s: float | None = None
+    """After which a child that does not answer is killed; None: a quarter of the budget, within one and ten minutes."""
     memory_bytes: int | None = None
     """Over which a child is killed; None: four fifths of this machine's."""
 
     @property
-    def memory_limit(self) -> int:
-        """The limit of a child's memory in bytes."""
-        return self.memory_bytes or this_host().memory_bytes * 4 // 5
+    def time_limit(self) -> float:
+        """The limit of a call to a child in seconds."""
+        return self.limit_s or min(600.0, max(60.0, (self.budget_s or 2400.0) / 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +84,30 @@ class Task:
 
     def limits(self, threads: int) -> Limits:
         """Give the limits of a child that measures with this many threads."""
-        return Limits(seconds=self.effort.limit_s, memory_bytes=self.effort.memory_limit, cpus=cpus_for(threads))
+        return Limits(seconds=self.effort.time_limit, memory_bytes=self.effort.memory_bytes, cpus=cpus_for(threads))
 
     @property
     def build_limits(self) -> Limits:
         """The limits of a child that builds."""
-        return Limits(seconds=self.effort.limit_s, memory_bytes=self.effort.memory_limit)
+        return Limits(seconds=self.effort.time_limit, memory_bytes=self.effort.memory_bytes)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold a run's folder for this process until the block ends; a killed process lets go of it.
+
+    Raises:
+        BadInput: another process is at work on the same search.
+    """
+    with writing(run):
+        run.parent.mkdir(parents=True, exist_ok=True)
+        lock = run.with_suffix(".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another process is at work on this very search ({run}); wait for it or stop it") from None
+        yield
 
 
 def task_id(source: Artifact, samples: Samples, goal: Goal, *, choices: Mapping[str, object]) -> str:
