@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from pathlib import Path
 
 from hasten import errors, registry
@@ -63,7 +64,7 @@ def first_line(cls: type) -> str:
 def joined(parts: list[str]) -> str:
     """Join with blank lines, but keep rows of tables and lists together."""
     text = parts[0]
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in itertools.pairwise(parts):
         together = before[0] in "|*" and part[0] == before[0]
         text += ("\n" if together else "\n\n") + part
     return text + "\n"

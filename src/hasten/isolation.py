@@ -46,7 +46,10 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a child may use; memory is four fifths of this machine's unless told. ``cpus`` are the processors it is pinned to; None leaves them as they are."""
+    """What a child may use. Its memory is four fifths of this machine's unless told.
+
+    ``cpus`` are the processors it is pinned to; None leaves them as they are.
+    """
 
     seconds: float = 600.0
     memory_bytes: int | None = None

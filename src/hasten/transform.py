@@ -21,7 +21,6 @@ from hasten.samples import Samples
 from hasten.settings import values_of
 from hasten.store import Store, writing
 
-
 NO_ROOM_BYTES = 1 << 16
 """A disk with less is full."""
 

@@ -51,7 +51,7 @@ def lacking_dtype(folder: Path) -> None:
     """BitShift of 16 bits is standard, and ONNX Runtime has no kernel for it."""
     node = helper.make_node("BitShift", ["x", "x"], ["y"], name="shift", direction="LEFT")
     save(folder, [node], TensorProto.UINT16, [])
-    np.savez(folder / "val.npz", x=np.ones((120, 4), np.uint16))
+    np.savez(folder / "val.npz", x=np.arange(480, dtype=np.uint16).reshape(120, 4))
 
 
 def save(folder: Path, nodes: list[onnx.NodeProto], dtype: int, domains: list[onnx.OperatorSetIdProto]) -> None:

@@ -75,10 +75,10 @@ def test_a_long_plan_is_cut_in_its_middle() -> None:
 
 def test_the_quality_axis_says_which_way_is_better_for_any_metric(tmp_path: Path) -> None:
     axis = frontier_figure(replace(make_result(tmp_path), metric="mean-absolute-error"))["layout"]["yaxis"]
-    assert axis["title"]["text"] == "mean-absolute-error: better (+) or worse (−) than untouched, %"
+    assert axis["title"]["text"] == "mean-absolute-error, %:<br>better (+) or worse (−) than untouched"
 
 
-def test_the_second_limit_is_a_tick_of_its_own_below_the_first(tmp_path: Path) -> None:
+def test_the_second_limit_is_a_mark_of_its_own_below_the_first(tmp_path: Path) -> None:
     traces = {trace["name"]: trace for trace in operators_figure(make_result(tmp_path))["data"]}
     first, second = traces["the machine's limit"], traces["the same with Winograd's convolutions"]
     assert second["x"] == pytest.approx([x * 0.6 for x in first["x"]])

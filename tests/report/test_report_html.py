@@ -188,3 +188,10 @@ def test_the_journals_notes_are_on_the_page_where_there_is_a_journal(tmp_path: P
 def test_a_journal_that_cannot_be_read_is_said_and_does_not_lose_the_page(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite").write_bytes(b"this is no database, and it is long enough to be looked at" * 4)
     assert "file is not a database" in Page(render_html(make_result(tmp_path))).shown
+
+
+def test_a_finalist_that_fell_is_named_with_its_reason_on_the_page(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    fallen = replace(result, fallen={result.trials[2].key: "the child process died"})
+    shown = Page(render_html(fallen)).shown
+    assert "Fell out of the finals: openvino(threads=2) : the child process died" in shown

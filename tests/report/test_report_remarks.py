@@ -46,6 +46,8 @@ def test_a_second_limit_is_one_only_where_it_is_lower() -> None:
 
 def test_one_remark_about_several_is_written_once() -> None:
     assert grouped([("a", ["x", "y"]), ("b", ["x"]), ("c", [])]) == ["a, b: x.", "a: y."]
+    assert grouped([("a", ["x"]), ("b", ["x"])]) == ["all: x."]
+    assert grouped([("a", ["x"])]) == ["a: x."]
 
 
 def test_measure_writes_the_remarks_of_its_engines_below_the_figures() -> None:
@@ -55,5 +57,5 @@ def test_measure_writes_the_remarks_of_its_engines_below_the_figures() -> None:
     restless = replace(calm, engine="restless", latency=replace(taken.latency, settled=False))
     lines = remark_lines(Figures(measured=(calm, restless), failures={}, conditions=taken.conditions))
     assert "restless: never settled while warming up." in lines
-    assert "calm, restless: its limit counts no arithmetic for TopK, only bytes." in lines
+    assert "all: its limit counts no arithmetic for TopK, only bytes." in lines
     assert sum("Winograd" in line for line in lines) == 1

@@ -79,3 +79,9 @@ def test_a_metric_with_a_long_name_does_not_widen_the_table(tmp_path: Path) -> N
 def test_the_names_of_all_columns_are_on_two_lines(tmp_path: Path, width: int) -> None:
     lines = drawn(tmp_path, width=width).splitlines()
     assert any(all(name in line for name in ("latency", "untouched", "lossless", "memory")) for line in lines)
+
+
+def test_a_finalist_that_fell_is_named_with_its_reason(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    fallen = replace(result, fallen={result.trials[2].key: "the child process died"})
+    assert "Fell out of the finals: openvino(threads=2): the child process died." in notes(fallen)

@@ -175,7 +175,7 @@ def test_a_damaged_parquet_file_is_one_clear_error(tmp_path, damage) -> None:
         read_samples(path, FEATURES)
 
 
-def test_a_parquet_file_with_a_broken_footer_is_one_clear_error(tmp_path) -> None:
+def test_a_parquet_file_with_a_broken_footer_is_one_clear_error(tmp_path, capfd) -> None:
     path = parquet(tmp_path / "t.parquet", a=np.arange(3.0), b=np.arange(3.0))
     data = bytearray(path.read_bytes())
     footer = int.from_bytes(data[-8:-4], "little")
@@ -183,6 +183,7 @@ def test_a_parquet_file_with_a_broken_footer_is_one_clear_error(tmp_path) -> Non
     path.write_bytes(data)
     with pytest.raises(BadInput, match="cannot be read"):
         read_samples(path, FEATURES)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_rows_that_need_more_memory_than_allowed_say_so_and_a_limit_helps(tmp_path) -> None:
@@ -371,12 +372,12 @@ def test_a_crafted_array_within_bounds_is_read(tmp_path) -> None:
     ],
 )
 def test_a_header_that_lies_is_refused_before_its_array_is_read(tmp_path, header, word) -> None:
-    path = crafted(tmp_path / "t.npz", header, bytes(2**20), method=zipfile.ZIP_DEFLATED)
+    path = crafted(tmp_path / "t.npz", header, bytes(2**24), method=zipfile.ZIP_DEFLATED)
     tracemalloc.start()
     try:
         with pytest.raises(BadInput, match=word) as caught:
             read_samples(path, FEATURES, memory_bytes=2**30)
-        assert tracemalloc.get_traced_memory()[1] < 2**19
+        assert tracemalloc.get_traced_memory()[1] < 2**23  # the parser itself takes some
     finally:
         tracemalloc.stop()
     assert "\n" not in str(caught.value)

@@ -15,8 +15,8 @@ from hasten.cli.models import DATA, DataOptions, find_stored, is_digest, name_of
 from hasten.cli.progress import showing
 from hasten.report.html import write_html
 from hasten.report.tables import result_table
-from hasten.search.optimize import Data
 from hasten.search.optimize import optimize as search
+from hasten.search.prepare import Data
 from hasten.search.result import Goal, Objective, Result
 from hasten.search.task import Effort
 from hasten.store import Store

@@ -167,9 +167,11 @@ def _screen_call(target: str) -> None:
 def _screen_text(target: str, arguments: Json) -> None:
     """Refuse a string where the operator is not known to take one."""
     operator = OPERATOR.fullmatch(target)
-    if operator is not None and not TEXT.fullmatch(operator[2]):
-        if text := [value for key, value in _strings(arguments) if key in ("as_string", "as_strings")]:
-            raise BadInput(f"the .pt2 file calls {target!r} with the text {text[0][:80]!r}, which it has no use for")
+    if operator is None or TEXT.fullmatch(operator[2]):
+        return
+    # A graph among the arguments has nodes of its own, each with its own strings.
+    if text := [value for key, value in _strings(arguments, skip="as_graph") if key in ("as_string", "as_strings")]:
+        raise BadInput(f"the .pt2 file calls {target!r} with the text {text[0][:80]!r}, which it has no use for")
 
 
 def _screen_expression(text: str) -> None:
@@ -220,16 +222,17 @@ def _screen_tree(spec: Json) -> None:
             raise BadInput("the .pt2 file has a dictionary with a key that is no name")
 
 
-def _strings(value: Json, key: str = "") -> Iterator[tuple[str, str]]:
-    """Give every string with the key that it, or the list it is in, stands under."""
+def _strings(value: Json, key: str = "", *, skip: str | None = None) -> Iterator[tuple[str, str]]:
+    """Give every string with the key that it, or the list it is in, stands under; nothing below the key ``skip``."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, key)
+            yield from _strings(item, key, skip=skip)
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _strings(item, str(name))
+            if name != skip:
+                yield from _strings(item, str(name), skip=skip)
 
 
 def _objects(value: Json) -> Iterator[dict[str, Json]]:

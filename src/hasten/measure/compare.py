@@ -13,7 +13,7 @@ import numpy as np
 from hasten.errors import HastenError, InvalidSetting, UnknownName, Untrusted
 from hasten.isolation import Progress
 from hasten.measure.latency import Nanoseconds, latency_of, medians_of
-from hasten.measure.statistics import bootstrap_ratio
+from hasten.measure.statistics import across_launches, bootstrap_ratio
 from hasten.measurement import WIN, Latency, Ratio
 
 FEWEST_BLOCKS = 2
@@ -80,7 +80,8 @@ class Comparison:
         slow, fast = np.array(self.medians_ns(baseline)), np.array(self.medians_ns(candidate))  # [blocks] each
         with np.errstate(divide="ignore", invalid="ignore"):  # a time of zero is told below as what it is
             logs = np.log(slow / fast)
-        return bootstrap_ratio(logs, seed=self.seed, asked=self.precision)
+        ratio = bootstrap_ratio(logs, seed=self.seed, asked=self.precision)
+        return ratio if baseline == candidate else across_launches(ratio)
 
     def latency(self, name: str, *, limit_ns: float | None = None) -> Latency:
         """Describe a contender's single runs; those over ``limit_ns`` are counted as misses.

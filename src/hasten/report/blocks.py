@@ -31,7 +31,7 @@ class Blocks:
             for i, name in enumerate(self.names)
         ]
         parts = _parts(widths, options.max_width)
-        gap = _gap([widths[i] for i in parts[0]], options.max_width)
+        gap = min(_gap([widths[i] for i in part], options.max_width) for part in parts)
         if len(parts) == 1:
             yield _line([Text(name, style="dim") for name in self.names], widths, gap, bottom=True)
         for number, (title, cells) in enumerate(self.rows):

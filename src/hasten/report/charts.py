@@ -59,10 +59,15 @@ def frontier_figure(result: Result) -> Figure:
         _steps([row for row in rows if row.key in result.frontier]),
         *(_points(", ".join(row.roles), [row], *MARKS[row.roles[0]]) for row in special),
     ]
-    title = f"{result.metric}: better (+) or worse (−) than untouched, %"
-    axis: Json = {"title": {"text": title}, "tickformat": "+~g", "zeroline": True, "zerolinecolor": "var(--muted)"}
+    title = f"{escape(shorten(result.metric, 40))}, %:<br>better (+) or worse (−) than untouched"
+    axis: Json = {
+        "title": {"text": title, "font": {"size": 13}},
+        "tickformat": "+~g",
+        "zeroline": True,
+        "zerolinecolor": "var(--muted)",
+    }
     layout = _layout(height=440 + LANE_PX * len(special))
-    layout["margin"] = {"l": 72, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
+    layout["margin"] = {"l": 88, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
     layout["xaxis"] |= {"type": "log", "title": {"text": "latency, ms (log scale)"}, "tickangle": 0, "tickformat": "~g"}
     layout["yaxis"] |= axis | _range(rows)
     layout["legend"] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
@@ -73,17 +78,23 @@ def frontier_figure(result: Result) -> Figure:
 def operators_figure(result: Result) -> Figure:
     """Draw where the time of each finalist goes: a piece an operator, coloured by what holds it, and the rest.
 
-    The pieces of a bar add up to the measured time, which stands beside it; the ticks are the machine's limits.
+    The pieces of a bar add up to the measured time, which stands beside it; the marks on it are the machine's limits.
     """
     rows = [row for row in certified_rows(result) or measured_rows(result) if row.measurement.bound][:MAX_BARS]
     pieces = [*(_operator_trace(limit, rows) for limit in LIMITS), _outside_trace(rows)]
     traces = [*pieces, _limit_trace(rows), _winograd_trace(rows)]
-    layout = _layout(height=96 + 62 * max(1, len(rows)))
-    layout |= {"barmode": "stack", "bargap": 0.6, "margin": {"l": 12, "r": 24, "t": 8, "b": 80}}
+    layout = _layout(height=116 + 62 * max(1, len(rows)))
+    layout |= {"barmode": "stack", "bargap": 0.6, "margin": {"l": 12, "r": 24, "t": 8, "b": 100}}
     longest = max((row.measurement.latency.median_ns for row in rows), default=1.0) / 1e6
     layout["xaxis"] |= {"title": {"text": "time of one run, ms"}, "range": [0, longest * 1.04]}
     layout["yaxis"] |= {"visible": False, "range": [len(rows) - 0.4, -0.85]}
-    layout["legend"] = {"orientation": "h", "y": -64 / max(62 * len(rows), 62), "yanchor": "top", "x": 0}
+    layout["legend"] = {
+        "traceorder": "normal",
+        "orientation": "h",
+        "y": -68 / max(62 * len(rows), 62),
+        "yanchor": "top",
+        "x": 0,
+    }
     layout["annotations"] = [_bar_label(i, row) for i, row in enumerate(rows)]
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
@@ -267,15 +278,18 @@ def _bar(name: str, colour: str, pieces: Sequence[tuple[int, float, str]]) -> Fi
 
 def _limit_trace(rows: Sequence[Row]) -> Figure:
     limits = [(i, bound.grouped_ns) for i, row in enumerate(rows) if (bound := row.measurement.bound)]
-    return _ticks("the machine's limit", limits, size=15, colour="var(--ink)")
+    marker = {"symbol": "line-ns-open", "size": 15, "color": "var(--ink)", "line": {"width": 2}}
+    return _limits("the machine's limit", limits, marker)
 
 
 def _winograd_trace(rows: Sequence[Row]) -> Figure:
     limits = [(i, second[0]) for i, row in enumerate(rows) if (second := winograd_limit(row.measurement.bound))]
-    return _ticks("the same with Winograd's convolutions", limits, size=9, colour="var(--soft)")
+    line = {"width": 1.5, "color": "var(--ink)"}
+    marker = {"symbol": "diamond", "size": 8, "color": "var(--surface)", "line": line}
+    return _limits("the same with Winograd's convolutions", limits, marker)
 
 
-def _ticks(name: str, limits: Sequence[tuple[int, float]], *, size: int, colour: str) -> Figure:
+def _limits(name: str, limits: Sequence[tuple[int, float]], marker: Figure) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -284,7 +298,7 @@ def _ticks(name: str, limits: Sequence[tuple[int, float]], *, size: int, colour:
         "y": [i for i, _ in limits],
         "text": [f"{name}: {fmt.duration(ns)}" for _, ns in limits],
         "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"symbol": "line-ns-open", "size": size, "color": colour, "line": {"width": 2, "color": colour}},
+        "marker": marker,
     }
 
 

@@ -53,7 +53,9 @@ def winograd_remarks(bound: Bound | None) -> list[str]:
 def grouped(remarks: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
     """Write each remark once, with everyone that it is about: ``chosen, untouched: never settled ...``."""
     about: dict[str, list[str]] = {}
+    asked = 0
     for name, texts in remarks:
+        asked += 1
         for text in texts:
             about.setdefault(text, []).append(name)
-    return [f"{', '.join(names)}: {text}." for text, names in about.items()]
+    return [f"{'all' if 1 < len(names) == asked else ', '.join(names)}: {text}." for text, names in about.items()]

@@ -64,6 +64,7 @@ def notes(result: Result) -> list[str]:
     lines.append(f"Quality is {result.metric}; samples: {used}. Square brackets are 95 % intervals. {MEMORY}")
     lines += grouped((_called(row), timing_remarks(row.measurement.latency)) for row in rows)
     lines += grouped((_called(row), limit_remarks(row.measurement.bound)) for row in rows)
+    lines += [f"Fell out of the finals: {result.trial(key).plan}: {reason}." for key, reason in result.fallen.items()]
     tried = ", ".join(f"{n} {outcome}" for outcome, n in counts(result).items())
     lines.append(f"{len(result.trials)} trials in {fmt.seconds(result.seconds)}: {tried}.")
     return lines

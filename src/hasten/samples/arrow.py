@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,24 @@ def _open_parquet(path: Path) -> Any:
         raise BadInput(f"{path} is no Parquet file, or it is cut off")
     if int.from_bytes(tail[:4], "little") > size - 12:
         raise BadInput(f"{path} is damaged: its footer is longer than the file")
-    return read_parquet(path, batch_size=BATCH_ROWS)
+    with _quiet_panics():
+        return read_parquet(path, batch_size=BATCH_ROWS)
+
+
+@contextlib.contextmanager
+def _quiet_panics() -> Iterator[None]:
+    """Keep off the terminal what the reader's runtime prints, a stack trace, before it raises a PanicException.
+
+    It writes to the process's error stream itself, so that stream points elsewhere for this moment, in every thread.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _read(paths: Iterable[Path], open_file: Callable[[Path], Any], room: Room) -> Columns:

@@ -46,7 +46,7 @@ def read_npz(path: Path, room: Room) -> Columns:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {}
+            members: dict[str, tuple[zipfile.ZipInfo, Header]] = {}
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     _check_member(info, path, known=members)

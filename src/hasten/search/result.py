@@ -105,7 +105,7 @@ class Result:
     verdict: Verdict
     twin: Ratio | None
     """The original against itself, through the same comparison: the interval should cover 1."""
-    fallen: Mapping[str, str]
+    fallen: Mapping[str, str] = field(default_factory=dict)
     """Finalists that failed in the finals, by the plan's key, and why."""
     splits: Mapping[str, int]
     """How many samples each of calibrate, search and certify has."""

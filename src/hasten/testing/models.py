@@ -90,9 +90,7 @@ def convnet(*, size: int = 16, width: int = 8, classes: int = 4, seed: int = 0) 
     h = net.add("Conv", h, net.weight(2 * width, width, 3, 3), pads=[1] * 4, strides=[2, 2])
     h = net.add("Relu", net.batch_norm(h, 2 * width))
     h = net.add("Flatten", net.add("GlobalAveragePool", h))
-    scores = net.random.standard_normal((classes, 2 * width)).astype(np.float32)
-    scores -= scores.mean(1, keepdims=True)  # features are positive: else one class would win every time
-    net.add("Gemm", h, net.constant(scores), net.weight(classes, scale=0.01), transB=1)
+    net.add("Gemm", h, net.weight(classes, 2 * width), net.weight(classes, scale=0.1), transB=1)
     return net.model(("x", ("batch", 3, size, size)), ("y", ("batch", classes)))
 
 
