@@ -26,6 +26,7 @@ from hasten.host import Host, Load, load_since, this_host, ticks, versions
 from hasten.isolation import Child, Limits
 from hasten.measure.compare import compare
 from hasten.measure.latency import WarmUp
+from hasten.measure.statistics import LAUNCH_SD
 from hasten.measure.worker import cpus_for, open_isolated
 from hasten.measurement import Ratio
 from hasten.plan import Part
@@ -141,7 +142,7 @@ def measure(condition: str, comparisons: int) -> Results:
         load=load_since(since),
         processor=processor,
         versions=versions(),
-        settings={**SETTINGS, "warm_up_min_s": WARM_UP.min_s, "units": UNITS},
+        settings={**SETTINGS, "launch_sd": LAUNCH_SD, "warm_up_min_s": WARM_UP.min_s, "units": UNITS},
         outcomes=outcomes,
     )
 

@@ -86,6 +86,9 @@ def build_peers(model: Path, samples: dict[str, np.ndarray], folder: Path) -> di
         "ONNX Runtime dynamic int8": ("onnxruntime", ort_dynamic(model, folder)),
         "OpenVINO int8 (NNCF's default PTQ)": ("openvino", nncf_ptq(model, samples, folder)),
     }
+    if "ids" in samples:
+        path = nncf_ptq(model, samples, folder, transformer=True)
+        rows["OpenVINO int8 (NNCF's PTQ for transformers)"] = ("openvino", path)
     return {name: (runtime, Path(path)) for name, (runtime, path) in rows.items()}
 
 
@@ -132,14 +135,14 @@ def ort_dynamic(model: Path, folder: Path) -> Path:
     return target
 
 
-def nncf_ptq(model: Path, samples: dict[str, np.ndarray], folder: Path) -> Path:
+def nncf_ptq(model: Path, samples: dict[str, np.ndarray], folder: Path, *, transformer: bool = False) -> Path:
     import nncf
     import openvino as ov
 
-    target = folder / "nncf.xml"
+    target = folder / ("nncf-transformer.xml" if transformer else "nncf.xml")
     rows = [{k: v[i : i + 1] for k, v in samples.items()} for i in range(CALIBRATION)]
-    transformer = {"model_type": nncf.ModelType.TRANSFORMER} if "ids" in samples else {}
-    quantized = nncf.quantize(ov.Core().read_model(model), nncf.Dataset(rows), subset_size=CALIBRATION, **transformer)
+    kind = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
+    quantized = nncf.quantize(ov.Core().read_model(model), nncf.Dataset(rows), subset_size=CALIBRATION, **kind)
     ov.save_model(quantized, target, compress_to_fp16=False)
     return target
 

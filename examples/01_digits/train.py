@@ -20,6 +20,7 @@ import onnx
 import torch
 from arro3.core import Array, DataType, Table
 from arro3.io import write_parquet
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -126,6 +127,8 @@ def export(net: Digits, path: Path) -> None:
         optimize=False,
         verbose=False,
     )
+    fold_constants(program.model)  # as hasten's own frontend: zero biases that are computed would hinder fusions
+    remove_unused_nodes(program.model)
     onnx.save_model(without_notes(program.model_proto), path)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from onnx.inliner import inline_local_functions
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch.utils import _pytree as pytree
 
 from hasten.artifact import Json
@@ -47,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PytorchFrontend:
-    """Export with ``torch.onnx.export(dynamo=True, optimize=False)``: BatchNormalization stays a node."""
+    """Export with ``torch.onnx.export(dynamo=True, optimize=False)``, constants folded: BatchNormalization stays."""
 
     name: ClassVar[str] = "pytorch"
 
@@ -197,6 +198,10 @@ def _exported(
         )
     except Exception as error:
         raise BuildFailed("import", f"torch.onnx.export: {type(error).__name__}: {one_line(error)}") from error
+    # Not the exporter's whole optimizer, which folds batch-norm. But what it computes from constants alone (a zero bias
+    # by Shape, CastLike and Expand) would keep a runtime from fusing, and make the untouched model look slow.
+    fold_constants(program.model)
+    remove_unused_nodes(program.model)
     return _tidy(program.model_proto)
 
 

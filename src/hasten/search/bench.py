@@ -38,7 +38,7 @@ OUTPUT_ROWS = 64
 def usual_trials(task: Task) -> int:
     """Guess how many trials a search has: to say how long it takes, not to plan it."""
     engines, threads = len(task.engines), len(task.threads)
-    sweep = 1 + sum(threads + len(space.precisions(engine)) - 1 for engine in task.engines)
+    sweep = engines + sum(threads + len(space.precisions(engine)) - 1 for engine in task.engines)
     return sweep + 2 * engines + len(space.observers()) + (engines - 1) + engines + engines * (threads - 1)
 
 

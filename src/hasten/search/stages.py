@@ -18,7 +18,7 @@ from hasten.plan import Part, Plan
 from hasten.search import space
 from hasten.search.bench import Bench
 from hasten.search.exclusions import find_exclusions
-from hasten.search.frontier import best_of, cost, loss
+from hasten.search.frontier import best_of, cost, loss, step
 from hasten.search.result import Trial
 
 TOLERABLE_DROP = 0.01
@@ -54,15 +54,34 @@ def machine_limits(bench: Bench) -> Limits:
 
 
 def sweep(bench: Bench) -> None:
-    """Run the untouched model in every engine, precision and thread count that is here. Nothing is skipped."""
-    task, batch = bench.task, space.fixed_batch(bench.task.source, bench.task.goal.batch)
+    """Run the untouched model in every engine, precision and thread count that is here. Nothing is skipped.
+
+    A fixed batch helps one runtime and hinders another: both forms run at the most threads, the better at the others.
+    """
+    task = bench.task
     bench.run(task.original)
     for engine in task.engines:
+        batch = _better_batch(bench, engine)
         for precision in space.precisions(engine):
             for threads in reversed(task.threads):
                 trial = bench.run(Plan(space.engine_part(engine, threads=threads, precision=precision, batch=batch)))
                 if trial.outcome == "unsupported":
                     break  # a precision that a runtime lacks, it lacks at every thread count
+
+
+def _better_batch(bench: Bench, engine: str) -> int | None:
+    """Give the batch to fix for an engine, or None where an open one is as fast: it serves any number of rows."""
+    task = bench.task
+    fixed = space.fixed_batch(task.source, task.goal.batch)
+    if fixed is None:
+        return None
+    threads = task.threads[-1]
+    open_, closed = (
+        bench.run(Plan(space.engine_part(engine, threads=threads, batch=batch))) for batch in (None, fixed)
+    )
+    if open_.outcome != "measured" or closed.outcome != "measured":
+        return fixed if closed.outcome == "measured" else None
+    return fixed if step(closed, task.goal) < step(open_, task.goal) else None
 
 
 def lossless(bench: Bench, limits: Limits) -> None:
@@ -201,15 +220,12 @@ def _may_end_it(bench: Bench, best: Trial) -> bool:
 
 
 def leader_of(bench: Bench, *, engine: str, lossy: bool | None) -> Trial | None:
-    """Give the engine's best measured trial that meets the drop, but for the original itself."""
+    """Give the engine's best measured trial that meets the drop."""
     task = bench.task
     fitting = [
         trial
         for trial in bench.trials.values()
-        if trial.plan.engine.name == engine
-        and bench.meets(trial)
-        and (lossy is None or bool(trial.traits) == lossy)
-        and trial.key != task.original.key
+        if trial.plan.engine.name == engine and bench.meets(trial) and (lossy is None or bool(trial.traits) == lossy)
     ]
     return best_of(fitting, task.goal, original=task.original.key)
 
