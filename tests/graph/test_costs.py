@@ -209,3 +209,26 @@ def _model(nodes: list[onnx.NodeProto], shape: tuple[int | str, ...], constants:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_reshape_to_a_computed_shape_is_followed_as_exporters_write_it() -> None:
+    """Shape, Squeeze, Reshape to a list, Concat with Constant nodes: plain shape inference loses this thread."""
+    w = numpy_helper.from_array(np.ones((6, 5), np.float32), "w")
+    nodes = [
+        helper.make_node("Constant", [], ["minus"], value_ints=[-1]),
+        helper.make_node("Constant", [], ["two"], value_ints=[2]),
+        helper.make_node("Constant", [], ["six"], value_ints=[6]),
+        helper.make_node("Shape", ["x"], ["first"], start=0, end=1),
+        helper.make_node("Squeeze", ["first"], ["rows"]),
+        helper.make_node("Reshape", ["rows", "minus"], ["list"]),
+        helper.make_node("Concat", ["list", "two", "six"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="product"),
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 12])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None, None, None])
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", [x], [y], [w]), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    (product,) = [op for op in operators_of(model, {"batch": 3}) if op.name == "product"]
+    assert price(product).operations == 2 * 3 * 2 * 6 * 5

@@ -15,9 +15,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
-from hasten.graph.model import Graph, infer_shapes, spec_of
+from hasten.graph.dims import Shapes
+from hasten.graph.model import Graph, attribute, infer_shapes, spec_of
 from hasten.graph.products import PRODUCTS, concrete, shape_at, suits_winograd
 from hasten.measurement import Operator
 from hasten.tensors import DTYPES, TensorSpec
@@ -256,6 +259,19 @@ def count_of(spec: TensorSpec) -> int | None:
     return None if shape is None else math.prod(shape)
 
 
+CONSTANTS: Mapping[str, type[np.generic] | None] = {
+    "value": None,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+}
+"""Dtype by the attribute in which a Constant holds its value; a tensor has its own."""
+
+SHAPED_BY_VALUE = frozenset({"Reshape", "Expand", "ConstantOfShape", "Slice", "Tile", "Range", "Unsqueeze", "Squeeze"})
+"""Operators whose output's shape follows from the value of an input behind the first."""
+
+
 def operators_of(model: onnx.ModelProto, dims: Mapping[str, int], dtype: str = "float32") -> tuple[Operator, ...]:
     """List what one run of an ONNX model computes, with concrete shapes.
 
@@ -292,9 +308,40 @@ def bind(model: onnx.ModelProto, dims: Mapping[str, int]) -> onnx.ModelProto:
         lengths = spec_of(value).concrete(dims)
         for axis, length in enumerate(lengths):
             value.type.tensor_type.shape.dim[axis].dim_value = length
-    for value in bound.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return infer_shapes(bound)
+    while True:
+        for value in bound.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        bound = infer_shapes(bound)
+        if not _settle(bound):
+            return bound
+
+
+def _settle(model: onnx.ModelProto) -> int:
+    """Write computed shapes that are known now as constants, and give their number: inference follows only those.
+
+    Exporters compute the target of a Reshape by Shape, Gather, CastLike and Concat; ONNX's inference loses the thread.
+    """
+    for node in [n for n in model.graph.node if n.op_type == "Constant"]:
+        kind = node.attribute[0].name if node.attribute else ""
+        if kind in CONSTANTS:
+            value = attribute(node, kind)
+            array = numpy_helper.to_array(value) if kind == "value" else np.array(value, CONSTANTS[kind])
+            model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+            model.graph.node.remove(node)
+    graph = Graph(model)
+    shapes, made = Shapes(graph), 0
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type not in SHAPED_BY_VALUE or place == 0 or name not in graph.producers:
+                continue
+            known = shapes.value(name)
+            if known is not None and known.static:
+                made += 1
+                fresh = f"{name}/settled/{made}/{len(model.graph.initializer)}"
+                entries = np.array(known.entries[0] if known.scalar else known.entries, np.int64)
+                model.graph.initializer.append(numpy_helper.from_array(entries, fresh))
+                node.input[place] = fresh
+    return made
 
 
 def _constants(graph: Graph) -> frozenset[str]:
