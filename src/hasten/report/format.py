@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
-
+from hasten.measure import statistics
 from hasten.measurement import Estimate, Latency
 
 NONE = "–"
@@ -101,18 +100,12 @@ def digits(value: float) -> str:
 
 
 def median_interval(latency: Latency) -> tuple[float, float] | None:
-    """Give the 95 % interval of the median of the slices' medians, in ns, from their order.
+    """Give the 95 % interval of a latency's median, in ns, from its slices (``measure.statistics.median_interval``).
 
-    The k-th smallest and the k-th largest of n independent observations enclose their median with a probability
-    that the binomial distribution of n fair coins gives, whatever the distribution of times. None: under six
-    slices, where no such k exists. The interval is widened to the median of all runs: on a machine that is now slow,
-    now fast, a fast slice has more runs than a slow one, and that median may lie outside the slices' own.
+    It is widened to the median where that lies outside. None: there are fewer than six slices.
     """
-    ordered = sorted(latency.slices_ns)
-    k = int(stats.binom.ppf(0.025, len(ordered), 0.5)) if ordered else 0
-    if k < 1:
-        return None
-    return min(ordered[k - 1], latency.median_ns), max(ordered[-k], latency.median_ns)
+    bounds = statistics.median_interval(latency.slices_ns)
+    return None if bounds is None else (min(bounds[0], latency.median_ns), max(bounds[1], latency.median_ns))
 
 
 def interval(latency: Latency) -> str:
