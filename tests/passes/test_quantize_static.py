@@ -11,6 +11,8 @@ from hasten.errors import UnknownName, Unsupported
 from hasten.graph.model import Graph, read_model
 from hasten.host import this_host
 from hasten.passes.fold import Fold
+from hasten.passes.fuse import Fuse
+from hasten.passes.placement import named
 from hasten.passes.quantize_static import QuantizeStatic, needs_reduced_range
 from hasten.testing.models import MODELS, Builder, convnet, encoder, mlp, random_samples, stored
 from hasten.transform import run_pass
@@ -83,6 +85,36 @@ def test_attention_products_can_be_quantized_too(store, ctx):
     count = [sum(node.op_type == "QuantizeLinear" for node in m.graph.node) for m in (plain, read_model(more))]
     assert count[1] == count[0] + 4
     assert cosine(outputs(source), outputs(more)) > 0.99
+
+
+def test_with_through_eight_bits_flow_on_from_matrix_products(store, ctx):
+    source = run_pass(Fuse(), folded(encoder(), store, ctx), store, ctx)
+    made = quantized(source, store, ctx, through=True)
+    model = read_model(made)
+    producer = {name: node.op_type for node in model.graph.node for name in node.output}
+    residual = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Add" and all(producer.get(name) == "DequantizeLinear" for name in node.input)
+    ]
+    assert len(residual) == 2
+    assert cosine(outputs(source), outputs(made)) > 0.99
+
+
+def test_with_through_a_moved_value_is_not_quantized_again(store, ctx):
+    model = read_model(quantized(folded(encoder(), store, ctx), store, ctx, through=True))
+    producer = {name: node.op_type for node in model.graph.node for name in node.output}
+    behind = {producer.get(node.input[0]) for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert not behind & {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
+
+
+def test_with_through_only_what_meets_weights_has_a_zero_point(store, ctx):
+    step = QuantizeStatic(through=True)
+    model = named(read_model(folded(encoder(), store, ctx)))
+    placement = step.placement(model)
+    scales = step.scales(placement, dict.fromkeys(placement.tensors, (-1.0, 2.0)))
+    assert {name for name, scale in scales.items() if scale.zero_point} == set(placement.weighed)
+    assert set(placement.weighed) < set(scales)
 
 
 def test_openvino_computes_the_same_file_in_int8(store, ctx):

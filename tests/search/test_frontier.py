@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.search.frontier import frontier
+from hasten.search.frontier import frontier, levels
 from hasten.search.result import Goal
 
 from .trials import ORIGINAL, trial
@@ -60,7 +60,27 @@ def test_there_is_always_someone_on_the_frontier_and_nobody_clearly_ahead_of_it(
     keys = frontier(found, GOAL, original=ORIGINAL.key)
     by_key = {item.key: item for item in found}
     assert keys
-    fastest = max(by_key[key].measurement.speedup.value for key in keys)
-    assert max(item.measurement.speedup.value for item in found) <= fastest * 1.041
+    best = max((by_key[key].measurement.speedup for key in keys), key=lambda speed: speed.value)
+    assert max(item.measurement.speedup.value for item in found) <= best.value * 1.0501
     least = min(max(0.0, by_key[key].measurement.quality.drop.value) for key in keys)
     assert min(max(0.0, item.measurement.quality.drop.value) for item in found) == pytest.approx(least)
+
+
+@given(st.lists(st.floats(0.991, 1.009), min_size=2, max_size=6), st.floats(1.2, 20.0))
+def test_twins_measured_anew_give_the_same_frontier(noise, speed) -> None:
+    twins = [trial(speed * factor, 0.0, passes=3, mark=i + 1) for i, factor in enumerate(noise)]
+    found = frontier([ORIGINAL, *twins], GOAL, original=ORIGINAL.key)
+    again = [trial(speed / factor, 0.0, passes=3, mark=i + 1) for i, factor in enumerate(noise)]
+    assert found == frontier([ORIGINAL, *again], GOAL, original=ORIGINAL.key)
+
+
+def test_what_is_faster_beyond_doubt_stands_on_a_level_of_its_own() -> None:
+    slow, middle, fast = (trial(s, 0.0, passes=1, mark=i) for i, s in enumerate((2.0, 2.1, 2.2)))
+    assert levels([slow, middle, fast], GOAL) == {fast.key: 0, middle.key: 1, slow.key: 2}
+
+
+def test_a_noisy_leader_does_not_pull_much_slower_plans_up_to_its_level() -> None:
+    noisy, slower = trial(2.84, 0.0, mark=1), trial(2.5, 0.0, mark=2)
+    wide = replace(noisy.measurement.speedup, low=2.1, high=3.1)
+    noisy = replace(noisy, measurement=replace(noisy.measurement, speedup=wide))
+    assert levels([noisy, slower], GOAL) == {noisy.key: 0, slower.key: 1}

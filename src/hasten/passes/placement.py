@@ -4,6 +4,10 @@ The shape that runtimes fuse: each *anchor* (Conv, Gemm, MatMul with constant we
 convolution also gives a quantized output, because no kernel takes 8 bits and gives float; a Gemm or MatMul does so
 only where the next one asks for it, so that the float parts of an encoder (layer-norm, softmax, GELU, residual sums)
 stay float. *Flows* (Add, pooling, Concat, ...) between quantized convolutions keep the 8 bits flowing.
+
+With ``through`` a Gemm or MatMul does as a convolution does: what it gives (after its bias) is quantized wherever a
+flow or another anchor reads it, so that residual sums, transposes and layer-norms of an encoder move 8 bits too; and
+one pair stands where a value begins, none behind what only moves it, since a runtime that likes this carries it on.
 """
 
 from __future__ import annotations
@@ -49,8 +53,12 @@ class Placement:
     """Quantized tensors whose every reader gets the quantized value; of the others, only anchors and flows."""
     readers: frozenset[str]
     """The nodes that read quantized values where they can: anchors and flows."""
+    copies: frozenset[str]
+    """Quantized tensors without a pair of their own: moved copies of others that have one."""
+    weighed: frozenset[str]
+    """Quantized tensors that are multiplied with weights, or share the scale of one that is."""
     outputs: dict[str, str]
-    """The quantized output of each convolution among the anchors, by the node's name."""
+    """The quantized output of each anchor that has one (convolutions always have), by the node's name."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -91,7 +99,12 @@ def named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def place(
-    model: onnx.ModelProto, anchors: Collection[str], *, flows: Collection[str], float_nodes: Collection[str] = ()
+    model: onnx.ModelProto,
+    anchors: Collection[str],
+    *,
+    flows: Collection[str],
+    float_nodes: Collection[str] = (),
+    through: bool = False,
 ) -> Placement:
     """Decide what is quantized.
 
@@ -101,17 +114,21 @@ def place(
             float node must get in float stays in float too.
         flows: Operators that may carry 8 bits on between convolutions.
         float_nodes: Names of nodes around which nothing is quantized.
+        through: 8 bits also flow out of Gemm and MatMul, not only out of convolutions.
     """
-    return _Placer(Graph(model), frozenset(anchors), frozenset(flows), frozenset(float_nodes)).place()
+    return _Placer(Graph(model), frozenset(anchors), frozenset(flows), frozenset(float_nodes), through).place()
 
 
 class _Placer:
     """The state of one ``place``: sets of node names and tensors that grow and shrink until they agree."""
 
-    def __init__(self, graph: Graph, anchors: frozenset[str], flows: frozenset[str], excluded: frozenset[str]) -> None:
+    def __init__(
+        self, graph: Graph, anchors: frozenset[str], flows: frozenset[str], excluded: frozenset[str], through: bool
+    ) -> None:
         self.graph = graph
         self.nodes = [*graph.model.graph.node]
         self.kinds = flows
+        self.through = through
         self.excluded = self._with_passages(excluded)
         self.anchors = {name for name in anchors if name not in excluded}
 
@@ -122,14 +139,18 @@ class _Placer:
             if not hidden:
                 break
             self.anchors -= hidden
-        outputs = {n.name: self.tail(n) for n in self._convolutions()}
+        outputs = {n.name: self.tail(n) for n in self._sources() if self._gives_8_bits(n, flows)}
         whole = set(outputs.values())
         whole |= {self.tail(n, i) for n in self.nodes if n.name in flows for i in range(len(n.output))}
         readers = self.anchors | flows
         tensors = whole | {x for n in self.nodes if n.name in readers for x in self.data_inputs(n)}
+        scale_of = self._shared(tensors, flows)
+        heads = {scale_of[n.input[0]] for n in self.nodes if n.name in self.anchors and _has_weights(self.graph, n)}
         return Placement(
             anchors=tuple(node.name for node in self.nodes if node.name in self.anchors),
-            scale_of=self._shared(tensors, flows),
+            scale_of=scale_of,
+            copies=frozenset(self._copies(tensors, flows)) if self.through else frozenset(),
+            weighed=frozenset(name for name in tensors if scale_of[name] in heads),
             whole=frozenset(whole),
             readers=frozenset(readers),
             outputs=outputs,
@@ -137,6 +158,20 @@ class _Placer:
 
     def _convolutions(self) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if node.name in self.anchors and node.op_type in CONVOLUTIONS]
+
+    def _sources(self) -> list[onnx.NodeProto]:
+        """Give the anchors from which 8 bits may flow on."""
+        return [n for n in self.nodes if n.name in self.anchors] if self.through else self._convolutions()
+
+    def _gives_8_bits(self, anchor: onnx.NodeProto, flows: set[str]) -> bool:
+        """A convolution does; a Gemm or MatMul where someone computes with it, and none must have it in float."""
+        if anchor.op_type in CONVOLUTIONS:
+            return True
+        name = self.tail(anchor)
+        return self._is_wanted(name, self.anchors | flows) and not self._must_be_float(name)
+
+    def _is_wanted(self, name: str, readers: set[str]) -> bool:
+        return any(u.name in readers and name in self.data_inputs(u) for u in self.graph.consumers.get(name, []))
 
     def _with_passages(self, excluded: frozenset[str]) -> frozenset[str]:
         """Add pooling and reshaping that leads to excluded nodes only: what is quantized before it reaches them too."""
@@ -149,8 +184,10 @@ class _Placer:
         return frozenset(found)
 
     def tail(self, node: onnx.NodeProto, output: int = 0) -> str:
-        """Give the tensor behind a node where it is quantized: after a ReLU or Clip that its range swallows."""
+        """Give the tensor behind a node where it is quantized: after its bias and a ReLU or Clip from zero."""
         name = node.output[output]
+        if self.through and (bias := self._bias_add(node)) is not None:
+            node, name = bias, bias.output[0]
         follower = self.graph.only_consumer(name)
         swallowed = follower is not None and (
             follower.op_type == "Relu" or (follower.op_type == "Clip" and self._from_zero(follower))
@@ -167,9 +204,16 @@ class _Placer:
             names = [node.input[0]] if node.op_type in SHAPED_BY_INPUT else list(node.input)
         return [name for name in names if name and name not in self.graph.initializers]
 
+    def _bias_add(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Give the Add of a constant that alone reads a MatMul."""
+        add = self.graph.only_consumer(node.output[0]) if node.op_type == "MatMul" else None
+        if add is None or add.op_type != "Add" or add.name in self.excluded:
+            return None
+        return add if any(name in self.graph.initializers for name in add.input) else None
+
     def _flows(self) -> set[str]:
         """Give the flows that have a quantized value coming in and a quantized reader going out."""
-        carried = {self.tail(node) for node in self._convolutions()}
+        carried = {self.tail(node) for node in self._sources()}
         found: list[onnx.NodeProto] = []
         for node in self.nodes:
             if node.op_type in self.kinds and node.name not in self.excluded and self._can_flow(node, carried):
@@ -178,18 +222,17 @@ class _Placer:
         kept: set[str] = set()
         for node in reversed(found):
             tails = [self.tail(node, i) for i in range(len(node.output))]
-            wanted = any(
-                user.name in self.anchors | kept and name in self.data_inputs(user)
-                for name in tails
-                for user in self.graph.consumers.get(name, [])
-            )
+            wanted = any(self._is_wanted(name, self.anchors | kept) for name in tails)
+            if self.through and not wanted:  # a layer-norm reads 8 bits as well
+                readers = [user for name in tails for user in self.graph.consumers.get(name, [])]
+                wanted = any(user.op_type == "LayerNormalization" for user in readers)
             if wanted and not any(self._must_be_float(name) for name in tails):
                 kept.add(node.name)
         # Without a flow that was dropped for its readers, what came after it may have no quantized input left.
         return self._reached(kept)
 
     def _reached(self, flows: set[str]) -> set[str]:
-        carried = {self.tail(node) for node in self._convolutions()}
+        carried = {self.tail(node) for node in self._sources()}
         reached: set[str] = set()
         for node in self.nodes:
             if node.name in flows and any(name in carried for name in self.data_inputs(node)):
@@ -211,6 +254,10 @@ class _Placer:
     def _from_zero(self, clip: onnx.NodeProto) -> bool:
         low = self.graph.constant(clip.input[1]) if len(clip.input) > 1 and clip.input[1] else None
         return low is not None and float(low.reshape(-1)[0]) == 0.0
+
+    def _copies(self, tensors: set[str], flows: set[str]) -> set[str]:
+        moved = [node for node in self.nodes if node.name in flows and node.op_type in SAME_RANGE]
+        return {name for node in moved for name in node.output if name in tensors}
 
     def _shared(self, tensors: set[str], flows: set[str]) -> dict[str, str]:
         """Join the tensors around each value-preserving flow (union-find)."""

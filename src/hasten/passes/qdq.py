@@ -183,6 +183,8 @@ class _Writer:
         """Put a pair behind every quantized tensor and let its readers read the result."""
         renamed: dict[str, str] = {}
         for name in self.placement.tensors:
+            if name in self.placement.copies:
+                continue
             target = name
             if name in self.graph.outputs and name in self.placement.whole:
                 # The graph's output keeps its name, now for the dequantized value.

@@ -49,6 +49,7 @@ class QuantizeStatic:
 
     name: ClassVar[str] = "quantize-static"
     uses_samples: ClassVar[bool] = True
+    uses_training: ClassVar[bool] = False
 
     observer: Annotated[
         Literal["min-max", "percentile", "entropy", "mse"],
@@ -62,6 +63,9 @@ class QuantizeStatic:
     operators: Annotated[tuple[str, ...], Doc("kinds of nodes that compute in int8")] = ("Conv", "Gemm", "MatMul")
     flows: Annotated[tuple[str, ...], Doc("kinds of nodes that carry 8 bits between int8 convolutions")] = FLOWS
     attention: Annotated[bool, Doc("also quantize products of two activations; rarely faster")] = False
+    through: Annotated[
+        bool, Doc("8 bits also through attention, residual sums and between Gemm and MatMul, as OpenVINO likes it")
+    ] = False
     exclude: Annotated[tuple[str, ...], Doc("names of nodes to leave in float")] = ()
     activations: Annotated[
         Literal["uint8", "int8"], Doc("uint8 with a zero point; int8 symmetric only for accelerators: slow on x86")
@@ -74,7 +78,7 @@ class QuantizeStatic:
 
     def why_not(self, source: Artifact) -> str | None:
         """Say in a sentence why it cannot take ``source``, or None."""
-        return why_not_int8(source, self.operators, attention=self.attention)
+        return why_not_int8(source, self.operators, attention=self.attention or self.through)
 
     def apply(self, source: Artifact, ctx: Context) -> Artifact:
         """Calibrate, quantize, correct the biases, and write the graph.
@@ -89,7 +93,7 @@ class QuantizeStatic:
         model = named(read_model(source))
         check_excluded(model, self.exclude)
         placement = self.placement(model)
-        scales = self.scales(calibrate(model, placement, self.observe_with(), samples, ctx))
+        scales = self.scales(placement, calibrate(model, placement, self.observe_with(), samples, ctx))
         weights = self.weights(model, placement, scales)
         biases: dict[str, npt.NDArray[np.float32]] = {}
         if self.bias_correction:
@@ -99,17 +103,25 @@ class QuantizeStatic:
 
     def placement(self, model: onnx.ModelProto) -> Placement:
         """Decide which nodes and tensors are quantized. Nodes must be ``named``."""
-        nodes = quantizable_nodes(model, self.operators, attention=self.attention)
-        return place(model, nodes, flows=self.flows, float_nodes=self.exclude)
+        nodes = quantizable_nodes(model, self.operators, attention=self.attention or self.through)
+        flows = (*self.flows, "Gather") if self.through else self.flows
+        return place(model, nodes, flows=flows, float_nodes=self.exclude, through=self.through)
 
     def observe_with(self) -> Any:
         """Give the function from a histogram to a range."""
         return partial(percentile, value=self.percentile) if self.observer == "percentile" else OBSERVERS[self.observer]
 
-    def scales(self, ranges: Mapping[str, Range]) -> dict[str, Scale]:
-        """Give each tensor's scale."""
-        dtype: ActivationType = self.activations
-        return {name: scale_for(range_, dtype) for name, range_ in ranges.items()}
+    def scales(self, placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Scale]:
+        """Give each tensor's scale.
+
+        Weights are multiplied with uint8, whose zero point goes into the bias; with ``through`` all else that may be
+        negative is symmetric, because a sum or an attention has no bias to take a zero point.
+        """
+
+        def dtype(name: str, low: float) -> ActivationType:
+            return "int8" if self.through and low < 0 and name not in placement.weighed else self.activations
+
+        return {name: scale_for(range_, dtype(name, range_[0])) for name, range_ in ranges.items()}
 
     def weights(
         self,

@@ -155,7 +155,7 @@ def _static(model: onnx.ModelProto, step: QuantizeStatic, ctx: Context) -> tuple
     placement = step.placement(model)
     quiet = replace(ctx, progress=lambda text, share: ctx.progress(text, None))
     seen = ctx.samples.take(range(min(step.samples, len(ctx.samples))))
-    scales = step.scales(calibrate(model, placement, step.observe_with(), seen, quiet))
+    scales = step.scales(placement, calibrate(model, placement, step.observe_with(), seen, quiet))
     weights = step.weights(model, placement, scales)
     anchors = [node for node in model.graph.node if node.name in placement.anchors]
     read = {name for node in anchors for name in node.input}

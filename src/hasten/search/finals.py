@@ -15,7 +15,7 @@ from hasten.measure.statistics import percentile_holds, runs_needed
 from hasten.measure.worker import IsolatedSession
 from hasten.measurement import WIN, Bound, Latency, Measurement, Ratio
 from hasten.search.bench import Bench
-from hasten.search.frontier import best_of, cost, frontier, simplicity, step
+from hasten.search.frontier import best_of, cost, frontier, levels, simplicity
 from hasten.search.result import Certificate, Trial
 from hasten.search.stages import Limits, provable_drop
 
@@ -256,6 +256,7 @@ def _in_order(
 ) -> list[Certificate]:
     """Order finalists: the better beyond doubt; of the rest, those that beat the original; then the simpler."""
     goal, original = bench.task.goal, bench.task.original.key
+    level = levels((replace(bench.trials[item.plan], measurement=item.measurement) for item in certificates), goal)
 
     def rank(item: Certificate) -> tuple[int, bool, tuple[bool, bool, int, int, str]]:
         trial = bench.trials[item.plan]
@@ -263,6 +264,6 @@ def _in_order(
         if goal.objective == "latency":
             beaten_by = sum(1 for _, slower in faster if slower == item.plan)
             return beaten_by, item.plan != original and not item.over_original.wins, simple
-        return step(replace(trial, measurement=item.measurement), goal), False, simple
+        return level[item.plan], False, simple
 
     return sorted(certificates, key=rank)

@@ -1,7 +1,8 @@
 """The frontier: the trials that nobody beats, by time and by quality.
 
-Two speeds within 2 % of each other are the same speed: between them the lower loss decides, then the simpler plan.
-So a twin that happens to be measured 0.5 % faster takes nobody's place.
+Speeds are put into levels from the fastest down: whoever is within 2 % of a level's fastest stands on it too, and within
+5 % where their intervals overlap. On one level the lower loss decides, then the simpler plan. So a twin that happens to be
+measured 0.5 % faster takes nobody's place, and two searches that measured the same plans choose the same one.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from collections.abc import Iterable, Sequence
 from hasten.measurement import WIN
 from hasten.search.result import Goal, Trial
 
+TWIN = 1.05
+"""The most that two plans may differ by and still be called equal, however wide their intervals are."""
+
 
 def frontier(trials: Iterable[Trial], goal: Goal, *, original: str) -> tuple[str, ...]:
     """Give the keys of the measured trials that no other beats, best objective first, the original last if beaten.
 
-    A trial is beaten by one that is at least as good by objective (in steps of 2 %), by loss of quality and by
+    A trial is beaten by one that is at least as good by objective (in levels), by loss of quality and by
     simplicity, and better by one of them. The order of ``trials`` does not matter.
     """
     measured = [trial for trial in trials if trial.outcome == "measured"]
-    ranks = {trial.key: _rank(trial, goal, original) for trial in measured}
+    level = levels(measured, goal)
+    ranks = {t.key: (level[t.key], loss(t), simplicity(t, original=original)) for t in measured}
     best = [t for t in measured if not any(_beats(ranks[o.key], ranks[t.key]) for o in measured)]
-    keys = [trial.key for trial in sorted(best, key=lambda t: (cost(t, goal), ranks[t.key][2]))]
+    keys = [trial.key for trial in sorted(best, key=lambda t: ranks[t.key])]
     return tuple(keys) if original in keys or original not in ranks else (*keys, original)
 
 
@@ -54,23 +59,34 @@ def simplicity(trial: Trial, *, original: str) -> tuple[bool, bool, int, int, st
 
 
 def best_of(trials: Sequence[Trial], goal: Goal, *, original: str) -> Trial | None:
-    """Give the trial with the best objective; of those in the same step of 2 %, the simplest."""
-    return min(trials, key=lambda t: (step(t, goal), simplicity(t, original=original)), default=None)
+    """Give the trial with the best objective; of those on the same level, the simplest."""
+    level = levels(trials, goal)
+    return min(trials, key=lambda t: (level[t.key], simplicity(t, original=original)), default=None)
+
+
+def levels(trials: Iterable[Trial], goal: Goal) -> dict[str, int]:
+    """Give each trial's level by the objective, by key; 0 is the best. Trials on one level are not told apart."""
+    found: dict[str, int] = {}
+    level, best = -1, (math.inf, math.inf, math.inf)
+    spans = {trial.key: _span(trial, goal) for trial in trials}
+    for key, span in sorted(spans.items(), key=lambda item: (-item[1][0], item[0])):
+        value, _, high = span
+        if level < 0 or value * (TWIN if high >= best[1] else WIN) < best[0]:
+            level, best = level + 1, span
+        found[key] = level
+    return found
 
 
 _Rank = tuple[int, float, tuple[bool, bool, int, int, str]]
 
 
-def _rank(trial: Trial, goal: Goal, original: str) -> _Rank:
-    return step(trial, goal), loss(trial), simplicity(trial, original=original)
-
-
-def step(trial: Trial, goal: Goal) -> int:
-    """Give the objective in steps of 2 %. What no interval tells from the original's speed is in its step, 0."""
+def _span(trial: Trial, goal: Goal) -> tuple[float, float, float]:
+    """Give what the goal wants large, with its interval. What no interval tells from the original is the original."""
     speed = trial.measurement.speedup if trial.measurement else None
-    if goal.objective == "latency" and speed is not None and not speed.wins and not speed.loses:
-        return 0
-    return round(math.log(max(cost(trial, goal), 1e-12)) / math.log(WIN))
+    if goal.objective != "latency" or speed is None:
+        value = 1.0 / max(cost(trial, goal), 1e-12)
+        return value, value, value
+    return (speed.value, speed.low, speed.high) if speed.wins or speed.loses else (1.0, 1.0, 1.0)
 
 
 def _beats(a: _Rank, b: _Rank) -> bool:

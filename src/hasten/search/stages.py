@@ -18,8 +18,9 @@ from hasten.plan import Part, Plan
 from hasten.search import space
 from hasten.search.bench import Bench
 from hasten.search.exclusions import find_exclusions
-from hasten.search.frontier import best_of, cost, loss, step
+from hasten.search.frontier import best_of, cost, levels, loss, simplicity
 from hasten.search.result import Trial
+from hasten.search.space import REFERENCE_ENGINE
 
 TOLERABLE_DROP = 0.01
 """Loss of quality from which int8 is worth repairing, where the goal sets no limit."""
@@ -81,7 +82,8 @@ def _better_batch(bench: Bench, engine: str) -> int | None:
     )
     if open_.outcome != "measured" or closed.outcome != "measured":
         return fixed if closed.outcome == "measured" else None
-    return fixed if step(closed, task.goal) < step(open_, task.goal) else None
+    level = levels((open_, closed), task.goal)
+    return fixed if level[closed.key] < level[open_.key] else None
 
 
 def lossless(bench: Bench, limits: Limits) -> None:
@@ -103,13 +105,15 @@ def int8(bench: Bench, limits: Limits) -> None:
     tried = [attempt(bench, limits, _static(lead, {"observer": name})) for name in space.observers()]
     measured = [trial for trial in tried if trial.outcome == "measured"]
     best = _least_loss(bench, measured)
+    settings = _settings(best) if best else {}
+    chosen = {lead.key: best}
     for other in others:
-        settings = _settings(best) if best else {}
-        attempt(bench, limits, _static(other, settings))
-        for plan in _lower_precisions(bench, _static(other, settings)):
-            attempt(bench, limits, plan)
-    if best is not None:
-        for plan in _lower_precisions(bench, best.plan):
+        chosen[other.key] = attempt(bench, limits, _static(other, settings))
+    for leader in leaders:
+        if leader.plan.engine.name != REFERENCE_ENGINE:  # it fuses pairs around single nodes only
+            flowing = attempt(bench, limits, _static(leader, {**settings, "through": True}))
+            chosen[leader.key] = _fastest(bench, (chosen[leader.key], flowing))
+        for plan in _lower_precisions(bench, _static(leader, settings)):
             attempt(bench, limits, plan)
     for leader in leaders:
         attempt(bench, limits, leader.plan.with_passes(*_prefix(leader), Part("quantize-dynamic")))
@@ -117,8 +121,16 @@ def int8(bench: Bench, limits: Limits) -> None:
             attempt(bench, limits, leader.plan.with_passes(*_prefix(leader), Part("cast", {"to": "float16"})))
     if best is not None and provable_drop(bench, best) > _allowed_drop(bench):
         for leader in leaders:
-            _repair(bench, limits, leader, _settings(best))
+            if (quantized := chosen[leader.key]) is not None and quantized.outcome == "measured":
+                _repair(bench, limits, leader, _settings(quantized))
     _other_threads(bench, limits)
+
+
+def _fastest(bench: Bench, trials: Sequence[Trial | None]) -> Trial | None:
+    """Give the first of the trials on the best level that was measured."""
+    measured = [trial for trial in trials if trial is not None and trial.outcome == "measured"]
+    level = levels(measured, bench.task.goal)
+    return min(measured, key=lambda trial: level[trial.key], default=None)
 
 
 def _lower_precisions(bench: Bench, plan: Plan) -> Iterator[Plan]:
@@ -277,5 +289,10 @@ def _settings(trial: Trial) -> dict[str, object]:
 
 
 def _least_loss(bench: Bench, trials: Sequence[Trial]) -> Trial | None:
-    """Give the trial that loses least; of those that lose the same, the fastest."""
-    return min(trials, key=lambda trial: (provable_drop(bench, trial), cost(trial, bench.task.goal)), default=None)
+    """Give the trial that loses least; of those that lose the same the fastest, of those on one level the simplest."""
+    level, original = levels(trials, bench.task.goal), bench.task.original.key
+    return min(
+        trials,
+        key=lambda t: (provable_drop(bench, t), level[t.key], simplicity(t, original=original)),
+        default=None,
+    )
