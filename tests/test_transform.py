@@ -22,6 +22,7 @@ class Rename:
 
     name: ClassVar[str] = "rename"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     to: str = "other"
     error: str = ""
@@ -43,6 +44,7 @@ class Rename:
 class Calibrated(Rename):
     name: ClassVar[str] = "calibrated"
     uses_samples: ClassVar[bool] = True
+    uses_training: ClassVar[bool] = False
 
 
 ERRORS = {

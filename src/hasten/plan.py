@@ -101,18 +101,27 @@ class Inputs:
     store: Store
     samples: Path | None = None
     """Folder of the calibrate split (``Samples.save``)."""
+    training: Path | None = None
+    """Folder of the train split."""
     seed: int = 0
 
 
 def run_plan(plan: Plan, source: Artifact, inputs: Inputs, progress: Progress | None = None) -> Artifact:
     """Run every pass, then build with the engine, in this process. Gives what ``engine.open`` takes.
 
+    ``source`` is the teacher of passes that distill.
+
     Raises:
         Unsupported, BuildFailed, StoreError: as ``run_pass`` does.
     """
     samples = Samples.load(inputs.samples) if inputs.samples else None
     ctx = Context(
-        folder=inputs.store.root, samples=samples, seed=inputs.seed, progress=progress or (lambda text, share: None)
+        folder=inputs.store.root,
+        samples=samples,
+        seed=inputs.seed,
+        progress=progress or (lambda text, share: None),
+        training=Samples.load(inputs.training) if inputs.training else None,
+        teacher=source,
     )
     artifact = source
     for step in (*plan.load_passes(), plan.load_engine()):
@@ -132,14 +141,20 @@ def run_plan_isolated(
         source=source.digest,
         store=str(inputs.store.root),
         samples=str(inputs.samples) if inputs.samples else None,
+        training=str(inputs.training) if inputs.training else None,
         seed=inputs.seed,
     )
     return inputs.store.get(str(digest))
 
 
-def _in_child(*, plan: str, source: str, store: str, samples: str | None, seed: int) -> str:
+def _in_child(*, plan: str, source: str, store: str, samples: str | None, training: str | None, seed: int) -> str:
     home = Store(Path(store))
-    inputs = Inputs(store=home, samples=Path(samples) if samples else None, seed=seed)
+    inputs = Inputs(
+        store=home,
+        samples=Path(samples) if samples else None,
+        training=Path(training) if training else None,
+        seed=seed,
+    )
     return run_plan(Plan.parse(plan), home.get(source), inputs, report_progress).digest
 
 

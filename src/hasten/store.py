@@ -119,6 +119,13 @@ class Store:
         """Note that the step with this key makes ``artifact``."""
         write_atomically(self.root / "cache" / f"{key}.json", msgspec.json.encode({"digest": artifact.digest}))
 
+    def checkpoints(self, key: str) -> Path:
+        """Give a folder that outlives an interruption, for the work that ``key`` names. Raises StoreError."""
+        folder = self.root / "checkpoints" / key
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give an empty folder that is gone afterwards, unless ``put`` has moved it.

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -36,17 +36,25 @@ class Context:
     seed: int
     progress: Progress
     """Call it in long loops: ``ctx.progress("layer 3 of 50", 0.06)``."""
+    training: Samples | None = None
+    """The train split, for passes with ``uses_training``, where there is one; its labels may be None."""
+    teacher: Artifact | None = None
+    """The original model, to distill from; None: the pass's own source."""
+    checkpoints: Path | None = None
+    """A folder that outlives an interruption, the pass's own: long work leaves there what it goes on from."""
 
 
 @runtime_checkable
 class Pass(Protocol):
     """One way to change a model: a frozen dataclass whose fields are its settings.
 
-    ``name`` is its registry name. With ``uses_samples`` its result depends on the calibration samples.
+    ``name`` is its registry name. With ``uses_samples`` its result depends on the calibration samples, with
+    ``uses_training`` on the train split and the teacher.
     """
 
     name: ClassVar[str]
     uses_samples: ClassVar[bool]
+    uses_training: ClassVar[bool]
 
     def why_not(self, source: Artifact) -> str | None:
         """Say in a sentence why it cannot take ``source``, or None. Cheap: reads no weights."""
@@ -78,7 +86,8 @@ def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifa
         return found
     with store.scratch() as folder:
         start = time.perf_counter()
-        made = _apply(step, source, Context(folder=folder, samples=ctx.samples, seed=ctx.seed, progress=ctx.progress))
+        kept = store.checkpoints(key) if step.uses_training else None
+        made = _apply(step, source, replace(ctx, folder=folder, checkpoints=kept))
         record = Step(
             name=step.name,
             settings=values_of(step),
@@ -89,6 +98,8 @@ def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifa
         unchanged = made.content == source.content
         result = source if unchanged else store.put(made.after(record, source=source))
     store.remember(key, result)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
     return result
 
 
@@ -101,8 +112,13 @@ def step_key(step: Pass, source: Artifact, ctx: Context) -> str:
         "seed": ctx.seed,
         "versions": versions(),
         "samples": ctx.samples.digest if step.uses_samples and ctx.samples else None,
+        **({"training": _training_key(ctx)} if step.uses_training else {}),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _training_key(ctx: Context) -> tuple[str | None, str | None]:
+    return ctx.training.digest if ctx.training else None, ctx.teacher.content if ctx.teacher else None
 
 
 def _apply(step: Pass, source: Artifact, ctx: Context) -> Artifact:

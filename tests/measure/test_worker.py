@@ -44,6 +44,7 @@ class ToyEngine:
 
     name: ClassVar[str] = TOY
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     threads: int = 1
     precision: str = "float32"

@@ -71,6 +71,7 @@ class Scaled:
 
     name: ClassVar[str] = "scaled"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     factor: Annotated[float, Doc("what the first weight is multiplied by")] = 1.0
 

@@ -16,9 +16,10 @@ from hasten import registry
 from hasten.artifact import Artifact, Json
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, Shown, Verbatim, describe, python_answer
-from hasten.cli.models import DATA, DataOptions, find_model, import_lines
+from hasten.cli.models import DATA, DataOptions, find_model, import_lines, name_of
+from hasten.cli.progress import telling
 from hasten.errors import BadInput, MissingDependency
-from hasten.isolation import report_progress, run_isolated
+from hasten.isolation import Limits, Progress, report_progress, run_isolated
 from hasten.plan import Part, load_part
 from hasten.report import format as fmt
 from hasten.samples import Samples
@@ -26,12 +27,16 @@ from hasten.settings import settings_of
 from hasten.store import Store, write_atomically, writing
 from hasten.transform import Context, run_pass
 
+TRAINING_S = 30 * 86400.0
+"""The limit of a call that trains: whoever waits for it can interrupt it, and it goes on from its checkpoint."""
+
 
 def apply(
     *words: str,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     list_passes: Annotated[bool, Parameter(name="--list")] = False,
     data: str | None = None,
+    train: str | None = None,
     samples: DataOptions = DATA,
     state: Path | None = None,
     seed: int = 0,
@@ -53,6 +58,7 @@ def apply(
         out: Where to write the changed model; without it, it is kept in the store alone.
         list_passes: Show the passes with their settings, and do nothing.
         data: Samples to calibrate with.
+        train: Samples to train on, for passes that train.
         state: Weights for module.py:factory.
         seed: Of what a pass draws.
         samples: How samples are read.
@@ -66,10 +72,12 @@ def apply(
     for item in parts:
         load_part("pass", item)
     if common.show_python:
-        return python_answer(*_python(parts, model, data, samples, state, seed, out, common))
+        return python_answer(*_python(parts, model, data, train, samples, state, seed, out, common))
     store = Store(common.home)
     source = find_model(model, store, state=state)
-    made = apply_isolated(parts, source, store, data=samples.read(data, source) if data else None, seed=seed)
+    given = {name: samples.read(path, source) for name, path in (("data", data), ("train", train)) if path}
+    with telling(f"{name_of(source)}: {' > '.join(part.name for part in parts)}") as progress:
+        made = apply_isolated(parts, source, store, **given, seed=seed, progress=progress)
     if out is not None:
         write_model_file(made, out)
     lines = [f"{made.digest[:16]}  {fmt.size(source.size_bytes)} -> {fmt.size(made.size_bytes)}"]
@@ -84,30 +92,44 @@ def apply(
 
 
 def apply_isolated(
-    parts: Sequence[Part], source: Artifact, store: Store, *, data: Samples | None = None, seed: int = 0
+    parts: Sequence[Part],
+    source: Artifact,
+    store: Store,
+    *,
+    data: Samples | None = None,
+    train: Samples | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Apply passes in a child process. Raises as ``run_pass`` and ``run_isolated`` do."""
     with store.scratch() as folder:
-        if data is not None:
-            data.save(folder)
+        folders = {name: folder / name for name, rows in (("samples", data), ("training", train)) if rows is not None}
+        for name, rows in (("samples", data), ("training", train)):
+            if rows is not None:
+                rows.save(folders[name])
         digest = run_isolated(
             "hasten.cli.apply:apply_in_child",
             parts=msgspec.to_builtins(list(parts)),
             source=source.digest,
             store=str(store.root),
-            samples=str(folder) if data is not None else None,
+            folders={name: str(path) for name, path in folders.items()},
             seed=seed,
+            progress=progress,
+            limits=Limits(seconds=TRAINING_S) if train is not None else None,
         )
     return store.get(str(digest))
 
 
-def apply_in_child(*, parts: Json, source: str, store: str, samples: str | None, seed: int) -> str:
+def apply_in_child(*, parts: Json, source: str, store: str, folders: dict[str, str], seed: int) -> str:
     """Do the work of ``apply_isolated``; gives the digest of what was made."""
     home = Store(Path(store))
     artifact = home.get(source)
+    rows = {name: Samples.load(Path(folder)) for name, folder in folders.items()}
     ctx = Context(
         folder=home.root,
-        samples=Samples.load(Path(samples)) if samples else None,
+        samples=rows.get("samples"),
+        training=rows.get("training"),
+        teacher=artifact,
         seed=seed,
         progress=report_progress,
     )
@@ -170,6 +192,7 @@ def _python(
     parts: Sequence[Part],
     model: str,
     data: str | None,
+    train: str | None,
     samples: DataOptions,
     state: Path | None,
     seed: int,
@@ -179,10 +202,11 @@ def _python(
     told = ", ".join(f"hasten.Part({part.name!r}, {part.settings!r})" for part in parts)
     lines = [*import_lines(model, common.home, state), "from hasten.cli.apply import apply_isolated, write_model_file"]
     given = ""
-    if data is not None:
-        more = "".join(f", {line}" for line in samples.python())
-        lines.append(f"data = hasten.read_samples({data!r}, model.signature{more}).samples")
-        given = ", data=data"
+    for name, path in (("data", data), ("train", train)):
+        if path is not None:
+            more = "".join(f", {line}" for line in samples.python())
+            lines.append(f"{name} = hasten.read_samples({path!r}, model.signature{more}).samples")
+            given += f", {name}={name}"
     lines.append(f"made = apply_isolated([{told}], model, store{given}, seed={seed})")
     if out is not None:
         lines.append(f"write_model_file(made, Path({str(out)!r}))")

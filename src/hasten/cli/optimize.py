@@ -91,6 +91,10 @@ class SearchOptions:
     """Forget an earlier search of the same question, instead of going on with it."""
     state: Path | None = None
     """Weights for module.py:factory: a safetensors or weights-only file."""
+    train: str | None = None
+    """Samples to train on: with them, pruning, fine-tuning and quantization-aware training are tried too."""
+    epochs: Annotated[float, units.read_by(units.positive)] = Effort().epochs
+    """Of training, for the plan that gets most of it."""
 
 
 GOAL, SEARCH = GoalOptions(), SearchOptions()
@@ -109,13 +113,15 @@ def optimize(
     """Find the fastest form of a model that keeps the goal, prove it, and make it ready to deploy.
 
     The untouched model runs first, in every engine and thread setting that is here; then lossless passes, then
-    int8. The final claim is made on samples that the search never saw. The same command goes on where an
-    interrupted one stopped. The exit code is 0 where the goal is met, else 3.
+    int8; with --train also pruning, fine-tuning and quantization-aware training. The final claim is made on samples
+    that the search never saw. The same command goes on where an interrupted one stopped. The exit code is 0 where
+    the goal is met, else 3.
 
     .. code-block:: console
 
         hasten optimize model.onnx --data val.parquet --max-drop 1% --p99 5ms
         hasten optimize net.py:make --state net.safetensors --data images/ --budget 20m
+        hasten optimize model.onnx --data val.parquet --train train.parquet --max-drop 1%
         hasten optimize model.onnx --data val.npz --engines onnxruntime --threads 1,2 --json
 
     Args:
@@ -139,7 +145,8 @@ def optimize(
             data=Data(inputs=samples.inputs, label=samples.label, limit=samples.limit, preprocess=samples.preprocess),
             engines=options.engines,
             threads=options.threads,
-            effort=Effort(budget_s=options.budget),
+            training=options.train,
+            effort=Effort(budget_s=options.budget, epochs=options.epochs),
             home=common.home,
             seed=options.seed,
             state=options.state,
@@ -172,11 +179,14 @@ def _python(
 ) -> list[str]:
     asked = ", ".join(f"{k}={v!r}" for k, v in vars(goal).items() if v != getattr(Goal(), k))
     source = f"hasten.Store(Path({str(common.home)!r})).get({model!r})" if is_digest(model) else repr(model)
+    told = {"budget_s": options.budget, "epochs": options.epochs}
+    effort = [f"{name}={value!r}" for name, value in told.items() if value != getattr(Effort(), name)]
     more = {
-        "data": f"hasten.Data({', '.join(told)})" if (told := samples.python()) else None,
+        "data": f"hasten.Data({', '.join(read)})" if (read := samples.python()) else None,
         "engines": repr(list(options.engines)) if options.engines else None,
         "threads": repr(list(options.threads)) if options.threads else None,
-        "effort": f"hasten.Effort(budget_s={options.budget!r})" if options.budget else None,
+        "training": repr(options.train) if options.train else None,
+        "effort": f"hasten.Effort({', '.join(effort)})" if effort else None,
         "home": f"Path({str(common.home)!r})",
         "seed": repr(options.seed) if options.seed else None,
         "state": f"Path({str(options.state)!r})" if options.state else None,

@@ -10,14 +10,20 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from hasten.isolation import Progress
 from hasten.report import format as fmt
 from hasten.search.events import Event, Listener
 from hasten.search.result import Trial
+
+LOG_EVERY_S = 10.0
+"""How often a log gets a line about one long piece of work."""
 
 
 @dataclass
@@ -90,6 +96,32 @@ def showing(title: str, *, budget_s: float | None = None, console: Console | Non
 
     with Live(display, console=screen, refresh_per_second=4, transient=True) as live:
         yield listen
+
+
+@contextlib.contextmanager
+def telling(title: str, *, console: Console | None = None) -> Iterator[Progress]:
+    """Show one long piece of work on standard error while the block runs. Gives what to call with its progress."""
+    screen = console or Console(stderr=True, highlight=False)
+    if not screen.is_terminal:
+        told = time.monotonic()
+
+        def line(text: str, share: float | None) -> None:
+            nonlocal told
+            if time.monotonic() - told >= LOG_EVERY_S:
+                told = time.monotonic()
+                screen.print(Text(f"{text}{'' if share is None else f' ({share:.0%})'}"), soft_wrap=True)
+
+        yield line
+        return
+    with Bar(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=screen, transient=True
+    ) as bar:
+        task = bar.add_task(title, total=1.0)
+
+        def draw(text: str, share: float | None) -> None:
+            bar.update(task, description=f"{title}  {text}", completed=share or 0.0)
+
+        yield draw
 
 
 def print_line(event: Event, screen: Console, *, budget_s: float | None = None) -> None:

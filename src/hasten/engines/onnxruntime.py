@@ -47,6 +47,7 @@ class OnnxRuntime:
 
     name: ClassVar[str] = NAME
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     threads: Annotated[int, Doc("threads that one run may use"), Meta(ge=1)] = 1
     precision: Annotated[

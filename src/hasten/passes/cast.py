@@ -42,6 +42,7 @@ class Cast:
 
     name: ClassVar[str] = "cast"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     to: Annotated[Low, Doc("the dtype to compute in"), Choice(("float16", "bfloat16"))] = "float16"
     keep_io: Annotated[bool, Doc("leave the model's inputs and outputs in float32")] = True

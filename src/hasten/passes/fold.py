@@ -39,6 +39,7 @@ class Fold:
 
     name: ClassVar[str] = "fold"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     max_bytes: Annotated[int, Doc("largest tensor that is computed ahead, in bytes"), Meta(ge=0)] = MAX_BYTES
 

@@ -38,6 +38,7 @@ class Fuse:
 
     name: ClassVar[str] = "fuse"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     target: Annotated[
         Literal["standard", "onnxruntime"],

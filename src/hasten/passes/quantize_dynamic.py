@@ -29,6 +29,7 @@ class QuantizeDynamic:
 
     name: ClassVar[str] = "quantize-dynamic"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     operators: Annotated[tuple[str, ...], Doc("kinds of nodes that compute in int8")] = PRODUCTS
     exclude: Annotated[tuple[str, ...], Doc("names of nodes to leave in float")] = ()

@@ -77,6 +77,18 @@ def split(samples: Samples, *, seed: int, shares: tuple[float, float, float] = (
     )
 
 
+def apart(samples: Samples, *others: Samples) -> Samples | None:
+    """Give the samples whose inputs are in none of ``others``: what a model is trained on, it cannot be judged by.
+
+    None where nothing is left.
+    """
+    seen = {_row_key(other, row, 0)[0] for other in others for row in range(len(other))}
+    kept = [row for row in range(len(samples)) if _row_key(samples, row, 0)[0] not in seen]
+    if len(kept) == len(samples):
+        return samples
+    return samples.take(np.asarray(kept)) if kept else None
+
+
 def _cuts(starts: np.ndarray[tuple[int], np.dtype[np.int64]], shares: tuple[float, float, float]) -> tuple[int, int]:
     """Choose two of the groups' starts, such that each split has at least one group."""
     total = int(starts[-1])

@@ -15,7 +15,7 @@ from hasten.host import this_host, ticks, versions
 from hasten.metrics import default_metric, load_metric
 from hasten.plan import Part, Plan
 from hasten.samples import Samples
-from hasten.samples.split import split
+from hasten.samples.split import apart, split
 from hasten.search import space
 from hasten.search.bench import Bench, BudgetSpent
 from hasten.search.events import Listener
@@ -30,11 +30,12 @@ from hasten.search.prepare import (
     metric_code,
     output_shapes,
     read_data,
+    read_training,
     with_preprocess,
 )
 from hasten.search.result import Certificate, Goal, Result, Verdict, read_result
 from hasten.search.stages import Limits, in_order, int8, lossless, machine_limits, sweep
-from hasten.search.task import Effort, Task, alone, task_id
+from hasten.search.task import TRAIN, Effort, Task, alone, task_id
 from hasten.search.verdict import choose
 from hasten.settings import values_of
 from hasten.store import Store, write_atomically
@@ -52,6 +53,7 @@ def optimize(
     samples: str | Path | Samples,
     goal: Goal | None = None,
     *,
+    training: str | Path | Samples | None = None,
     data: Data | None = None,
     engines: Sequence[str] | None = None,
     threads: Sequence[int] | None = None,
@@ -72,6 +74,8 @@ def optimize(
         samples: A file or folder that ``read_samples`` takes, or samples. They are split into calibrate, search
             and certify; the search never sees the last.
         goal: What to reach; by default the lowest latency, any loss shown.
+        training: More samples, to train on: with them pruning, fine-tuning and quantization-aware training are tried.
+            Labels are of use but not needed. Rows that are among ``samples`` are left out.
         data: How to read ``samples`` where it is a file.
         engines: Names of engines; by default all that are installed here.
         threads: Thread counts to try; by default powers of two up to the cores that this process may use.
@@ -97,7 +101,14 @@ def optimize(
     if preprocess is not None and dict(source.preprocess or {}) != values_of(preprocess):
         source = with_preprocess(source, preprocess, store)
     loaded.check(source.signature)
-    choices = {"engines": names, "threads": counts, "seed": seed, "metric code": metric_code(goal.metric)}
+    taught = None if training is None else read_training(training, source, data, preprocess)
+    choices = {
+        "engines": names,
+        "threads": counts,
+        "seed": seed,
+        "metric code": metric_code(goal.metric),
+        **({"training": [taught.digest, effort.epochs]} if taught else {}),
+    }
     run = home / "runs" / task_id(source, loaded, goal, choices=choices)
     with alone(run):
         if fresh and run.exists():
@@ -107,6 +118,10 @@ def optimize(
             return replace(read_result(run / RESULT), run=run, deployment=run / BEST / DEPLOYMENT)
         parts = split(loaded, seed=seed)
         parts.save(run / "splits")
+        sizes = parts.sizes
+        if taught is not None and (learnt := apart(taught, *parts.parts.values())) is not None:
+            learnt.save(run / "splits" / TRAIN)
+            sizes[TRAIN] = len(learnt)
         task = Task(
             source=source,
             name=name,
@@ -119,7 +134,7 @@ def optimize(
             run=run,
             seed=seed,
             effort=effort,
-            splits={"calibrate": len(parts.calibrate), "search": len(parts.search), "certify": len(parts.certify)},
+            splits=sizes,
             classes=loaded.classes,
         )
         return search(task, on_event or (lambda event: None))

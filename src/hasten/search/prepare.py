@@ -90,6 +90,15 @@ def read_data(samples: str | Path | Samples, source: Artifact, data: Data) -> tu
     return read.samples, read.preprocess
 
 
+def read_training(
+    training: str | Path | Samples, source: Artifact, data: Data, preprocess: Preprocess | None
+) -> Samples:
+    """Read the samples to train on as the others were read. Raises as ``read_samples`` and ``Samples.check`` do."""
+    read, _ = read_data(training, source, replace(data, preprocess=preprocess, limit=None))
+    read.check(source.signature)
+    return read
+
+
 def output_shapes(source: Artifact) -> dict[str, Array]:
     """Give zeros in the shape of the outputs for two samples: enough to see whether they are class scores."""
     return {spec.name: np.zeros((2, *spec.concrete({})[1:]), DTYPES[spec.dtype]) for spec in source.signature.outputs}

@@ -22,6 +22,9 @@ from hasten.samples import Samples
 from hasten.search.result import Goal
 from hasten.store import Store, writing
 
+TRAIN = "train"
+"""The split that passes train on, where the user gave one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -41,6 +44,8 @@ class Effort:
     """After which a child that does not answer is killed; None: a quarter of the budget, within one and ten minutes."""
     memory_bytes: int | None = None
     """Over which a child is killed; None: four fifths of this machine's."""
+    epochs: float = 12.0
+    """Of training, for the plan that comes through the last round of halving."""
 
     @property
     def time_limit(self) -> float:
@@ -80,7 +85,8 @@ class Task:
     @property
     def inputs(self) -> Inputs:
         """What a plan is run with."""
-        return Inputs(store=self.store, samples=self.samples("calibrate"), seed=self.seed)
+        training = self.samples(TRAIN) if TRAIN in self.splits else None
+        return Inputs(store=self.store, samples=self.samples("calibrate"), training=training, seed=self.seed)
 
     def limits(self, threads: int) -> Limits:
         """Give the limits of a child that measures with this many threads."""

@@ -54,6 +54,7 @@ class TwinEngine:
 
     name: ClassVar[str] = "twin"
     uses_samples: ClassVar[bool] = False
+    uses_training: ClassVar[bool] = False
 
     threads: Annotated[int, Doc("threads that one run may use"), Meta(ge=1)] = 1
     precision: Annotated[Literal["float32"], Doc("dtype in which float operators compute")] = "float32"
