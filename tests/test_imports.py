@@ -21,7 +21,13 @@ EXTRAS = (
 )
 """What the base install does not hold."""
 
-OWNERS = {"torch": ("frontends/pytorch",), "openvino": ("engines/openvino", "measure/peaks_openvino")}
+OWNERS = {
+    "torch": (
+        *("frontends/pytorch", "torchview/", "engines/torch"),
+        *("passes/finetune", "passes/distill", "passes/importance", "passes/prune_channels"),
+    ),
+    "openvino": ("engines/openvino", "measure/peaks_openvino"),
+}
 """The only files, by the beginning of their names, that import an extra: plainly, at their top."""
 
 WITHOUT_EXTRAS = f"""

@@ -17,10 +17,13 @@ class PeerWorker:
 
     def __init__(self, runtime: str, path: str, threads: int, feed: str) -> None:
         self.feeds = dict(np.load(feed))
-        self.run = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}[runtime](path, threads, self.feeds)
+        self.run = self.open(runtime, path, threads)
         start = time.perf_counter_ns()
         self.run()
         self.first_run_ns = time.perf_counter_ns() - start
+
+    def open(self, runtime: str, path: str, threads: int):
+        return {"onnxruntime": open_onnxruntime, "openvino": open_openvino}[runtime](path, threads, self.feeds)
 
     def first(self) -> int:
         return self.first_run_ns

@@ -159,6 +159,11 @@ def _in_child(*, plan: str, source: str, store: str, samples: str | None, traini
 
 
 def _short(value: Json) -> str:
+    if isinstance(value, dict) and len(value) > 2:
+        numbers = [number for number in value.values() if isinstance(number, int | float)]
+        return f"{len(value)} names" + (f" adding up to {sum(numbers):g}" if len(numbers) == len(value) else "")
+    if isinstance(value, dict):
+        return "+".join(f"{name}: {item}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return f"{len(value)} names" if len(value) > 2 else "+".join(str(item) for item in value)
     return str(value)

@@ -45,10 +45,14 @@ BUILT_IN: Mapping[Kind, Mapping[str, Entry]] = {
         "cast": Entry("hasten.passes.cast:Cast"),
         "quantize-static": Entry("hasten.passes.quantize_static:QuantizeStatic"),
         "quantize-dynamic": Entry("hasten.passes.quantize_dynamic:QuantizeDynamic"),
+        "prune-channels": Entry("hasten.passes.prune_channels:PruneChannels"),
+        "finetune": Entry("hasten.passes.finetune:Finetune", ("torch",), "train"),
+        "distill": Entry("hasten.passes.distill:Distill", ("torch",), "train"),
     },
     "engine": {
         "onnxruntime": Entry("hasten.engines.onnxruntime:OnnxRuntime", ("onnxruntime",)),
         "openvino": Entry("hasten.engines.openvino:OpenVino", ("openvino",), "openvino"),
+        "torch": Entry("hasten.engines.torch:Torch", ("torch",), "train"),
     },
     "frontend": {
         "onnx": Entry("hasten.frontends.onnx:OnnxFrontend"),

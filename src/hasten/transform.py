@@ -13,13 +13,16 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
-from hasten.artifact import Artifact, Step
+from hasten.artifact import Artifact, Step, hash_file
 from hasten.errors import BuildFailed, HastenError, StoreError, Unsupported
 from hasten.host import this_host, versions
 from hasten.isolation import Progress
 from hasten.samples import Samples
 from hasten.settings import values_of
 from hasten.store import Store, writing
+
+HISTORY = "training.json"
+"""What a pass that trains leaves beside its model: how the training went."""
 
 NO_ROOM_BYTES = 1 << 16
 """A disk with less is full."""
@@ -67,6 +70,14 @@ class Pass(Protocol):
         """
 
 
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A pass whose settings name files: its result depends on what they hold."""
+
+    def reads(self) -> tuple[Path, ...]:
+        """Give the files; ``why_not`` has seen that they are there."""
+
+
 def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifact:
     """Apply a pass: check that it can, look into the cache, run it, add the lineage, keep the result.
 
@@ -104,7 +115,7 @@ def run_pass(step: Pass, source: Artifact, store: Store, ctx: Context) -> Artifa
 
 
 def step_key(step: Pass, source: Artifact, ctx: Context) -> str:
-    """Give the cache key: pass, settings, source, seed, versions, and the samples where they matter."""
+    """Give the cache key: pass, settings, source, seed, versions, and the samples and files where they matter."""
     parts = {
         "name": step.name,
         "settings": values_of(step),
@@ -113,6 +124,7 @@ def step_key(step: Pass, source: Artifact, ctx: Context) -> str:
         "versions": versions(),
         "samples": ctx.samples.digest if step.uses_samples and ctx.samples else None,
         **({"training": _training_key(ctx)} if step.uses_training else {}),
+        **({"files": [hash_file(path) for path in step.reads()]} if isinstance(step, ReadsFiles) else {}),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 

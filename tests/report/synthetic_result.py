@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hasten.measurement import (
     Resources,
 )
 from hasten.plan import Part, Plan
+from hasten.search.compression import Cell, Compression, Curve, CurvePoint, Prediction
 from hasten.search.result import Certificate, Goal, Result, Trial, Verdict, Word
 from hasten.tensors import Signature, TensorSpec
 
@@ -224,3 +226,88 @@ def make_result(run: Path, *, word: Word = "MEETS", extra: int = 0, note: str | 
 def ratio_to(baseline_ns: float, ns: float) -> Ratio:
     value = baseline_ns / ns
     return Ratio(value=value, low=value * 0.99, high=value * 1.01, n=41, settled=True)
+
+
+FOLD, FUSE = Part("fold"), Part("fuse")
+PRUNE = Part("prune-channels", {"widths": {"/blocks/0/conv1": 32, "/blocks/1/conv1": 16}, "importance": "taylor"})
+TUNE = Part("finetune", {"epochs": 8})
+INT8 = Part("quantize-static", {"observer": "mse", "through": True})
+AWARE = Part("finetune", {"epochs": 4, "lr": 1e-4})
+COMPRESSED = (PRUNE, TUNE, FOLD, FUSE, INT8, AWARE)
+GROUPS = {"/stem/conv": 16, **{f"/blocks/{i}/conv1": 64 for i in range(6)}, "/blocks/6/conv1": 128}
+
+
+def make_compressed(run: Path, *, note: str | None = None, groups: dict[str, int] = GROUPS) -> Result:
+    """A result whose chosen plan was pruned, trained, quantized and trained again; ``note`` gets into every name.
+
+    Measured between the untouched model and the chosen plan: the engine, fold, fold and fuse, all up to fuse, and all
+    up to quantizing. What pruning and training brought one by one, no trial tells.
+    """
+    base = make_result(run)
+    settings = {"threads": 2} | ({"note": note} if note else {})
+    on = engine("openvino", **settings)
+    trials = [
+        make_trial(on, 2.1e6),
+        make_trial(on.with_passes(FOLD), 1.95e6, stage="lossless"),
+        make_trial(on.with_passes(FOLD, FUSE), 1.9e6, stage="lossless"),
+        make_trial(on.with_passes(*COMPRESSED[:4]), 1.05e6, drop=0.004, size=1_400_000, stage="prune"),
+        make_trial(on.with_passes(*COMPRESSED[:5]), 0.46e6, drop=0.011, size=390_000, stage="prune"),
+        make_trial(on.with_passes(*COMPRESSED), 0.47e6, drop=0.003, size=390_000, stage="train"),
+    ]
+    known = {trial.key for trial in trials}
+    chosen = trials[-1].key
+    certificate = Certificate(
+        plan=chosen,
+        quality=make_quality(0.005, n=500),
+        over_original=ratio_to(ORIGINAL_NS, 0.48e6),
+        over_lossless=ratio_to(1.9e6, 0.48e6),
+        measurement=make_measurement(0.48e6, seed=9),
+    )
+    trials = [*(trial for trial in base.trials if trial.key not in known), *trials]
+    return replace(
+        base,
+        trials=tuple(trials),
+        chosen=chosen,
+        frontier=(chosen, *base.frontier),
+        certificates=(certificate, *base.certificates),
+        compression=make_compression(trials, note or "", groups),
+    )
+
+
+def make_compression(trials: list[Trial], note: str, groups: dict[str, int]) -> Compression:
+    """The first group is the most sensitive, the last the least; ten plans were predicted, eight of them built."""
+    cells = [
+        Cell(
+            group=group + note,
+            units=units,
+            size=size,
+            kl=3.0 * 0.4**i * (1 - units / size) ** 2 + (1e-4 if units == size else 0.0),
+            metric=0.984 - 0.2 * 0.5**i * (1 - units / size),
+            ns=2.1e6 - 2e5 * (1 - units / size),
+        )
+        for i, (group, size) in enumerate(groups.items())
+        for units in range(8, size + 1, 8)
+    ]
+    predictions = [
+        Prediction(
+            plan=trials[-1 - i].key if i < 3 else f"{i:016x}",
+            first_ns=(0.5 + 0.15 * i) * 1e6 * 1.2,
+            refitted_ns=(0.5 + 0.15 * i) * 1e6 * (1.05 if i % 2 else 0.95),
+            measured_ns=(0.5 + 0.15 * i) * 1e6 if i < 8 else None,
+            sensitivity=0.9 * 0.6**i,
+        )
+        for i in range(10)
+    ]
+    curves = [
+        Curve(
+            plan=trials[-1 - plan].key,
+            step=step,
+            epochs=tuple(
+                CurvePoint(number=n, loss=scale / n**0.8, held=scale * (1.15 / n**0.7 + 0.01 * max(0, n - 6)))
+                for n in range(1, 9)
+            ),
+            stopped=f"no better for 2 epochs{note}" if scale == 0.4 else None,
+        )
+        for plan, step, scale in [(0, "finetune 2", 1.2), (0, "finetune 6", 0.4), (1, "finetune 2", 1.3)]
+    ]
+    return Compression(cells=tuple(cells), predictions=tuple(predictions), curves=tuple(curves))

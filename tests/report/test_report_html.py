@@ -123,7 +123,7 @@ def test_the_figures_on_the_page_are_json_that_cannot_end_their_element(tmp_path
     text = render_html(make_result(tmp_path, note="</script><script>alert(2)</script>"))
     inside = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
     assert inside
-    assert set(msgspec.json.decode(inside[1])) == {"frontier", "operators"}
+    assert set(msgspec.json.decode(inside[1])) == {"frontier", "operators", "path"}
     assert "<script>alert(2)" not in text
 
 

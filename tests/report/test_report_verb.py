@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_result import make_result
+from synthetic_result import make_compressed, make_result
 
 from hasten.cli.app import run
 from hasten.search.result import Result
@@ -44,6 +44,22 @@ def test_the_last_run_is_shown_and_its_page_written(home: Path, capsys: pytest.C
 def test_a_run_is_found_by_the_beginning_of_its_id(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", "aaa", "--home", str(home), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["report"].endswith("aaa1/report.html")
+
+
+def test_the_document_carries_the_path_and_what_was_learned_of_compression(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = home / "runs" / "aab2"
+    digest = json.loads((folder / "result.json").read_bytes())["trials"][0]["artifact"]
+    result = with_artifact(make_compressed(folder), digest)
+    (folder / "result.json").write_bytes(result.json)
+    assert run(["report", "--home", str(home), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in document["path"]][-2:] == ["quantize-static", "quantization-aware finetune"]
+    assert document["path"][-1]["latency"]["median_ns"] == 0.47e6
+    assert result.compression
+    for name in ("cells", "predictions", "curves"):
+        assert len(document["compression"][name]) == len(getattr(result.compression, name))
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("aa", "2 runs"), ("zz", "0 runs"), ("ccc", "not finished")])

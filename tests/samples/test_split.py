@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from hasten.errors import BadInput, InvalidSetting
 from hasten.samples import Samples
-from hasten.samples.split import CALIBRATE_MAX, Splits, split
+from hasten.samples.split import CALIBRATE_MAX, Splits, apart, split
 
 
 def of(values, labels=None) -> Samples:
@@ -74,3 +74,17 @@ def test_saved_splits_load_as_they_were(tmp_path) -> None:
     loaded = Splits.load(tmp_path)
     assert [p.digest for p in loaded.parts.values()] == [p.digest for p in parts.parts.values()]
     np.testing.assert_array_equal(loaded.certify.labels, parts.certify.labels)
+
+
+def test_rows_that_a_model_is_judged_by_are_not_trained_on() -> None:
+    rows = np.arange(40, dtype=np.float32).reshape(20, 2)
+    judged = Samples({"x": rows[5:9]}, labels=np.zeros(4, np.int64))
+    left = apart(Samples({"x": rows}, labels=np.ones(20, np.int64)), judged)
+    assert left is not None
+    assert len(left) == 16
+    assert not {tuple(row) for row in left.inputs["x"]} & {tuple(row) for row in judged.inputs["x"]}
+
+
+def test_where_nothing_is_left_to_train_on_there_is_no_train_split() -> None:
+    rows = Samples({"x": np.arange(8, dtype=np.float32).reshape(4, 2)})
+    assert apart(rows, rows) is None

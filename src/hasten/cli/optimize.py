@@ -14,6 +14,7 @@ from hasten.cli.answer import COMMON, GOAL_NOT_MET, Answer, Common, Verbatim, py
 from hasten.cli.models import DATA, DataOptions, find_stored, is_digest, name_of
 from hasten.cli.progress import showing
 from hasten.report.html import write_html
+from hasten.report.path import path_of
 from hasten.report.tables import result_table
 from hasten.search.optimize import optimize as search
 from hasten.search.prepare import Data
@@ -94,7 +95,7 @@ class SearchOptions:
     train: str | None = None
     """Samples to train on: with them, pruning, fine-tuning and quantization-aware training are tried too."""
     epochs: Annotated[float, units.read_by(units.positive)] = Effort().epochs
-    """Of training, for the plan that gets most of it."""
+    """Of training, all candidates together."""
 
 
 GOAL, SEARCH = GoalOptions(), SearchOptions()
@@ -164,7 +165,7 @@ def write_page(result: Result, store: Store, path: Path | None = None) -> Path:
 
 def answer_of(result: Result, page: Path, *, code: int | None = None) -> Answer:
     """Answer with a finished search and its page."""
-    document = msgspec.json.decode(result.json) | {"report": str(page)}
+    document = msgspec.json.decode(result.json) | {"path": msgspec.to_builtins(path_of(result)), "report": str(page)}
     lines = [f"\nReport      {page}", f"Deployment  {result.deployment}"]
     met = 0 if result.verdict.word == "MEETS" else GOAL_NOT_MET
     return Answer(

@@ -268,7 +268,13 @@ CONSTANTS: Mapping[str, type[np.generic] | None] = {
 }
 """Dtype by the attribute in which a Constant holds its value; a tensor has its own."""
 
-SHAPED_BY_VALUE = frozenset({"Reshape", "Expand", "ConstantOfShape", "Slice", "Tile", "Range", "Unsqueeze", "Squeeze"})
+SHAPED_BY_VALUE = frozenset(
+    (
+        *("Reshape", "Expand", "ConstantOfShape", "Slice", "Tile", "Range", "Unsqueeze", "Squeeze", "Split", "Resize"),
+        *(f"Reduce{name}" for name in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "SumSquare")),
+        *("ReduceLogSumExp", "Pad"),
+    )
+)
 """Operators whose output's shape follows from the value of an input behind the first."""
 
 

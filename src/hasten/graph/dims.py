@@ -139,6 +139,13 @@ def _reshape(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
     return Known(value.entries, scalar=True) if not shape.entries and len(value.entries) == 1 else None
 
 
+def _expand(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
+    value, shape = (shapes.value(name) for name in node.input)
+    if value is None or shape is None or not shape.static or len(shape.entries) != 1 or len(value.entries) != 1:
+        return None
+    return Known(value.entries * int(shape.entries[0])) if 0 < int(shape.entries[0]) <= LONGEST else None
+
+
 def _arithmetic(combine: Callable[[Dim, Dim], Dim | None]) -> Callable[[Shapes, onnx.NodeProto], Known | None]:
     def rule(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
         a, b = (shapes.value(name) for name in node.input)
@@ -199,6 +206,7 @@ _RULES: Mapping[str, Callable[[Shapes, onnx.NodeProto], Known | None]] = {
     "Squeeze": _to_scalar,
     "Unsqueeze": _to_list,
     "Reshape": _reshape,
+    "Expand": _expand,
     "Mul": _arithmetic(_multiply),
     "Add": _arithmetic(_add),
     "Sub": _arithmetic(_subtract),

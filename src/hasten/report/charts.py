@@ -66,7 +66,7 @@ def frontier_figure(result: Result) -> Figure:
         "zeroline": True,
         "zerolinecolor": "var(--muted)",
     }
-    layout = _layout(height=440 + LANE_PX * len(special))
+    layout = blank_layout(height=440 + LANE_PX * len(special))
     layout["margin"] = {"l": 88, "r": 24, "t": 16 + LANE_PX * len(special), "b": 96}
     layout["xaxis"] |= {"type": "log", "title": {"text": "latency, ms (log scale)"}, "tickangle": 0, "tickformat": "~g"}
     layout["yaxis"] |= axis | _range(rows)
@@ -83,7 +83,7 @@ def operators_figure(result: Result) -> Figure:
     rows = [row for row in certified_rows(result) or measured_rows(result) if row.measurement.bound][:MAX_BARS]
     pieces = [*(_operator_trace(limit, rows) for limit in LIMITS), _outside_trace(rows)]
     traces = [*pieces, _limit_trace(rows), _winograd_trace(rows)]
-    layout = _layout(height=116 + 62 * max(1, len(rows)))
+    layout = blank_layout(height=116 + 62 * max(1, len(rows)))
     layout |= {"barmode": "stack", "bargap": 0.6, "margin": {"l": 12, "r": 24, "t": 8, "b": 100}}
     longest = max((row.measurement.latency.median_ns for row in rows), default=1.0) / 1e6
     layout["xaxis"] |= {"title": {"text": "time of one run, ms"}, "range": [0, longest * 1.04]}
@@ -105,6 +105,23 @@ def shorten(plan: str, limit: int = 72) -> str:
         return plan
     half = (limit - 3) // 2
     return f"{plan[:half]} … {plan[-half:]}"
+
+
+def blank_layout(*, height: int) -> Figure:
+    """Give the layout that all figures begin with; ``height`` in pixels."""
+    axis = {"gridcolor": "var(--line)", "zeroline": False, "linecolor": "var(--line)", "ticks": ""}
+    return {
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
+        "hoverlabel": {"align": "left", "bgcolor": "var(--surface)", "bordercolor": "var(--line)"},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"},
+        "dragmode": "zoom",
+        "xaxis": {**axis},
+        "yaxis": {**axis},
+    }
 
 
 def _points(name: str, rows: Sequence[Row], symbol: str, size: int, colour: str) -> Figure:
@@ -322,19 +339,3 @@ def _operator_hover(op: OperatorBound) -> str:
     work = f"{fmt.count(op.operations)} operations, {fmt.size(op.bytes)}"
     reached = fmt.percent(op.efficiency)
     return f"<b>{escape(op.kind)}</b> {escape(op.name)}<br>{fmt.duration(op.time_ns)}, {reached} of its limit<br>{work}"
-
-
-def _layout(*, height: int) -> Figure:
-    axis = {"gridcolor": "var(--line)", "zeroline": False, "linecolor": "var(--line)", "ticks": ""}
-    return {
-        "height": height,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
-        "hoverlabel": {"align": "left", "bgcolor": "var(--surface)", "bordercolor": "var(--line)"},
-        "hovermode": "closest",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"},
-        "dragmode": "zoom",
-        "xaxis": {**axis},
-        "yaxis": {**axis},
-    }

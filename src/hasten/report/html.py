@@ -15,7 +15,19 @@ from hasten.artifact import Artifact, Json
 from hasten.errors import StoreError
 from hasten.measurement import Bound
 from hasten.report import format as fmt
-from hasten.report.charts import frontier_figure, operators_figure, shorten
+from hasten.report.charts import Figure, frontier_figure, operators_figure, shorten
+from hasten.report.charts_compression import curves_figure, prediction_figure, sensitivity_figure
+from hasten.report.charts_path import waterfall_figure
+from hasten.report.compression import (
+    best_held,
+    called,
+    compression_of,
+    errors_sentence,
+    number,
+    plan_text,
+    sensitivity_sentence,
+)
+from hasten.report.path import change, path_of
 from hasten.report.remarks import MEMORY, limit_remarks, profile_remarks, timing_remarks, winograd_limit
 from hasten.report.rows import certified_rows, counts, frontier_rows, roles_of, row_of
 from hasten.report.tables import LOW_EFFICIENCY
@@ -46,15 +58,10 @@ def write_html(result: Result, path: Path, *, chosen: Artifact | None = None) ->
 def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
     """Give the page's text. Its content security policy lets only the page's own two scripts run."""
     scripts = {name: _asset(name) for name in ("plotly-basic.min.js", "report.js")}
-    figures = {"frontier": frontier_figure(result), "operators": operators_figure(result)}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(fmt=fmt, shorten=shorten, MEMORY=MEMORY, winograd_limit=winograd_limit)
-    environment.globals.update(timing_remarks=timing_remarks, bound_remarks=bound_remarks)
     rows, finalists = frontier_rows(result), certified_rows(result)
     limits = [row for row in finalists if row.measurement.bound]
-    return environment.from_string(_asset("report.html.j2")).render(
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         result=result,
         chosen=row_of(result, result.trial(result.chosen)),
         rows=rows,
@@ -75,8 +82,24 @@ def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
         style=_asset("report.css"),
         plotly=scripts["plotly-basic.min.js"],
         script=scripts["report.js"],
-        figures=_script_json(figures),
+        figures=_script_json(figures_of(result)),
+        **_of_compression(result),
     )
+
+
+def figures_of(result: Result) -> dict[str, Figure]:
+    """Give the page's figures by name; those of compression only where there is something to show."""
+    found = compression_of(result)
+    figures = {"frontier": frontier_figure(result), "operators": operators_figure(result)}
+    if path := path_of(result):
+        figures["path"] = waterfall_figure(path, result.metric)
+    if found.cells:
+        figures["sensitivity"] = sensitivity_figure(found.cells, result)
+    if found.predictions:
+        figures["predictions"] = prediction_figure(found.predictions, result)
+    if found.curves:
+        figures["curves"] = curves_figure(found.curves, result)
+    return figures
 
 
 def constraints(result: Result) -> list[tuple[str, str]]:
@@ -108,6 +131,32 @@ def journal_notes(result: Result) -> tuple[str, ...]:
         return Journal(path).notes() if path.is_file() else ()
     except StoreError as error:
         return (str(error),)
+
+
+def _of_compression(result: Result) -> dict[str, Any]:
+    found = compression_of(result)
+    return {
+        "path": path_of(result),
+        "certified": result.certificate(result.chosen),
+        "compression": found,
+        "sensitivity": sensitivity_sentence(found.cells),
+        "errors": errors_sentence(found.predictions),
+        "built": any(item.measured_ns for item in found.predictions),
+    }
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(fmt=fmt, shorten=shorten, MEMORY=MEMORY, winograd_limit=winograd_limit)
+    environment.globals.update(timing_remarks=timing_remarks, bound_remarks=bound_remarks, change=change)
+    environment.globals.update(called=called, plan_text=plan_text, number=number, best_held=best_held)
+    return environment
 
 
 def _operators(result: Result) -> list[Any]:

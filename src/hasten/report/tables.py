@@ -8,6 +8,8 @@ from rich.text import Text
 
 from hasten.report import format as fmt
 from hasten.report.blocks import Blocks, over_interval
+from hasten.report.compression import compression_lines
+from hasten.report.path import Step, change, path_of
 from hasten.report.remarks import MEMORY, grouped, limit_remarks, timing_remarks, winograd_remarks
 from hasten.report.rows import Row, counts, frontier_rows
 from hasten.search.result import Result, Verdict
@@ -34,6 +36,7 @@ def result_table(result: Result) -> RenderableType:
         Text(),
         frontier_table(result),
         Text(),
+        *_path(result),
         *(Padding(Text(line, style="dim"), (0, 1)) for line in notes(result)),
         Text(),
         verdict_line(result.verdict),
@@ -46,6 +49,17 @@ def frontier_table(result: Result) -> RenderableType:
     return Blocks(
         ("latency", "over\nuntouched", "over\nlossless", "of\nlimit", quality, "size", "memory"),
         [(_name(row), _cells(row)) for row in frontier_rows(result)],
+    )
+
+
+def path_table(result: Result) -> RenderableType | None:
+    """Draw the path from the untouched model to the chosen plan; None: there is none to show."""
+    steps = path_of(result)
+    if not steps:
+        return None
+    quality = result.metric if len(result.metric) <= LONGEST_METRIC else "quality"
+    return Blocks(
+        ("latency", "change", "over\nuntouched", quality, "size"), [(_step_name(s), _step_cells(s)) for s in steps]
     )
 
 
@@ -64,6 +78,7 @@ def notes(result: Result) -> list[str]:
     lines.append(f"Quality is {result.metric}; samples: {used}. Square brackets are 95 % intervals. {MEMORY}")
     lines += grouped((_called(row), timing_remarks(row.measurement.latency)) for row in rows)
     lines += grouped((_called(row), limit_remarks(row.measurement.bound)) for row in rows)
+    lines += compression_lines(result)
     lines += [f"Fell out of the finals: {result.trial(key).plan}: {reason}." for key, reason in result.fallen.items()]
     tried = ", ".join(f"{n} {outcome}" for outcome, n in counts(result).items())
     lines.append(f"{len(result.trials)} trials in {fmt.seconds(result.seconds)}: {tried}.")
@@ -76,6 +91,29 @@ def verdict_line(verdict: Verdict) -> Text:
     if verdict.more_samples:
         line.append(f" About {verdict.more_samples:,} more samples would decide.")
     return line
+
+
+def _path(result: Result) -> list[RenderableType]:
+    table = path_table(result)
+    title = Text("From the untouched model to the chosen plan", style="bold")
+    said = Text("Numbers of the search; a line has what the one above has, and what it names.", style="dim")
+    return [] if table is None else [title, Padding(said, (0, 1)), Text(), table, Text()]
+
+
+def _step_name(step: Step) -> Text:
+    name = Text(step.name if step.change_ns is not None else f"{step.name}: {step.parts[0]}")
+    return name.append("  measured only together", style="dim") if len(step.parts) > 1 else name
+
+
+def _step_cells(step: Step) -> tuple[str, ...]:
+    judged = step.quality
+    return (
+        over_interval(fmt.interval(step.latency)),
+        change(step) or fmt.NONE,
+        over_interval(fmt.times(step.over_original)),
+        f"{judged.value:.4f}, drop {over_interval(fmt.drop(judged.drop))}" if judged else "not judged",
+        fmt.size(step.file_bytes),
+    )
 
 
 def _chosen(row: Row) -> list[str]:

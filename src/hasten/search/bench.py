@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from hasten.artifact import Artifact
-from hasten.errors import BuildFailed, HastenError, MissingDependency, StoreError, Unsupported
+from hasten.errors import BuildFailed, ChildHung, HastenError, MissingDependency, StoreError, Unsupported
 from hasten.host import Ticks, load_since, this_host, ticks, versions
 from hasten.measure.compare import Comparison, compare
 from hasten.measure.latency import WarmUp
@@ -41,6 +41,9 @@ def usual_trials(task: Task) -> int:
     sweep = engines + sum(threads + len(space.precisions(engine)) - 1 for engine in task.engines)
     return sweep + 2 * engines + len(space.observers()) + (engines - 1) + engines + engines * (threads - 1)
 
+
+TRAINING_S = 30 * 86400.0
+"""The limit of a build that trains, where there is no budget: its progress is shown, and it can be interrupted."""
 
 ANCHOR = "original"
 """What the original's session is called in a comparison."""
@@ -214,10 +217,21 @@ class Bench:
         return trial
 
     def build(self, plan: Plan) -> Artifact:
-        """Run a plan's passes and its engine's build in a child."""
-        return run_plan_isolated(
-            plan, self.task.source, self.task.inputs, limits=self.task.build_limits, progress=self.progress
-        )
+        """Run a plan's passes and its engine's build in a child. One that trains may use what the budget leaves.
+
+        Raises:
+            BudgetSpent: it was still training then; a larger budget goes on from its last checkpoint.
+        """
+        limits, left = self.task.build_limits, self.budget_left_s()
+        trains = any(step.uses_training for step in plan.load_passes())
+        if trains:
+            limits = replace(limits, seconds=TRAINING_S if left is None else max(left - self.finals_s(), 1.0))
+        try:
+            return run_plan_isolated(plan, self.task.source, self.task.inputs, limits=limits, progress=self.progress)
+        except ChildHung as error:
+            if trains:
+                raise BudgetSpent from error
+            raise
 
     def session(
         self, plan: Plan, built: Artifact, *, name: str, split: str = "search", warm_up: WarmUp = TRIAL_WARM_UP
@@ -363,8 +377,8 @@ class Bench:
         return result
 
 
-LOSSY: frozenset[str] = frozenset({"int8", "dynamic", "float16", "bfloat16"})
-"""Traits that say that a model computes in less than float32."""
+LOSSY: frozenset[str] = frozenset({"int8", "dynamic", "float16", "bfloat16", "pruned", "finetuned", "distilled"})
+"""Traits that say that a model computes something else than the original in float32."""
 
 _SIGN: Mapping[Outcome, str] = {
     "measured": "",

@@ -1,8 +1,8 @@
 """The frontier: the trials that nobody beats, by time and by quality.
 
-Speeds are put into levels from the fastest down: whoever is within 2 % of a level's fastest stands on it too, and within
-5 % where their intervals overlap. On one level the lower loss decides, then the simpler plan. So a twin that happens to be
-measured 0.5 % faster takes nobody's place, and two searches that measured the same plans choose the same one.
+Speeds are put into levels from the fastest down: whoever is within 2 % of a level's fastest stands on it too, and
+within 5 % where their intervals overlap. On one level the lower loss decides, then the simpler plan. So a twin that
+happens to be measured 0.5 % faster takes nobody's place, and two searches that measured the same plans choose alike.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from hasten.samples import Samples
 from hasten.samples.split import apart, split
 from hasten.search import space
 from hasten.search.bench import Bench, BudgetSpent
+from hasten.search.compress import compress
+from hasten.search.curves import compression_of
 from hasten.search.events import Listener
 from hasten.search.finals import FINALS, Finals, finals
 from hasten.search.frontier import frontier
@@ -158,6 +160,7 @@ def search(task: Task, listener: Listener) -> Result:
                     ("sweep", lambda: sweep(bench)),
                     ("lossless", lambda: lossless(bench, limits)),
                     ("int8", lambda: int8(bench, limits)),
+                    ("compress", lambda: compress(bench)),
                 ],
             )
         except BudgetSpent:
@@ -207,6 +210,7 @@ def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditio
         deployment=_deploy(bench, chosen, verdict),
         seconds=bench.elapsed(),
         conditions=conditions,
+        compression=compression_of(bench),
     )
 
 

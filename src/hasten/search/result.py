@@ -12,6 +12,7 @@ import msgspec
 from hasten.errors import StoreError
 from hasten.measurement import Conditions, Measurement, Quality, Ratio
 from hasten.plan import Plan
+from hasten.search.compression import Compression
 
 Outcome = Literal["measured", "unsupported", "failed", "skipped", "unchanged"]
 Word = Literal["MEETS", "BEST_EFFORT", "REGRESSION", "UNPROVEN", "INCONCLUSIVE", "INFEASIBLE"]
@@ -113,6 +114,8 @@ class Result:
     """The chosen artifact's ``deployment.toml``."""
     seconds: float
     conditions: Conditions
+    compression: Compression | None = None
+    """None: the search compressed nothing that needs a sensitivity table or training."""
 
     def trial(self, key: str) -> Trial:
         """Give the trial of a plan's key."""

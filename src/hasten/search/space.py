@@ -15,6 +15,9 @@ from hasten.settings import Setting, settings_of
 REFERENCE_ENGINE = "onnxruntime"
 """The original runs here, where it may: the base install has it."""
 
+ON_REQUEST = ("torch",)
+"""Engines that a search tries only where they are named: slower here than any other, or slow to build."""
+
 FOLD = Part("fold")
 
 
@@ -25,10 +28,10 @@ def original_plan(engines: Sequence[str], threads: Sequence[int]) -> Plan:
 
 
 def available_engines() -> tuple[str, ...]:
-    """Name the engines whose runtime is installed here and loads, the reference first."""
+    """Name the engines whose runtime is installed here and loads, the reference first, but for ``ON_REQUEST``."""
     here = []
     for name, entry in registry.entries("engine").items():
-        if not entry.missing:
+        if not entry.missing and name not in ON_REQUEST:
             with contextlib.suppress(MissingDependency):  # ``hasten doctor`` says why one does not load
                 registry.load("engine", name)
                 here.append(name)

@@ -44,8 +44,8 @@ class Effort:
     """After which a child that does not answer is killed; None: a quarter of the budget, within one and ten minutes."""
     memory_bytes: int | None = None
     """Over which a child is killed; None: four fifths of this machine's."""
-    epochs: float = 12.0
-    """Of training, for the plan that comes through the last round of halving."""
+    epochs: float = 24.0
+    """Of training, all candidates together, where there are samples to train on."""
 
     @property
     def time_limit(self) -> float:

@@ -30,6 +30,7 @@ BY_TRAIT: Mapping[str, Tolerance] = {
     "int8": Tolerance(0.3, "8 bits and random weights: a wiring mistake gives errors around 1"),
     "float16": TOLERANCES["float16"],
     "bfloat16": TOLERANCES["bfloat16"],
+    "pruned": Tolerance(3.0, "what random channels did is gone: only shape, scale and finite values can be told"),
 }
 """How far the outputs of a model with a trait may lie from its source's; without one they must agree as float32."""
 

@@ -1,0 +1,389 @@
+"""The stage that trains: widths from a knapsack over measured milliseconds, then training for those that last longest.
+
+1. Sensitivity tables: what each width of each channel group loses alone (``table``).
+2. A cost model: every block of the graph that the fastest recipe runs, timed in its engine (``timing``, ``costmodel``).
+3. The predicted front (``knapsack``), the best of it built and measured, the cost model refitted, and once more.
+4. Successive halving over the candidates with fine-tuning; each rung goes on from the parameters of the one before, at
+   a new cycle of the learning rate (I. Loshchilov, F. Hutter, "SGDR", arXiv:1608.03983), so no epoch is spent twice.
+5. Behind it, quantization-aware training of the winner, where its recipe quantizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten import registry
+from hasten.artifact import Artifact
+from hasten.errors import BuildFailed, HastenError, MissingDependency, StoreError, Unsupported
+from hasten.graph.groups import Group, channel_groups, refusals
+from hasten.graph.model import read_model
+from hasten.plan import Part, Plan
+from hasten.search import space
+from hasten.search.bench import Bench
+from hasten.search.compression import Cell, Prediction
+from hasten.search.costmodel import CostModel, cost_model, mean_error, parts_of, refit, wanted_blocks
+from hasten.search.frontier import best_of, cost, loss
+from hasten.search.halving import rungs, successive_halving
+from hasten.search.knapsack import Choice, Problem, Solution, front
+from hasten.search.result import Trial
+from hasten.search.stages import TOLERABLE_DROP, provable_drop
+from hasten.search.table import (
+    Loss,
+    Sensitivities,
+    Site,
+    change_of,
+    losses,
+    measured_sites,
+    sensitivities,
+    width_sites,
+)
+from hasten.search.task import TRAIN
+from hasten.search.timing import time_blocks
+
+CELLS, PREDICTIONS = "compression: cells", "compression: predictions"
+"""What the journal calls what the report shows of this stage."""
+
+BUILT = 10
+"""Plans of the predicted front that are built and measured."""
+
+CANDIDATES = 4
+"""Plans that are trained."""
+
+LEAST_SHARE = 0.35
+"""Of the recipe's time: a plan predicted to be faster than this has lost too much to be trained back."""
+
+WORTH = 1.05
+"""Predicted speed-up over the recipe from which cutting is worth a training."""
+
+RUINED = 0.2
+"""Drop of an int8 recipe that no training is expected to win back."""
+
+HOPELESS = 0.6
+"""Drop, before any training, from which a cut plan is not trained."""
+
+RECOVERY = 0.5
+"""Share of a drop that is expected to be left after a rung of twice the epochs."""
+
+PENALTY = 0.5
+"""What an expected drop over the limit by as much as the limit itself counts for, as a logarithm of speed."""
+
+QAT_SHARE = 0.5
+"""Epochs of quantization-aware training, as a share of those of the last rung."""
+
+QAT_LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What there is to choose, and what each choice loses and takes."""
+
+    sites: tuple[Site, ...]
+    """By the names of the source's channel groups."""
+    table: Sensitivities
+    costs: CostModel
+    """Over the same sites in the same order, by the names in the graph that the engine runs."""
+
+    def problem(self) -> Problem:
+        """Give the knapsack."""
+        by: Loss = "kl" if all(row.kl is not None for row in self.table.rows) else "error"
+        return Problem(losses(self.sites, self.table, by=by), self.costs.terms(), self.costs.fixed_ns)
+
+
+def compress(bench: Bench) -> None:
+    """Prune, fine-tune and train quantized what the stages before found fastest; nothing without a train split."""
+    if TRAIN not in bench.task.splits or not _can_train(bench):
+        return
+    found = recipe(bench)
+    if found is None:
+        return
+    bench.note(f"training for the recipe {found.plan}")
+    candidates = [found.plan] if found.traits else []  # an untouched model has nothing to win back
+    try:
+        candidates += _pruned(bench, found)
+    except StoreError:
+        raise
+    except HastenError as error:
+        bench.note(f"nothing is pruned: {error}")
+    if candidates:
+        _train(bench, found, candidates)
+
+
+def recipe(bench: Bench) -> Trial | None:
+    """Give the fastest trial whose loss training may win back: its engine and passes are what is trained for."""
+    fitting = [
+        trial
+        for trial in bench.trials.values()
+        if trial.outcome == "measured"
+        and not {"pruned", "finetuned", "distilled", "dynamic"} & set(trial.traits)
+        and loss(trial) <= RUINED
+        and not any(part.settings.get("exclude") for part in trial.plan.passes)
+    ]
+    return best_of(fitting, bench.task.goal, original=bench.task.original.key)
+
+
+def _can_train(bench: Bench) -> bool:
+    for name in ("finetune", "prune-channels"):
+        try:
+            registry.load("pass", name)
+        except MissingDependency as error:
+            bench.note(f"nothing is trained: {error}")
+            return False
+    return True
+
+
+def _tail(plan: Plan) -> tuple[Part, ...]:
+    return plan.passes or (space.FOLD,)
+
+
+# Widths
+
+
+def _pruned(bench: Bench, found: Trial) -> list[Plan]:
+    """Give the plans with cut channels that are worth training, the fastest first."""
+    ground = survey(bench, found)
+    if ground is None:
+        return []
+    first = ground.costs
+    base = _measured_ns(found)
+    scale = base / first.time_ns(_untouched(ground))
+    chosen = _spread(_worth(ground, front(ground.problem())), BUILT)
+    measured: dict[Choice, float] = {_untouched(ground): base}
+    plans: dict[Choice, Plan] = {}
+    for item in chosen:
+        plans[item.choice] = _cut(found.plan, ground, item.choice)
+        trial = bench.run(plans[item.choice])
+        if trial.outcome == "measured":
+            measured[item.choice] = _measured_ns(trial)
+    refitted = refit(first, measured)
+    before = float(np.mean([abs(first.time_ns(c) * scale - ns) / ns for c, ns in measured.items()]))
+    bench.note(
+        f"predicted against measured: off by {before:.1%} before the refit, {mean_error(refitted, measured):.1%} after"
+    )
+    ground = Ground(ground.sites, ground.table, refitted)
+    _record(bench, ground, first, scale, plans, measured)
+    again = _worth(ground, front(ground.problem()))
+    kept = [item for item in again if not _is_hopeless(bench, plans.get(item.choice))]
+    return [plans.get(item.choice) or _cut(found.plan, ground, item.choice) for item in _spread(kept, CANDIDATES)]
+
+
+def _is_hopeless(bench: Bench, plan: Plan | None) -> bool:
+    """Say whether a plan was measured and lost more than training is expected to win back."""
+    trial = bench.trials.get(plan.key) if plan else None
+    return trial is not None and (trial.outcome != "measured" or loss(trial) > HOPELESS)
+
+
+def survey(bench: Bench, found: Trial) -> Ground | None:
+    """Measure what each width loses and takes; None where nothing can be cut.
+
+    Raises:
+        BudgetSpent: there is no time for it. HastenError: the graph cannot be priced.
+    """
+    task = bench.task
+    source = read_model(task.source)
+    runs = read_model(_before_engine(bench, found))
+    groups = channel_groups(source)
+    names = _aliases(groups, channel_groups(runs))
+    sites = tuple(site for site in width_sites(groups) if site.name in names)
+    if not sites:
+        reasons = refusals(source)
+        bench.note(f"nothing can be cut: {next(iter(reasons.values()), 'no layer is read by other layers alone')}")
+        return None
+    table = bench.journal.recall("sensitivities", Sensitivities)
+    if table is None:
+        bench.check_budget()
+        table = sensitivities(
+            task.source,
+            sites,
+            task.store,
+            task.samples("search"),
+            limits=task.build_limits,
+            metric=task.metric.name,
+            deadline=lambda: _is_late(bench),
+            progress=bench.progress,
+        )
+        bench.journal.record("sensitivities", table)
+    sites = measured_sites(sites, table)
+    dims = _dims(task.source, task.goal.batch)
+    alias = tuple(Site(names[site.name], site.kind, site.options) for site in sites)
+    parts = parts_of(runs, alias, dims)
+    times = time_blocks(
+        wanted_blocks(parts, alias),
+        found.plan.engine,
+        task.store,
+        limits=task.limits(found.plan.threads),
+        deadline=lambda: _is_late(bench),
+        progress=bench.progress,
+    )
+    return Ground(sites, table, cost_model(parts, alias, times))
+
+
+def _is_late(bench: Bench) -> bool:
+    """A third of the budget may go into tables."""
+    budget = bench.task.effort.budget_s
+    return budget is not None and bench.elapsed() > budget / 3
+
+
+def _aliases(groups: Sequence[Group], others: Sequence[Group]) -> dict[str, str]:
+    """Give the name in another form of the graph of each group: the one with the same makers, as large."""
+    by_maker = {maker: group for group in others for maker in group.makers}
+    found = {}
+    for group in groups:
+        twins = {by_maker[maker].name for maker in group.makers if maker in by_maker}
+        sizes = {by_maker[maker].size for maker in group.makers if maker in by_maker}
+        if len(twins) == 1 and sizes == {group.size}:
+            found[group.name] = twins.pop()
+    return found
+
+
+def _dims(source: Artifact, batch: int) -> dict[str, int]:
+    return {str(s.shape[0]): batch for s in source.signature.inputs if s.shape and isinstance(s.shape[0], str)}
+
+
+def _before_engine(bench: Bench, trial: Trial) -> Artifact:
+    """Give the ONNX model that the trial's engine was given."""
+    built = bench.built(trial)
+    return bench.task.store.get(built.lineage[-1].source or "")
+
+
+def _untouched(ground: Ground) -> Choice:
+    return tuple(0 for _ in ground.sites)
+
+
+def _worth(ground: Ground, solutions: Sequence[Solution]) -> list[Solution]:
+    """Leave out what cuts nothing, what hardly gains, and what is cut to the bone."""
+    whole = ground.problem().time_ns(_untouched(ground))
+    return [s for s in solutions if any(s.choice) and whole * LEAST_SHARE <= s.time_ns <= whole / WORTH]
+
+
+def _spread(solutions: Sequence[Solution], count: int) -> list[Solution]:
+    """Give so many of a front, evenly over its times."""
+    if len(solutions) <= count:
+        return list(solutions)
+    times = np.log([s.time_ns for s in solutions])
+    wanted = np.linspace(times[0], times[-1], count)
+    chosen = {int(np.abs(times - value).argmin()) for value in wanted}
+    return [solutions[at] for at in sorted(chosen)]
+
+
+def _cut(plan: Plan, ground: Ground, choice: Choice, **settings: object) -> Plan:
+    widths = dict(change_of(ground.sites, choice).widths)
+    return plan.with_passes(Part("prune-channels", {"widths": widths, **settings}), *_tail(plan))
+
+
+def _measured_ns(trial: Trial) -> float:
+    if trial.measurement is None:
+        raise BuildFailed("search", f"{trial.plan} has no measured time")
+    return trial.measurement.latency.median_ns
+
+
+def _record(
+    bench: Bench,
+    ground: Ground,
+    first: CostModel,
+    scale: float,
+    plans: Mapping[Choice, Plan],
+    measured: Mapping[Choice, float],
+) -> None:
+    """Keep what the report shows."""
+    problem = ground.problem()
+    whole = _untouched(ground)
+    cells = []
+    for at, site in enumerate(ground.sites):
+        for index, option in enumerate(site.options[1:], start=1):
+            row = ground.table.row(site, option)
+            if row is not None:
+                choice = (*whole[:at], index, *whole[at + 1 :])
+                cells.append(
+                    Cell(
+                        group=site.name,
+                        units=option,
+                        size=site.options[0],
+                        kl=row.error if row.kl is None else row.kl,
+                        metric=row.drop,
+                        ns=ground.costs.time_ns(choice),
+                    )
+                )
+    predictions = [
+        Prediction(
+            plan=plan.key,
+            first_ns=first.time_ns(choice) * scale,
+            refitted_ns=ground.costs.time_ns(choice),
+            measured_ns=measured.get(choice),
+            sensitivity=problem.loss(choice),
+        )
+        for choice, plan in plans.items()
+    ]
+    bench.journal.record(CELLS, tuple(cells))
+    bench.journal.record(PREDICTIONS, tuple(predictions))
+
+
+# Training
+
+
+def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
+    """Halve the candidates, then train the winner's quantized form."""
+    by_key = {plan.key: plan for plan in candidates}
+    epochs = bench.task.effort.epochs
+    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs / (1 + QAT_SHARE / 2))]
+    for plan in candidates:
+        bench.run(plan)
+    speeds = {key: _speed(bench, found, key) for key in by_key}
+
+    def evaluate(key: str, effort: float) -> float:
+        done = [each for each in ladder if each <= effort * 1.001]
+        trial = bench.run(_tuned(bench, by_key[key], done))
+        if trial.outcome != "measured":
+            raise Unsupported("training", trial.reason or "it was not measured")
+        return _score(bench, trial, speeds[key], rungs_left=len(ladder) - len(done))
+
+    made = successive_halving(
+        sorted(by_key, key=lambda key: -speeds[key]),
+        evaluate,
+        budget_epochs=epochs / (1 + QAT_SHARE / 2),
+        memory=bench.journal,
+    )
+    for item in made.tries:
+        if item.score is None:
+            bench.note(f"fell out of the halving: {by_key[item.candidate]}: {item.reason}")
+    if "int8" in found.traits:
+        for key in [key for key in made.ranking if by_key[key].passes[0].name == "prune-channels"][:2]:
+            bench.check_budget()
+            done = [each for each in ladder if any(t.candidate == key and t.epochs >= each * 0.999 for t in made.tries)]
+            _train_quantized(bench, by_key[key], done, ladder[-1] * QAT_SHARE)
+
+
+def _train_quantized(bench: Bench, plan: Plan, done: Sequence[float], epochs: float) -> None:
+    tuned = _tuned(bench, plan, done)
+    bench.run(tuned.with_passes(*tuned.passes, _finetune(bench, epochs, lr=QAT_LR)))
+
+
+def _tuned(bench: Bench, plan: Plan, epochs: Sequence[float]) -> Plan:
+    """Put trainings behind what cuts; where nothing is cut, there is only what int8 lost to win back: behind it."""
+    cuts = [part for part in plan.passes if part.name == "prune-channels"]
+    if not cuts:
+        return plan.with_passes(*plan.passes, *(_finetune(bench, each, lr=QAT_LR) for each in epochs))
+    rest = [part for part in plan.passes if part.name != "prune-channels"]
+    return plan.with_passes(*cuts, *(_finetune(bench, each) for each in epochs), *rest)
+
+
+def _finetune(bench: Bench, epochs: float, **settings: object) -> Part:
+    image = {"augment": "mirror-shift"} if bench.task.source.preprocess is not None else {}
+    return Part("finetune", {"epochs": round(epochs, 3), **image, **settings})
+
+
+def _speed(bench: Bench, found: Trial, key: str) -> float:
+    """Give a candidate's speed, 0 where it could not be measured: its training is left for last."""
+    trial = bench.trials[key]
+    return 1.0 / cost(trial, bench.task.goal) if trial.outcome == "measured" else 0.0
+
+
+def _score(bench: Bench, trial: Trial, speed: float, *, rungs_left: int) -> float:
+    """Give the logarithm of the speed, less what the drop that is expected at the end is over the limit."""
+    goal = bench.task.goal
+    limit = max(goal.max_drop if goal.max_drop is not None else TOLERABLE_DROP, 1e-4)
+    expected = provable_drop(bench, trial) * RECOVERY**rungs_left
+    return math.log(max(speed, 1e-12)) - PENALTY * max(0.0, expected - limit) / limit

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of
+from onnx import numpy_helper
+
+from hasten.graph.model import Graph, read_model
+from hasten.passes.recalibrate import recalibrated
+from hasten.samples import Samples
+from hasten.store import Store
+from hasten.testing.models import Builder, convnet, mlp, random_samples, stored
+from hasten.transform import Context
+
+
+def two_norms(opset: int) -> onnx.ModelProto:
+    def build(net: Builder) -> None:
+        h = net.add("Relu", net.batch_norm(net.add("Conv", "x", net.weight(6, 3, 3, 3)), 6))
+        net.batch_norm(net.add("Conv", h, net.weight(4, 6, 1, 1)), 4)
+
+    return graph_of(build, ("b", 3, 6, 6), ("b", 4, 4, 4), opset=opset)
+
+
+def samples_of(n: int, *shape: int) -> Samples:
+    random = np.random.default_rng(1)
+    return Samples({"x": (random.standard_normal((n, *shape)) * 2 + 1).astype(np.float32)})
+
+
+@pytest.fixture
+def inside(ctx: Context, tmp_path) -> Context:
+    (tmp_path / "pass").mkdir()
+    return replace(ctx, folder=tmp_path / "pass")
+
+
+@pytest.mark.parametrize("opset", [15, 20])
+def test_every_batch_norm_gets_the_moments_of_what_it_receives(opset: int, inside: Context) -> None:
+    torch = pytest.importorskip("torch")
+    samples = samples_of(32, 3, 6, 6)  # one batch: then the moments are exact
+    before = two_norms(opset)
+    graph = Graph(recalibrated(before, samples, inside))
+    weight = [torch.tensor(graph.constant(node.input[1])) for node in graph.nodes if node.op_type == "Conv"]
+    first, second = (node for node in graph.nodes if node.op_type == "BatchNormalization")
+    h = torch.nn.functional.conv2d(torch.tensor(samples.inputs["x"]), weight[0])
+    for node, value in ((first, h), (second, None)):
+        if value is None:
+            scale, shift = (torch.tensor(graph.constant(name)) for name in first.input[1:3])
+            normal = torch.nn.functional.batch_norm(h, None, None, scale, shift, training=True)
+            value = torch.nn.functional.conv2d(normal.relu(), weight[1])
+        mean, variance = (graph.constant(name) for name in node.input[3:5])
+        np.testing.assert_allclose(mean, value.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(variance, value.var((0, 2, 3), correction=0), rtol=1e-4)
+
+
+def test_moments_of_several_batches_are_those_of_all_samples(inside: Context) -> None:
+    samples = samples_of(96, 3, 6, 6)
+    graph = Graph(recalibrated(two_norms(20), samples, inside))
+    first = next(node for node in graph.nodes if node.op_type == "BatchNormalization")
+    torch = pytest.importorskip("torch")
+    weight = torch.tensor(graph.constant(next(n for n in graph.nodes if n.op_type == "Conv").input[1]))
+    value = torch.nn.functional.conv2d(torch.tensor(samples.inputs["x"]), weight)
+    np.testing.assert_allclose(graph.constant(first.input[4]), value.var((0, 2, 3), correction=0), rtol=1e-3)
+
+
+def test_nothing_but_statistics_changes(inside: Context, store: Store) -> None:
+    source = stored(convnet(), store)
+    model = read_model(source)
+    after = recalibrated(model, random_samples(source), inside)
+    statistics = {name for n in model.graph.node if n.op_type == "BatchNormalization" for name in n.input[3:5]}
+    assert list(after.graph.node) == list(model.graph.node)
+    for old, new in zip(model.graph.initializer, after.graph.initializer, strict=True):
+        same = np.array_equal(numpy_helper.to_array(old), numpy_helper.to_array(new))
+        assert same == (old.name not in statistics)
+    assert not list(inside.folder.iterdir())
+
+
+def test_a_model_without_batch_norm_stays_as_it_is(inside: Context, store: Store) -> None:
+    source = stored(mlp(), store)
+    assert recalibrated(read_model(source), random_samples(source), inside) == read_model(source)

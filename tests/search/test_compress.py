@@ -1,0 +1,100 @@
+"""The stage that trains, on a small network: widths from measured tables, halving, quantization-aware training."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hasten.engines.onnxruntime import OnnxRuntime  # noqa: E402
+from hasten.samples import Samples  # noqa: E402
+from hasten.search import compress as stage  # noqa: E402
+from hasten.search.journal import Journal  # noqa: E402
+from hasten.search.optimize import JOURNAL, optimize  # noqa: E402
+from hasten.search.result import Goal, read_result  # noqa: E402
+from hasten.search.task import Effort  # noqa: E402
+from hasten.testing import models  # noqa: E402
+from hasten.transform import run_pass  # noqa: E402
+
+QUICK = Effort(trial_s=0.4, slice_s=0.01, finals_s=1.5, limit_s=60.0, epochs=6.0)
+
+
+@pytest.fixture
+def convnet(store, ctx, shared_peaks):
+    """A small convolutional network in a store, samples that it labels itself, and as many more to train on."""
+    shutil.copytree(shared_peaks, store.root / "peaks")
+    source = models.stored(models.convnet(size=16, width=16, seed=4), store)
+    session = OnnxRuntime().open(run_pass(OnnxRuntime(), source, store, ctx))
+    random = np.random.default_rng(0)
+    drawn = random.standard_normal((1200, 3, 16, 16)) + 1.5 * random.standard_normal((1200, 3, 1, 1))
+    x = drawn.astype(np.float32)
+    labels = session.run({"x": x})["y"].argmax(1).astype(np.int64)
+    session.close()
+    return store, source, Samples({"x": x[:600]}, labels[:600]), Samples({"x": x[550:]}, labels[550:])
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Fewer plans, so that the test takes seconds."""
+    monkeypatch.setattr(stage, "BUILT", 3)
+    monkeypatch.setattr(stage, "CANDIDATES", 2)
+    monkeypatch.setattr(stage, "WORTH", 1.0)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_search_with_samples_to_train_on_prunes_trains_and_ends_in_a_verdict(convnet) -> None:
+    store, source, samples, training = convnet
+    result = optimize(
+        source,
+        samples,
+        Goal(max_drop=0.1),
+        training=training,
+        engines=["onnxruntime"],
+        threads=[1],
+        effort=QUICK,
+        home=store.root,
+    )
+    assert result.verdict.word in {"MEETS", "UNPROVEN", "BEST_EFFORT", "INCONCLUSIVE"}
+    assert result.splits["train"] == 600  # 50 of the 650 are among the samples that it is judged by
+    stages = {trial.stage for trial in result.trials}
+    assert "compress" in stages
+    passes = [[part.name for part in trial.plan.passes] for trial in result.trials if trial.stage == "compress"]
+    assert any(names[0] == "prune-channels" and "finetune" in names for names in passes)
+    found = result.compression
+    assert found is not None
+    assert found.cells
+    assert all(cell.units < cell.size and cell.kl >= 0 for cell in found.cells)
+    measured = [item for item in found.predictions if item.measured_ns is not None]
+    assert measured
+    assert all(item.refitted_ns is not None for item in measured)
+    assert {curve.step for curve in found.curves} >= {"finetune 1"}
+    assert read_result(result.run / "result.json") == result
+    notes = Journal.open(result.run / JOURNAL).notes()
+    assert any("predicted against measured" in note for note in notes)
+
+
+@pytest.mark.usefixtures("small")
+def test_where_int8_leads_the_winner_is_trained_with_its_quantizers_in_place(convnet, monkeypatch) -> None:
+    store, source, samples, training = convnet
+    led = stage.recipe
+
+    def quantized(bench):
+        found = led(bench)
+        int8 = [t for t in bench.trials.values() if "int8" in t.traits and t.outcome == "measured"]
+        return next((t for t in int8 if t.plan.passes[-1].name == "quantize-static"), found)
+
+    monkeypatch.setattr(stage, "recipe", quantized)
+    monkeypatch.setattr(stage, "_pruned", lambda bench, found: [])
+    ask = {"engines": ["onnxruntime"], "threads": [1], "effort": QUICK, "home": store.root}
+    result = optimize(source, samples, Goal(max_drop=0.1), training=training, **ask)
+    passes = [[p.name for p in trial.plan.passes] for trial in result.trials if trial.outcome == "measured"]
+    assert ["fold", "quantize-static", "finetune"] in passes
+
+
+def test_without_samples_to_train_on_nothing_is_trained(convnet) -> None:
+    store, source, samples, _ = convnet
+    ask = {"engines": ["onnxruntime"], "threads": [1], "effort": QUICK, "home": store.root}
+    result = optimize(source, samples, Goal(max_drop=0.1), **ask)
+    assert result.compression is None
+    assert "compress" not in {trial.stage for trial in result.trials}
