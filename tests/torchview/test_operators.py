@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from operator_cases import CASES, Case, Draw
 
 torch = pytest.importorskip("torch")
 
-import onnxruntime
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from operator_cases import CASES, Case, Draw
-
-from hasten.tensors import relative_error
-from hasten.torchview.arrays import to_numpy, to_torch
-from hasten.torchview.operators import OPERATORS, OTHERS
-from hasten.torchview.view import View
+from hasten.errors import Unsupported  # noqa: E402
+from hasten.tensors import relative_error  # noqa: E402
+from hasten.torchview.arrays import to_numpy, to_torch  # noqa: E402
+from hasten.torchview.operators import OPERATORS, OTHERS  # noqa: E402
+from hasten.torchview.view import View  # noqa: E402
 
 
 def answers(made: Case):
@@ -61,3 +64,86 @@ def test_gradients_are_those_of_finite_differences(kind, data):
 
     if run(*inputs, *weights):
         assert torch.autograd.gradcheck(run, (*inputs, *weights), fast_mode=True)
+
+
+def refused(model) -> str:
+    with pytest.raises(Unsupported) as caught:
+        View.of(model)
+    return str(caught.value)
+
+
+def one(kind, inputs=("x",), weights=(), domain="", opset=20, outputs=("y",), **attributes):
+    """Make a model of one node named ``here``."""
+    node = helper.make_node(kind, inputs, outputs, name="here", domain=domain, **attributes)
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4, 4])]
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights]
+    graph = helper.make_graph([node], "net", given, made, constants)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.example", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_an_operator_that_the_table_lacks_is_refused_by_its_node():
+    assert refused(one("Strange", domain="com.example")) == (
+        "trainable view: node 'here' (com.example.Strange) is no operator of the table; it cannot be trained"
+    )
+    assert "node 'here' (Det)" in refused(one("Det"))
+
+
+def test_an_attribute_that_the_table_lacks_is_refused_by_its_name():
+    broadcast = one("Add", ("x", "w"), [("w", np.ones(3, np.float32))], opset=6, broadcast=1, axis=1)
+    assert "node 'here' (Add) has the attribute 'axis'" in refused(broadcast)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (one("Cast", to=TensorProto.STRING), "casts to element type 8"),
+        (
+            one(
+                "Resize",
+                ("x", "", "s"),
+                [("s", np.ones(4, np.float32))],
+                coordinate_transformation_mode="tf_crop_and_resize",
+            ),
+            "tf_crop_and_resize",
+        ),
+        (one("MaxPool", outputs=("y", "i"), kernel_shape=[2, 2], storage_order=1), "storage_order"),
+        (one("Conv", ("x", "w"), [("w", np.ones((1, 3, 1, 1), np.float32))], auto_pad="SOME"), "'SOME'"),
+        (one("Pad", ("x", "p"), [("p", np.zeros(8, np.int64))], mode="mirror"), "'mirror'"),
+        (one("Dropout", outputs=("y", "mask")), "mask"),
+        (
+            one(
+                "BatchNormalization",
+                ("x", "s", "s", "s", "s"),
+                [("s", np.ones(3, np.float32))],
+                outputs=("y", "m", "v"),
+                training_mode=1,
+            ),
+            "running statistics",
+        ),
+        (
+            one(
+                "DequantizeLinear",
+                ("q", "s"),
+                [("q", np.zeros((2, 2), np.int8)), ("s", np.ones((2, 2), np.float32))],
+                opset=21,
+                block_size=1,
+            ),
+            "block_size",
+        ),
+    ],
+)
+def test_a_form_that_would_be_a_guess_is_refused(model, words):
+    message = refused(model)
+    assert "node 'here'" in message
+    assert words in message
+
+
+def test_a_node_with_a_graph_inside_is_refused():
+    branch = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["z"])], "b", [], [helper.make_value_info("z", onnx.TypeProto())]
+    )
+    condition = [("c", np.array(True))]
+    model = one("If", ("c",), condition, then_branch=branch, else_branch=branch)
+    assert "node 'here' (If) holds a graph of its own" in refused(model)

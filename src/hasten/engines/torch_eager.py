@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hasten.engines.torch_graph import PRODUCTS, with_float_constants
 from hasten.engines.torch_quantized import EagerFacts
 from hasten.errors import Unsupported
-from hasten.torchview.program import Facts, Program, execute, prepare
+from hasten.torchview.facts import Facts
+from hasten.torchview.program import Program, execute, prepare
 from hasten.torchview.view import View
 
 NAME = "torch"

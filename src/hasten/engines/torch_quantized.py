@@ -13,8 +13,8 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 
 from hasten.engines.torch_graph import BOUNDS, one_scale
 from hasten.graph.model import Graph
+from hasten.torchview.facts import Facts
 from hasten.torchview.operators.operator import Function
-from hasten.torchview.program import Facts
 from hasten.torchview.quantization import Quantization, Step
 
 DTYPES = {"uint8": torch.uint8, "int8": torch.int8}

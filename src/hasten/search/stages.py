@@ -113,6 +113,8 @@ def int8(bench: Bench, limits: Limits) -> None:
         if leader.plan.engine.name != REFERENCE_ENGINE:  # it fuses pairs around single nodes only
             flowing = attempt(bench, limits, _static(leader, {**settings, "through": True}))
             chosen[leader.key] = _fastest(bench, (chosen[leader.key], flowing))
+        if (quantized := chosen[leader.key]) is not None:
+            attempt(bench, limits, _other_batch(bench, quantized.plan))
         for plan in _lower_precisions(bench, _static(leader, settings)):
             attempt(bench, limits, plan)
     for leader in leaders:
@@ -124,6 +126,16 @@ def int8(bench: Bench, limits: Limits) -> None:
             if (quantized := chosen[leader.key]) is not None and quantized.outcome == "measured":
                 _repair(bench, limits, leader, _settings(quantized))
     _other_threads(bench, limits)
+
+
+def _other_batch(bench: Bench, plan: Plan) -> Plan:
+    """Give a plan with the batch fixed where it is open, and the reverse: what was a hair in float may be more now."""
+    fixed = space.fixed_batch(bench.task.source, bench.task.goal.batch)
+    settings = dict(plan.engine.settings)
+    if settings.pop("batch", None) is not None or fixed is None:
+        return replace(plan, engine=replace(plan.engine, settings=settings))
+    threads, precision = int(settings["threads"]), str(settings.get("precision", "float32"))
+    return replace(plan, engine=space.engine_part(plan.engine.name, threads=threads, precision=precision, batch=fixed))
 
 
 def _fastest(bench: Bench, trials: Sequence[Trial | None]) -> Trial | None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import count
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 
 from hasten.graph.constants import NEVER, evaluate
-from hasten.graph.model import STANDARD, Graph, infer_shapes, is_standard, subgraphs
-from hasten.graph.rewrite import all_names, copied
+from hasten.graph.model import is_standard
 from hasten.tensors import Array
+from hasten.torchview.facts import Facts
 from hasten.torchview.operators import find_operator
 from hasten.torchview.operators.elementwise import cast
 from hasten.torchview.operators.operator import TORCH_DTYPES, Function, Operator, Site, refusal
 from hasten.torchview.operators.recurrent import TORCH_ORDER, read_layer, run_fused
-from hasten.torchview.quantization import Quantization, find_quantization
 from hasten.torchview.recurrent_weights import whole_parameters
 
 TRAINING, DEVICE = 0, 1
@@ -30,9 +26,6 @@ TRAINING, DEVICE = 0, 1
 
 HOST_LENGTH = 1024
 """Constants up to this length may take part in shape arithmetic."""
-
-MASK = 1e4
-"""A constant with a value of this size or more is a mask for softmax, not something to train."""
 
 Step = tuple[Function, tuple[int, ...], int | tuple[int, ...], tuple[int, ...]]
 """What to run, the slots it reads, the slot or slots it fills, and the slots that nobody reads afterwards."""
@@ -79,108 +72,6 @@ def execute(
         for slot in dead:
             values[slot] = None
     return [values[slot] for slot in program.results]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a model before it runs: which initializers are trained, and what the others hold."""
-
-    model: onnx.ModelProto
-    opsets: Mapping[str, int]
-    graph: Graph
-    """Its index, with shapes."""
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto) -> Facts:
-        """Look at a model; it is copied."""
-        own = onnx.ModelProto()
-        own.CopyFrom(model)
-        _separate(own)
-        opsets = {"" if item.domain in STANDARD else item.domain: item.version for item in own.opset_import}
-        return cls(own, opsets, Graph(infer_shapes(own)))
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        """Every tensor of the graph."""
-        made = (name for node in self.graph.nodes for name in node.output)
-        return frozenset((*made, *self.inputs, *self.graph.initializers)) - {""} - self.quantization.hidden
-
-    @cached_property
-    def inputs(self) -> tuple[str, ...]:
-        """The graph's inputs, without those that are initializers."""
-        return tuple(v.name for v in self.model.graph.input if v.name not in self.graph.initializers)
-
-    @cached_property
-    def nodes(self) -> list[onnx.NodeProto]:
-        """The nodes, without the names of optional outputs that nobody reads.
-
-        Raises:
-            Unsupported: names the first node that the table cannot run.
-        """
-        used = {name for node in self.graph.nodes for name in node.input} | self.graph.outputs
-        kept = []
-        for node in self.graph.nodes:
-            if any(subgraphs(node)):
-                raise refusal(node, "holds a graph of its own; fold it first, or leave this model untrained")
-            node = copied(node)
-            for i in range(1, len(node.output)):
-                if node.output[i] not in used:
-                    node.output[i] = ""
-            kept.append(node)
-        return kept
-
-    @cached_property
-    def quantization(self) -> Quantization:
-        """The quantized tensors."""
-        return find_quantization(self.graph)
-
-    @cached_property
-    def statistics(self) -> frozenset[str]:
-        """The running means and variances."""
-        norms = (node for node in self.graph.nodes if node.op_type == "BatchNormalization")
-        return frozenset(name for node in norms for name in node.input[3:5] if name in self.graph.initializers)
-
-    @cached_property
-    def trained(self) -> tuple[str, ...]:
-        """The initializers that are parameters, in the order of the file."""
-        quantized = self.quantization
-        special = quantized.values.keys() | set(quantized.scales.values())
-        fixed = self._settings | self.statistics | quantized.fixed | quantized.scales.keys()
-        return tuple(
-            name
-            for name, tensor in self.graph.initializers.items()
-            if name in special or (name not in fixed and self._is_weight(tensor))
-        )
-
-    @cached_property
-    def known(self) -> dict[str, Array]:
-        """The values of the initializers that are never trained."""
-        apart = {*self.trained, *self.statistics}
-        return {name: self.value(name) for name in self.graph.initializers.keys() - apart}
-
-    def value(self, name: str) -> Array:
-        """Give the value of an initializer, as it is in the file."""
-        return np.asarray(numpy_helper.to_array(self.graph.initializers[name]))
-
-    @cached_property
-    def _settings(self) -> set[str]:
-        """Initializers of which every use is a setting, as a Clip's bounds are."""
-        uses: Counter[str] = Counter()
-        settings: Counter[str] = Counter()
-        for node in self.graph.nodes:
-            entry = find_operator(node)
-            for i, name in enumerate(node.input):
-                uses[name] += 1
-                settings[name] += bool(entry and (i in entry.fixed or i in entry.host or -1 in entry.host))
-        return {name for name, count in settings.items() if count == uses[name]}
-
-    def _is_weight(self, tensor: onnx.TensorProto) -> bool:
-        """Tell whether an initializer is to be trained: float, not a lone number, not a mask."""
-        dtype = TORCH_DTYPES.get(tensor.data_type)
-        if dtype is None or not dtype.is_floating_point or not tensor.dims or 0 in tensor.dims:
-            return False
-        value = self.value(tensor.name).astype(np.float64)
-        return bool(np.isfinite(value).all() and (np.abs(value) < MASK).all())
 
 
 def prepare(facts: Facts, taps: Sequence[str] = ()) -> Program:
@@ -296,7 +187,7 @@ class _Planner:
         scalars = entry.scalars and any(name and name not in self.known for name in node.input)
         reads = [{"training": TRAINING, "device": DEVICE}[entry.first]] if entry.first else []
         for i, name in enumerate(node.input):
-            if not name:
+            if not name or (node.op_type == "Conv" and i == 2 and self._is_zero(name)):
                 reads.append(self._value(None))
             elif i in entry.host or -1 in entry.host:
                 reads.append(self._python(site, name))
@@ -313,6 +204,9 @@ class _Planner:
             self.steps.append((run, tuple(reads), outs))
         else:
             self.steps.append((run, tuple(reads), self._fill(node.output[0])))
+
+    def _is_zero(self, name: str) -> bool:
+        return name in self.known and not self.known[name].any()
 
     def _fill(self, name: str) -> int:
         self.slots[name] = slot = self._new()
@@ -375,30 +269,6 @@ class _Planner:
             alive |= set(reads)
             steps.append((run, reads, made, tuple(sorted(ends))))
         return tuple(reversed(steps))
-
-
-def _own_inputs(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:
-    """Give the inputs of a node that no other may share: running statistics, and the scales of biases."""
-    if node.op_type == "BatchNormalization":
-        return (3, 4)
-    return (1,) if node.op_type == "DequantizeLinear" and graph.dtypes.get(node.input[0]) == "int32" else ()
-
-
-def _separate(model: onnx.ModelProto) -> None:
-    """Give each node constants of its own where training moves those of different nodes apart. In place."""
-    graph = Graph(model)
-    uses = Counter(name for node in graph.nodes for name in node.input)
-    taken = all_names(model.graph)
-    for node in model.graph.node:
-        for i in _own_inputs(graph, node):
-            name = node.input[i]
-            if uses[name] > 1 and name in graph.initializers:
-                uses[name] -= 1
-                fresh = next(made for n in count(1) if (made := f"{name}_{n}") not in taken)
-                taken.add(fresh)
-                node.input[i] = fresh
-                model.graph.initializer.add().CopyFrom(graph.initializers[name])
-                model.graph.initializer[-1].name = fresh
 
 
 def _slots(made: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from hasten.graph.model import Graph, attribute, dtype_name, is_standard
-from hasten.tensors import Array
-from hasten.torchview.fake_quantization import (
-    SMALLEST_SCALE,
+from hasten.torchview.operators.fake_quantization import (
+    LEAST_SHARE,
     Settings,
     dequantize,
     dequantize_by,
@@ -30,6 +31,8 @@ from hasten.torchview.fake_quantization import (
     quantize_by,
 )
 from hasten.torchview.operators.operator import Function, refusal
+
+Numbers = npt.NDArray[Any]
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -75,14 +78,14 @@ class Values:
     """An integer initializer that is a float parameter in the view."""
 
     scale: str
-    zero_point: Array
+    zero_point: Numbers
     axis: int | None
     low: int
     high: int
     factors: tuple[str, str] | None = None
     """Of a bias: the scales of input and weight, whose product its own is."""
 
-    def along(self, vector: Array, like: Array) -> Array:
+    def along(self, vector: Numbers, like: Numbers) -> Numbers:
         """Give scales or zero points the shape in which they broadcast over the values."""
         if vector.size == 1:
             return vector.reshape(())
@@ -111,11 +114,11 @@ class Quantization:
         return frozenset(name for name, step in self.steps.items() if step is None)
 
     @property
-    def starts(self) -> dict[str, Array]:
+    def starts(self) -> dict[str, Numbers]:
         """What the learned scales were at first, by ``start_of``."""
         return {start_of(name): self._initial(name) for name in self.scales.values()}
 
-    def start(self, name: str) -> Array:
+    def start(self, name: str) -> Numbers:
         """Give what a parameter is at first."""
         if name in self.values:
             values, integers = self.values[name], self._initial(name)
@@ -125,14 +128,14 @@ class Quantization:
         value = self._initial(name)
         return np.ones_like(value) if name in self.scales.values() else value
 
-    def written(self, now: Mapping[str, Array]) -> dict[str, Array]:
+    def written(self, now: Mapping[str, Numbers]) -> dict[str, Numbers]:
         """Give the graph's initializers, where the view's tensors are ``now``. What did not change stays to the bit."""
         plain = {name: value for name, value in now.items() if name not in self.values and name not in self.scales}
         found = {name: value.astype(self._initial(name).dtype) for name, value in plain.items()}
         for name, leader in self.scales.items():
             start = self._initial(name)
-            found[name] = np.maximum(now[leader].reshape(start.shape).astype(start.dtype) * start, SMALLEST_SCALE)
-            found[name] = found[name].astype(start.dtype)
+            share = np.maximum(now[leader].reshape(start.shape).astype(start.dtype), start.dtype.type(LEAST_SHARE))
+            found[name] = share * start
         for name, values in self.values.items():
             if values.factors:
                 found[values.scale] = self._product(values, found)
@@ -140,7 +143,7 @@ class Quantization:
             found[name] = self._integers(name, values, now[name], scale)
         return found
 
-    def _product(self, values: Values, found: Mapping[str, Array]) -> Array:
+    def _product(self, values: Values, found: Mapping[str, Numbers]) -> Numbers:
         """Give a bias's scale, which follows those of input and weight."""
         old, names = self._initial(values.scale), values.factors or ("", "")
         if all(np.array_equal(found[name], self._initial(name)) for name in names):
@@ -148,7 +151,7 @@ class Quantization:
         product = found[names[0]].reshape(()) * found[names[1]].reshape(-1)
         return np.asarray(np.tile(product, max(1, old.size // product.size)).reshape(old.shape).astype(old.dtype))
 
-    def _integers(self, name: str, values: Values, now: Array, scale: Array) -> Array:
+    def _integers(self, name: str, values: Values, now: Numbers, scale: Numbers) -> Numbers:
         before, real = self._initial(name), now.astype(scale.dtype)
         spread, zero = values.along(scale, before), values.along(values.zero_point, before).astype(np.float64)
         levels = np.rint(real / spread).astype(np.float64) + zero
@@ -156,7 +159,7 @@ class Quantization:
         same = (real == self.start(name)) & (spread == values.along(self._initial(values.scale), before))
         return np.where(same, before, made)
 
-    def _initial(self, name: str) -> Array:
+    def _initial(self, name: str) -> Numbers:
         return np.asarray(numpy_helper.to_array(self.graph.initializers[name]))
 
 
@@ -274,7 +277,7 @@ class _Finder:
         names = [one.input[1], other.input[1]]
         if not all(name in self.parent for name in names) or not np.array_equal(self._zero(one), self._zero(other)):
             return
-        if np.array_equal(*(np.asarray(self.graph.constant(name)) for name in names)):
+        if np.array_equal(np.asarray(self.graph.constant(names[0])), np.asarray(self.graph.constant(names[1]))):
             self.parent[self._root(names[1])] = self._root(names[0])
 
     def _root(self, name: str) -> str:
@@ -338,7 +341,7 @@ class _Finder:
         self.steps[node.output[0]] = step
         return step
 
-    def _zero(self, node: onnx.NodeProto) -> Array:
+    def _zero(self, node: onnx.NodeProto) -> Numbers:
         if len(node.input) > 2 and node.input[2]:
             return np.asarray(self.graph.constant(node.input[2]))
         scale = self.graph.constant(node.input[1])

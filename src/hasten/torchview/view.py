@@ -13,8 +13,9 @@ from hasten.artifact import Artifact
 from hasten.errors import UnknownName
 from hasten.graph.model import write_model
 from hasten.torchview.arrays import to_numpy, to_torch
+from hasten.torchview.facts import Facts
 from hasten.torchview.operators.operator import Tensor
-from hasten.torchview.program import Facts, Program, execute, prepare
+from hasten.torchview.program import Program, execute, prepare
 
 
 class View(torch.nn.Module):  # type: ignore[misc]
@@ -29,14 +30,17 @@ class View(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._facts = facts
         self.inputs = facts.inputs
+        self.trained = facts.trained
+        """The initializers that are parameters, in the order of the file."""
         self.outputs = tuple(v.name for v in facts.model.graph.output)
         self.tensors = torch.nn.Module()
         """The parameters and buffers, under names that PyTorch allows."""
         self._keys: dict[str, str] = {}
+        self._kept = (*facts.trained, *sorted(facts.statistics))
         for name in facts.trained:
             start = facts.quantization.start(name)
             self.tensors.register_parameter(self._key(name), torch.nn.Parameter(to_torch(start)))
-        for name in sorted(facts.statistics):
+        for name in self._kept[len(facts.trained) :]:
             self.tensors.register_buffer(self._key(name), to_torch(facts.value(name)))
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self._programs: dict[tuple[str, ...], Program] = {(): prepare(facts)}
@@ -78,17 +82,17 @@ class View(torch.nn.Module):  # type: ignore[misc]
         Raises:
             UnknownName: the graph has no such initializer, or it is a constant of another kind.
         """
-        if initializer not in self._keys:
-            raise UnknownName("trained initializer", initializer, self._keys)
-        found: Tensor = getattr(self.tensors, self._keys[initializer])
-        return found
+        name = self._facts.quantization.scales.get(initializer, initializer)
+        if name not in self._kept:
+            raise UnknownName("initializer that is trained or a running statistic", initializer, self._kept)
+        return self._tensor(name)
 
     def model(self) -> onnx.ModelProto:
         """Give the graph with the parameters as they are now; those that did not change, to the bit."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self._facts.model)
         facts = self._facts
-        now = {name: to_numpy(self._tensor(name)) for name in (*facts.trained, *facts.statistics)}
+        now = {name: to_numpy(self._tensor(name)) for name in self._kept}
         written = facts.quantization.written(now)
         for tensor in copy.graph.initializer:
             if tensor.name in written:

@@ -45,8 +45,8 @@ def _bind_attention(site: Site) -> Function:
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *cache: None) -> Tensor:
         if q.ndim == 4:
             return attend(q, k, v, mask, scale=scale, causal=causal)
-        parts = (_split(q, q_heads), _split(k, kv_heads), _split(v, kv_heads))
-        return _merged(attend(*parts, mask, scale=scale, causal=causal))
+        q, k, v = _split(q, q_heads), _split(k, kv_heads), _split(v, kv_heads)
+        return _merged(attend(q, k, v, mask, scale=scale, causal=causal))
 
     return run
 
@@ -59,8 +59,8 @@ def _bind_multi_head(site: Site) -> Function:
 
     def run(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Tensor:
         bias = rest[2] if len(rest) > 2 else None
-        parts = (_split(x, heads) for x in (q, k, v))
-        return _merged(attend(*parts, bias, scale=scale or None, causal=False))
+        q, k, v = (_split(x, heads) for x in (q, k, v))
+        return _merged(attend(q, k, v, bias, scale=scale or None, causal=False))
 
     return run
 

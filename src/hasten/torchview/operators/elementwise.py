@@ -20,11 +20,10 @@ def _over(function: Callable[..., Any]) -> Callable[..., Host]:
     """Let a function of numbers take tuples too, with broadcasting."""
 
     def apply(*values: Host) -> Host:
-        length = max((len(v) for v in values if isinstance(v, tuple)), default=None)
-        if length is None:
+        lengths = [len(value) for value in values if isinstance(value, tuple)]
+        if not lengths:
             return function(*values)
-        if any(isinstance(v, tuple) and len(v) == 0 for v in values):
-            return ()
+        length = max(lengths) if min(lengths) else 0
         spread = [v if isinstance(v, tuple) and len(v) == length else _repeated(v, length) for v in values]
         return tuple(function(*items) for items in zip(*spread, strict=True))
 
@@ -32,7 +31,7 @@ def _over(function: Callable[..., Any]) -> Callable[..., Host]:
 
 
 def _repeated(value: Host, length: int) -> tuple[Any, ...]:
-    return (value[0] if isinstance(value, tuple) else value,) * length
+    return (value[0] if isinstance(value, tuple) and length else value,) * length
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -125,11 +124,13 @@ def _cast_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _bind_mod(site: Site) -> Function:
-    return torch.fmod if site.get("fmod", 0) else torch.remainder
+    run: Function = torch.fmod if site.get("fmod", 0) else torch.remainder
+    return run
 
 
 def _bind_shift(site: Site) -> Function:
-    return torch.bitwise_left_shift if site.get("direction") == "LEFT" else torch.bitwise_right_shift
+    run: Function = torch.bitwise_left_shift if site.get("direction") == "LEFT" else torch.bitwise_right_shift
+    return run
 
 
 def _bind_is_inf(site: Site) -> Function:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from hasten.torchview.fake_quantization import SMALLEST_SCALE, round_straight
 from hasten.torchview.operators.convolution import TABLE as CONVOLUTIONS
+from hasten.torchview.operators.fake_quantization import round_straight
 from hasten.torchview.operators.operator import Function, Operator, Site, Tensor, plain
+
+SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)
+"""Of a tensor that is all zeros."""
 
 
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

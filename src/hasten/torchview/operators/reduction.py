@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +17,7 @@ Reduce = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keep)
-    count = torch.ones((), dtype=torch.int64, device=x.device)
-    for axis in axes:
-        count = count * x.shape[axis]
+    count = math.prod(x.shape[axis] for axis in axes)
     return torch.div(x.sum(axes, keep), count, rounding_mode="trunc").to(x.dtype)
 
 

@@ -153,8 +153,9 @@ class Resize:
         first = torch.floor(centres).to(torch.int64)
         taps = first[:, None] + torch.arange(-reach, reach + 1, device=centres.device)
         weights = self._weights((taps - centres[:, None]).abs() * stretch)
-        if self.exclude_outside or self.antialias:
+        if self.exclude_outside:
             weights = torch.where((taps >= 0) & (taps < length), weights, 0.0)
+        if self.exclude_outside or self.antialias:
             weights = weights / weights.sum(1, keepdim=True)
         matrix = torch.zeros(len(centres), length, device=centres.device)
         return matrix.scatter_add(1, taps.clamp(0, length - 1), weights)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everyone calls it
+from onnx import helper, numpy_helper
 
 from hasten.torchview.operators.operator import TORCH_DTYPES, Function, Operator, Site, Tensor, always, plain
 
@@ -83,9 +84,9 @@ def _backwards(start: int, end: int, step: int, length: int) -> slice:
 
 def split(x: Tensor, sizes: Sequence[int] | None = None, *, axis: int, parts: int) -> tuple[Tensor, ...]:
     """Cut into pieces of given sizes, or into equal ones of which the last may be smaller."""
-    if sizes is None:
-        return torch.split(x, -(-x.shape[axis] // parts), axis)
-    return torch.split(x, list(sizes), axis)
+    pieces = -(-x.shape[axis] // parts) if sizes is None else list(sizes)
+    found: tuple[Tensor, ...] = torch.split(x, pieces, axis)
+    return found
 
 
 def tile(x: Tensor, repeats: Sequence[int]) -> Tensor:
@@ -210,26 +211,21 @@ def _bind_full(site: Site) -> Function:
     given = site.get("value")
     if given is None:
         return partial(full, value=0.0, dtype=torch.float32)
-    value = numpy_of(given)
+    value = _array(given)
     return partial(full, value=value.reshape(-1)[0].item(), dtype=TORCH_DTYPES[given.data_type])
 
 
 def _bind_full_host(site: Site) -> Function:
     given = site.get("value")
-    value = 0.0 if given is None else numpy_of(given).reshape(-1)[0].item()
+    value = 0.0 if given is None else _array(given).reshape(-1)[0].item()
     return lambda shape: (value,) * shape[0] if shape else value
 
 
-def numpy_of(tensor: Any) -> np.ndarray[Any, Any]:
-    """Give the array of a TensorProto."""
-    from onnx import numpy_helper
-
+def _array(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
 def _element_type(value: Any) -> int:
-    from onnx import helper
-
     return int(helper.np_dtype_to_tensor_dtype(value.dtype))
 
 

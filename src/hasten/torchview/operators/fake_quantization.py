@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from hasten.torchview.operators.operator import Tensor
 
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**24
-"""No scale gets smaller: its product with another one would leave float32's normal numbers."""
+LEAST_SHARE = 1e-6
+"""A scale stays above this share of what it was at first, whatever the training does: it must not cross zero."""
 
 Settings = tuple[int, int, int, int | None]
 """Zero point (where it is one for all), lowest and highest integer, axis of the scales."""
@@ -23,7 +22,7 @@ Settings = tuple[int, int, int, int | None]
 
 def step_size(share: Tensor, start: Tensor) -> Tensor:
     """Give a scale: what it was at the start times the share of it that it is now."""
-    return torch.clamp_min(share * start, SMALLEST_SCALE)
+    return torch.clamp_min(share, LEAST_SHARE) * start
 
 
 def along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
