@@ -16,6 +16,7 @@ from hasten.graph.model import (
     read_model,
     refresh_shapes,
     signature_of,
+    skeleton_of,
     write_model,
 )
 from hasten.tensors import TensorSpec
@@ -184,3 +185,19 @@ def test_lineage_is_added_by_others(tmp_path):
     made = write_model(mlp(), tmp_path)
     assert made.lineage == ()
     assert made.after(Step(name="import"), source=None).lineage[0].name == "import"
+
+
+def test_two_graphs_that_differ_in_weights_alone_have_one_skeleton() -> None:
+    assert skeleton_of(convnet(seed=1)) == skeleton_of(convnet(seed=2))
+
+
+def test_a_wider_graph_has_another_skeleton() -> None:
+    assert skeleton_of(convnet(width=8)) != skeleton_of(convnet(width=16))
+
+
+def test_another_shape_to_reshape_to_is_another_skeleton() -> None:
+    graph = encoder()
+    before = skeleton_of(graph)
+    shapes = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    shapes[0].CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(shapes[0])[::-1].copy(), shapes[0].name))
+    assert skeleton_of(graph) != before

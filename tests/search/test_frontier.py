@@ -84,3 +84,11 @@ def test_a_noisy_leader_does_not_pull_much_slower_plans_up_to_its_level() -> Non
     wide = replace(noisy.measurement.speedup, low=2.1, high=3.1)
     noisy = replace(noisy, measurement=replace(noisy.measurement, speedup=wide))
     assert levels([noisy, slower], GOAL) == {noisy.key: 0, slower.key: 1}
+
+
+def test_plans_that_run_the_same_operators_share_the_speed_that_was_measured_most_precisely() -> None:
+    lucky, sure = trial(3.9, 0.0, mark=1, skeleton="s"), trial(3.2, 0.0, mark=2, skeleton="s")
+    wide = replace(lucky.measurement.speedup, low=2.0, high=4.4)
+    lucky = replace(lucky, measurement=replace(lucky.measurement, speedup=wide))
+    other = trial(3.5, 0.0, mark=3)
+    assert levels([lucky, sure, other], GOAL) == {other.key: 0, lucky.key: 1, sure.key: 1}

@@ -57,13 +57,14 @@ def measurement(speed, quality, *, latency_ms=10.0, width=0.01, runs=1000, misse
     )
 
 
-def trial(speed, drop, *, passes=0, mark=0, traits=()):
+def trial(speed, drop, *, passes=0, mark=0, traits=(), skeleton=None):
     """Make a measured trial; ``mark`` tells plans of the same shape apart."""
     names = ("fold", "fuse", "quantize-static", "quantize-dynamic")[:passes]
     settings = {"threads": 1} if not mark else {"threads": 1, "batch": mark}
     plan = Plan(Part("onnxruntime", settings), tuple(Part(name) for name in names))
     return Trial(
         plan=plan, stage="sweep", outcome="measured", seconds=1.0, artifact=f"a{mark}", traits=traits,
+        skeleton=skeleton,
         measurement=measurement(speed, judged(drop)),
     )  # fmt: skip
 

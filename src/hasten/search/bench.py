@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,10 +11,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
+import msgspec
 import numpy as np
 
 from hasten.artifact import Artifact
 from hasten.errors import BuildFailed, ChildHung, HastenError, MissingDependency, StoreError, Unsupported
+from hasten.graph.model import read_model, skeleton_of
 from hasten.host import Ticks, load_since, this_host, ticks, versions
 from hasten.measure.compare import Comparison, compare
 from hasten.measure.latency import WarmUp
@@ -306,7 +309,7 @@ class Bench:
         built, steps["build"] = _timed(lambda: self.build(plan))
         precision = str(plan.load_engine().precision)
         traits = tuple(sorted((built.traits | {precision}) & LOSSY))
-        trial = replace(trial, artifact=built.digest, traits=traits)
+        trial = replace(trial, artifact=built.digest, traits=traits, skeleton=self._skeleton(plan, built))
         if (twin := self._same_bytes(plan, built)) is not None:
             reason = f"its passes change nothing: the result is, byte for byte, that of {twin.plan}"
             return replace(trial, outcome="unchanged", reason=reason)
@@ -314,6 +317,12 @@ class Bench:
             judged, steps["quality"] = _timed(lambda: self.judge(session, "search"))
             measured, steps["measure"] = _timed(lambda: self._measure(plan, session, judged, since))
         return replace(trial, outcome="measured", measurement=measured, steps=steps)
+
+    def _skeleton(self, plan: Plan, built: Artifact) -> str:
+        """Digest what decides a plan's speed: its engine, and the graph that it was given, without its numbers."""
+        model = read_model(self.task.store.get(built.lineage[-1].source or ""))
+        told = f"{msgspec.json.encode(plan.engine, order='deterministic').decode()} {skeleton_of(model)}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def _same_bytes(self, plan: Plan, built: Artifact) -> Trial | None:
         for trial in self.trials.values():

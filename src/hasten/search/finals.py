@@ -15,8 +15,8 @@ from hasten.measure.statistics import percentile_holds, runs_needed
 from hasten.measure.worker import IsolatedSession
 from hasten.measurement import WIN, Bound, Latency, Measurement, Ratio
 from hasten.search.bench import Bench
-from hasten.search.frontier import best_of, cost, frontier, levels, simplicity
-from hasten.search.result import Certificate, Trial
+from hasten.search.frontier import best_of, cost, frontier, levels, loss, simplicity
+from hasten.search.result import Certificate, Goal, Trial
 from hasten.search.stages import Limits, provable_drop
 
 FINALS = "finals"
@@ -114,9 +114,25 @@ def finalists(bench: Bench, lossless: str) -> list[Trial]:
     sure = [t for t in inside if limit is not None and t.key != original and provable_drop(bench, t) <= limit]
     surest = best_of(sure, task.goal, original=original)
     ranked = (*frontier(inside, task.goal, original=original), *frontier(fitting, task.goal, original=original))
-    keys = [key for key in dict.fromkeys(ranked) if key != original][:FINALISTS]
+    keys = [key for key in dict.fromkeys((*ranked, *_rivals(inside, task.goal, original))) if key != original]
+    keys = keys[:FINALISTS]
     names = dict.fromkeys([original, lossless, *([surest.key] if surest else []), *keys])
     return [bench.trials[key] for key in names]
+
+
+def _rivals(trials: Sequence[Trial], goal: Goal, original: str) -> list[str]:
+    """Give those that screening does not tell from the fastest, one of each skeleton: the finals look more closely."""
+    best = best_of(trials, goal, original=original)
+    if best is None or best.measurement is None or goal.objective != "latency":
+        return []
+    fastest = best.measurement.speedup.value
+    near = [t for t in trials if t.measurement is not None and t.measurement.speedup.high >= fastest]
+    simplest: dict[str, Trial] = {}
+    for trial in sorted(near, key=lambda t: (loss(t), simplicity(t, original=original))):
+        simplest.setdefault(trial.skeleton or trial.key, trial)
+    taken = best.skeleton or best.key
+    rivals = [trial for skeleton, trial in simplest.items() if skeleton != taken]
+    return [trial.key for trial in sorted(rivals, key=lambda t: (cost(t, goal), t.key))]
 
 
 def best_lossless(bench: Bench, *, among: Collection[str] | None = None) -> str:

@@ -1,8 +1,9 @@
 """The frontier: the trials that nobody beats, by time and by quality.
 
 Speeds are put into levels from the fastest down: whoever is within 2 % of a level's fastest stands on it too, and
-within 5 % where their intervals overlap. On one level the lower loss decides, then the simpler plan. So a twin that
-happens to be measured 0.5 % faster takes nobody's place, and two searches that measured the same plans choose alike.
+within 5 % where their intervals overlap; plans that run the same operators on the same shapes have one speed. On one
+level the lower loss decides, then the simpler plan. So a twin that happens to be measured 0.5 % faster takes nobody's
+place, and two searches that measured the same plans choose alike.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def levels(trials: Iterable[Trial], goal: Goal) -> dict[str, int]:
     """Give each trial's level by the objective, by key; 0 is the best. Trials on one level are not told apart."""
     found: dict[str, int] = {}
     level, best = -1, (math.inf, math.inf, math.inf)
-    spans = {trial.key: _span(trial, goal) for trial in trials}
+    spans = _spans(list(trials), goal)
     for key, span in sorted(spans.items(), key=lambda item: (-item[1][0], item[0])):
         value, _, high = span
         if level < 0 or value * (TWIN if high >= best[1] else WIN) < best[0]:
@@ -78,6 +79,20 @@ def levels(trials: Iterable[Trial], goal: Goal) -> dict[str, int]:
 
 
 _Rank = tuple[int, float, tuple[bool, bool, int, int, str]]
+
+
+def _spans(trials: Sequence[Trial], goal: Goal) -> dict[str, tuple[float, float, float]]:
+    """Give each trial's span; those with one skeleton share that of the one that was measured most precisely."""
+    spans = {trial.key: _span(trial, goal) for trial in trials}
+    if goal.objective != "latency":
+        return spans
+    sharpest: dict[str, tuple[float, float, float]] = {}
+    for trial in trials:
+        value, low, high = spans[trial.key]
+        known = sharpest.get(trial.skeleton or trial.key)
+        if known is None or ((high - low) / value, -value) < ((known[2] - known[1]) / known[0], -known[0]):
+            sharpest[trial.skeleton or trial.key] = (value, low, high)
+    return {trial.key: sharpest[trial.skeleton or trial.key] for trial in trials}
 
 
 def _span(trial: Trial, goal: Goal) -> tuple[float, float, float]:

@@ -51,6 +51,8 @@ class Trial:
     """Its quality is on the search split."""
     traits: tuple[str, ...] = ()
     """Of what was built: "int8", "float16", ...; empty for a lossless plan."""
+    skeleton: str | None = None
+    """Digest of engine, settings and graph without its numbers: trials with one skeleton are as fast as each other."""
     steps: Mapping[str, float] = field(default_factory=dict)
     """Seconds of each part of the trial: build, measure, quality."""
 
