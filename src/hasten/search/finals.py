@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -145,6 +146,32 @@ def best_lossless(bench: Bench, *, among: Collection[str] | None = None) -> str:
     ]
     best = best_of(plain, task.goal, original=task.original.key)
     return best.key if best else task.original.key
+
+
+def as_certified(trials: Sequence[Trial], certificates: Sequence[Certificate]) -> list[Trial]:
+    """Give the trials with speeds on one footing: the finals', and the others' as they would be there.
+
+    Finalists, and what runs the same operators, get the ratio of the final comparison. The others keep that of their
+    screening, times what that of the nearest finalist changed by: screening and finals are different hours.
+    """
+    known = {trial.key: trial.skeleton or trial.key for trial in trials}
+    speeds = {known[item.plan]: item.over_original for item in certificates}
+    before = {known[t.key]: t.measurement.speedup.value for t in trials if t.measurement and known[t.key] in speeds}
+
+    def drift(value: float) -> float:
+        nearest = min(before, key=lambda name: abs(math.log(before[name] / value)), default=None)
+        return speeds[nearest].value / before[nearest] if nearest else 1.0
+
+    found = []
+    for trial in trials:
+        if trial.measurement is not None:
+            speed = trial.measurement.speedup
+            by = drift(speed.value)
+            moved = replace(speed, value=speed.value * by, low=speed.low * by, high=speed.high * by)
+            measured = replace(trial.measurement, speedup=speeds.get(known[trial.key], moved))
+            trial = replace(trial, measurement=measured)
+        found.append(trial)
+    return found
 
 
 def _open_all(

@@ -21,7 +21,7 @@ from hasten.search.bench import Bench, BudgetSpent
 from hasten.search.compress import compress
 from hasten.search.curves import compression_of
 from hasten.search.events import Listener
-from hasten.search.finals import FINALS, Finals, finals
+from hasten.search.finals import FINALS, Finals, as_certified, finals
 from hasten.search.frontier import frontier
 from hasten.search.journal import Journal
 from hasten.search.prepare import (
@@ -35,7 +35,7 @@ from hasten.search.prepare import (
     read_training,
     with_preprocess,
 )
-from hasten.search.result import Certificate, Goal, Result, Trial, Verdict, read_result
+from hasten.search.result import Certificate, Goal, Result, Verdict, read_result
 from hasten.search.stages import Limits, in_order, int8, lossless, machine_limits, sweep
 from hasten.search.task import TRAIN, Effort, Task, alone, task_id
 from hasten.search.verdict import choose
@@ -189,7 +189,7 @@ def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditio
         names = ", ".join(str(bench.trials[key].plan) for key in outcome.fallen)
         verdict = replace(verdict, sentence=f"{verdict.sentence}. Failed in the finals: {names}")
     trials = tuple(bench.trials.values())
-    best = frontier(_as_certified(trials, outcome), task.goal, original=task.original.key)
+    best = frontier(as_certified(trials, outcome.certificates), task.goal, original=task.original.key)
     return Result(
         id=task.run.name,
         run=task.run,
@@ -212,18 +212,6 @@ def _conclude(bench: Bench, outcome: Finals, infeasible: str | None, *, conditio
         conditions=conditions,
         compression=compression_of(bench),
     )
-
-
-def _as_certified(trials: Sequence[Trial], outcome: Finals) -> list[Trial]:
-    """Give the trials with the speeds of the finals, all of one comparison, for finalists and what runs as they do."""
-    known = {trial.key: trial.skeleton or trial.key for trial in trials}
-    speeds = {known[item.plan]: item.over_original for item in outcome.certificates}
-    return [
-        replace(trial, measurement=replace(trial.measurement, speedup=speeds[known[trial.key]]))
-        if trial.measurement is not None and known[trial.key] in speeds
-        else trial
-        for trial in trials
-    ]
 
 
 def _deploy(bench: Bench, chosen: Certificate, verdict: Verdict) -> Path:
