@@ -44,6 +44,10 @@ Progress = Callable[[str, float | None], None]
 """Called with what is being done and, where it is known, the share that is finished (0 to 1)."""
 
 
+TRAINING_S = 30 * 86400.0
+"""The limit of a call that trains, where there is no budget: it shows its progress and can be interrupted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a child may use. Its memory is four fifths of this machine's unless told.

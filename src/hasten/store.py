@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,6 +195,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def database(path: Path, otherwise: str) -> Iterator[sqlite3.Connection]:
+    """Open an SQLite file with a write-ahead log for one transaction, which is there whole or not at all.
+
+    Args:
+        path: The file; it is made where there is none.
+        otherwise: How the message ends: what is kept, or what to do.
+
+    Raises:
+        StoreError: the file is no database, or cannot be written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=30)) as db, db:
+            db.execute("PRAGMA journal_mode = WAL")
+            yield db
+    except sqlite3.Error as error:
+        what = "the disk is full" if "full" in str(error) else str(error)
+        raise StoreError(f"{path}: {what}; {otherwise}") from error
 
 
 @contextlib.contextmanager

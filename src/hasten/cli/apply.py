@@ -19,16 +19,13 @@ from hasten.cli.answer import COMMON, Answer, Common, Shown, Verbatim, describe,
 from hasten.cli.models import DATA, DataOptions, find_model, import_lines, name_of
 from hasten.cli.progress import telling
 from hasten.errors import BadInput, MissingDependency
-from hasten.isolation import Limits, Progress, report_progress, run_isolated
+from hasten.isolation import TRAINING_S, Limits, Progress, report_progress, run_isolated
 from hasten.plan import Part, load_part
 from hasten.report import format as fmt
 from hasten.samples import Samples
 from hasten.settings import settings_of
 from hasten.store import Store, write_atomically, writing
 from hasten.transform import Context, run_pass
-
-TRAINING_S = 30 * 86400.0
-"""The limit of a call that trains: whoever waits for it can interrupt it, and it goes on from its checkpoint."""
 
 
 def apply(

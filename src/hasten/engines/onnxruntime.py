@@ -12,14 +12,14 @@ import onnxruntime
 from msgspec import Meta
 
 from hasten.artifact import Artifact
-from hasten.engines.batch import open_batch, why_not_batch, with_batch
+from hasten.engines.batch import open_batch, why_not_batch
+from hasten.engines.built import built_from, check_built
 from hasten.engines.feeds import FeedCheck
 from hasten.engines.onnxruntime_names import settle_names
 from hasten.engines.onnxruntime_profile import read_operators
 from hasten.engines.onnxruntime_refusal import refusal
 from hasten.errors import BuildFailed, StoreError, Unsupported
 from hasten.graph.model import EXTERNAL_FROM_BYTES
-from hasten.host import this_host
 from hasten.measurement import Operator
 from hasten.settings import Choice, Doc
 from hasten.tensors import Array, Feed, Signature
@@ -102,15 +102,7 @@ class OnnxRuntime:
                 NAME,
                 f"it has no {self.precision} kernel for {node.op_type} (node {node.name!r}): it casts to float32",
             )
-        return Artifact.of(
-            ctx.folder,
-            ENTRY,
-            format=NAME,
-            signature=source.signature if self.batch is None else with_batch(source.signature, self.batch),
-            traits=source.traits,
-            host=this_host().binding,
-            preprocess=source.preprocess,
-        )
+        return built_from(source, ctx.folder, ENTRY, engine=NAME, batch=self.batch)
 
     def open(self, built: Artifact) -> OnnxRuntimeSession:
         """Load what ``apply`` wrote, and change nothing in it.
@@ -155,12 +147,7 @@ class OnnxRuntime:
         return bytes(model.SerializeToString())
 
     def _opened(self, built: Artifact, options: Any) -> Any:
-        if built.format != NAME:
-            raise StoreError(f"{built.entry} is {built.format!r}, not what {NAME} writes; build it first")
-        if missing := [name for name in built.files if not (built.folder / name).is_file()]:
-            raise StoreError(f"{built.folder / missing[0]} is not there; delete that folder and build it again")
-        if built.host not in (None, this_host().binding):
-            raise StoreError(f"{built.entry} was built for another processor; build it again on this one")
+        check_built(built, engine=NAME)
         return self._session(str(built.entry), options)
 
     def _session(self, model: str | bytes, options: Any) -> Any:

@@ -12,11 +12,11 @@ import onnx
 from msgspec import Meta
 
 from hasten.artifact import Artifact
-from hasten.engines.batch import open_batch, why_not_batch, with_batch
+from hasten.engines.batch import open_batch, why_not_batch
+from hasten.engines.built import built_from, check_built
 from hasten.engines.feeds import FeedCheck
 from hasten.engines.openvino_profile import executed, read_operators
 from hasten.errors import BuildFailed, HastenError, StoreError, Unsupported
-from hasten.host import this_host
 from hasten.measurement import Operator
 from hasten.settings import Choice, Doc
 from hasten.tensors import Array, Feed, Signature
@@ -104,15 +104,7 @@ class OpenVino:
         # Half-precision weights are a compression with its own loss: only the pass "cast" may decide on it.
         _translated(openvino.save_model, model, ctx.folder / ENTRY, compress_to_fp16=False)
         self._check_precision(self._compiled(core, ctx.folder / ENTRY))
-        return Artifact.of(
-            ctx.folder,
-            ENTRY,
-            format=NAME,
-            signature=source.signature if self.batch is None else with_batch(source.signature, self.batch),
-            traits=source.traits,
-            host=this_host().binding,
-            preprocess=source.preprocess,
-        )
+        return built_from(source, ctx.folder, ENTRY, engine=NAME, batch=self.batch)
 
     def open(self, built: Artifact) -> OpenVinoSession:
         """Load and compile what ``apply`` wrote.
@@ -129,12 +121,7 @@ class OpenVino:
         return read_operators(self._opened(built, PERF_COUNT=True), self._opened(built), feed, runs)
 
     def _opened(self, built: Artifact, **extra: Any) -> Any:
-        if built.format != NAME:
-            raise StoreError(f"{built.entry} is {built.format!r}, not what {NAME} writes; build it first")
-        if missing := [name for name in built.files if not (built.folder / name).is_file()]:
-            raise StoreError(f"{built.folder / missing[0]} is not there; delete that folder and build it again")
-        if built.host not in (None, this_host().binding):
-            raise StoreError(f"{built.entry} was built for another processor; build it again on this one")
+        check_built(built, engine=NAME)
         compiled = self._compiled(openvino.Core(), built.entry, **extra)
         self._check_precision(compiled)
         return compiled

@@ -18,6 +18,7 @@ from msgspec import Meta
 from hasten.artifact import Artifact, hash_file
 from hasten.engines import torch_compiled as compiled
 from hasten.engines.batch import why_not_batch, with_batch
+from hasten.engines.built import built_from, check_built
 from hasten.engines.feeds import FeedCheck
 from hasten.engines.torch_eager import Eager, check_precision
 from hasten.engines.torch_profile import read_compiled, read_eager
@@ -92,15 +93,7 @@ class Torch:
                 entry = self._copy(source, signature, ctx)
         except Unsupported as error:
             raise Unsupported(NAME, error.reason) from error
-        return Artifact.of(
-            ctx.folder,
-            entry,
-            format=NAME,
-            signature=signature,
-            traits=source.traits,
-            host=this_host().binding,
-            preprocess=source.preprocess,
-        )
+        return built_from(source, ctx.folder, entry, engine=NAME, batch=self.batch)
 
     def open(self, built: Artifact) -> TorchSession:
         """Load what ``apply`` wrote.
@@ -172,12 +165,7 @@ class Torch:
             raise Unsupported(NAME, f"this processor has no {self.precision} arithmetic; it would only emulate it")
 
     def _check_built(self, built: Artifact) -> None:
-        if built.format != NAME:
-            raise StoreError(f"{built.entry} is {built.format!r}, not what {NAME} writes; build it first")
-        if missing := [name for name in built.files if not (built.folder / name).is_file()]:
-            raise StoreError(f"{built.folder / missing[0]} is not there; delete that folder and build it again")
-        if built.host not in (None, this_host().binding):
-            raise StoreError(f"{built.entry} was built for another processor; build it again on this one")
+        check_built(built, engine=NAME)
         if (built.entry_name == compiled.LIBRARY) != (self.mode == "compiled"):
             raise StoreError(f"{built.entry} was not built for the mode {self.mode!r}; build it again")
 

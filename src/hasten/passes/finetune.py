@@ -16,11 +16,10 @@ from hasten.settings import Choice, Doc
 from hasten.store import write_atomically
 from hasten.tensors import Signature, TensorSpec
 from hasten.torchview.checks import check_rows_independent
+from hasten.torchview.recipe import HALF_PRECISION
 from hasten.torchview.training import History, Training, train
 from hasten.torchview.view import View
 from hasten.transform import HISTORY, Context
-
-HALF_PRECISION = frozenset({"float16", "bfloat16"})
 
 
 @dataclass(frozen=True, kw_only=True)

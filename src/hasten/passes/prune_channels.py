@@ -35,16 +35,15 @@ from hasten.passes.widths import (
 from hasten.settings import Choice, Doc
 from hasten.store import write_atomically, writing
 from hasten.torchview.history import Epoch, History
+from hasten.torchview.recipe import HALF_PRECISION, Recipe
 from hasten.transform import HISTORY, Context
 
 SCORED = 0.2
 """About the share of a round that is over once its units are weighed."""
 
-HALF_PRECISION = frozenset({"float16", "bfloat16"})
-
 
 @dataclass(frozen=True, kw_only=True)
-class PruneChannels:
+class PruneChannels(Recipe):
     """Cut the least important channels, attention heads and hidden units, and train what is left, in rounds.
 
     What must be cut together is (``hasten.graph.groups``); inputs and outputs keep their shapes. Without gradients and
@@ -75,27 +74,6 @@ class PruneChannels:
         bool, Doc("take the statistics of batch-norm anew where samples are there and nothing is trained")
     ] = True
     epochs: Annotated[float, Doc("times that every sample is seen after each round; 0: no training"), Meta(ge=0)] = 0.0
-    batch: Annotated[int, Doc("samples a step"), Meta(ge=1)] = 64
-    lr: Annotated[float, Doc("learning rate at its peak"), Meta(gt=0)] = 1e-3
-    optimizer: Annotated[Literal["adamw", "sgd"], Doc("adamw, or sgd with Nesterov momentum 0.9")] = "adamw"
-    weight_decay: Annotated[float, Doc("of weights; norms, biases and scales have none"), Meta(ge=0)] = 0.0
-    warm_up: Annotated[float, Doc("share of the steps in which the rate rises"), Meta(ge=0, le=1)] = 0.1
-    clip: Annotated[float | None, Doc("largest norm of the gradient; none: any")] = 5.0
-    temperature: Annotated[float, Doc("softness of the teacher's classes in the distillation"), Meta(gt=0)] = 2.0
-    alpha: Annotated[float, Doc("the teacher's share of the loss; the rest is the labels'"), Meta(ge=0, le=1)] = 0.9
-    loss: Annotated[
-        Literal["auto", "cross-entropy", "mse"], Doc("auto: cross-entropy where outputs are classes, else mse")
-    ] = "auto"
-    augment: Annotated[
-        Literal["none", "mirror-shift"], Doc("change images as they are drawn: mirror and shift by up to an eighth")
-    ] = "none"
-    average: Annotated[
-        float, Doc("decay of a running average of the parameters, which is kept; 0: none"), Meta(ge=0, lt=1)
-    ] = 0.0
-    patience: Annotated[int | None, Doc("epochs without gain on held-out rows, then a round ends; none: never")] = None
-    precision: Annotated[Literal["float32", "bfloat16"], Doc("bfloat16: mixed precision by autocast")] = "float32"
-    device: Annotated[str, Doc("where PyTorch computes: cpu, cuda, cuda:1, ...")] = "cpu"
-    threads: Annotated[int | None, Doc("processor threads in training; none: as PyTorch is set")] = None
 
     def why_not(self, source: Artifact) -> str | None:
         """Say in a sentence why nothing in ``source`` can be cut, or None. Reads the graph, no external weights."""
@@ -276,8 +254,7 @@ class _Rounds:
         from hasten.torchview.training import Training, train
         from hasten.torchview.view import View
 
-        shared = {item.name for item in fields(Training)} & {item.name for item in fields(self.step)}
-        settings: dict[str, Any] = {name: getattr(self.step, name) for name in shared}
+        settings: dict[str, Any] = {item.name: getattr(self.step, item.name) for item in fields(Recipe)}
         samples = self.ctx.training
         assert samples is not None  # noqa: S101 - ``_check_needs`` has seen to it
         view = View.of(model)
@@ -285,7 +262,7 @@ class _Rounds:
         history = train(
             view,
             samples,
-            Training(**settings, seed=self.ctx.seed),
+            Training(**settings, epochs=self.step.epochs, seed=self.ctx.seed),
             teacher=View.of(read_model(self.ctx.teacher or self.source)),
             checkpoints=kept and kept / "training",
             progress=self._progress(number, SCORED, 1.0),

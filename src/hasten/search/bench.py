@@ -18,6 +18,7 @@ from hasten.artifact import Artifact
 from hasten.errors import BuildFailed, ChildHung, HastenError, MissingDependency, StoreError, Unsupported
 from hasten.graph.model import read_model, skeleton_of
 from hasten.host import Ticks, load_since, this_host, ticks, versions
+from hasten.isolation import TRAINING_S
 from hasten.measure.compare import Comparison, compare
 from hasten.measure.latency import WarmUp
 from hasten.measure.quality import quality
@@ -44,9 +45,6 @@ def usual_trials(task: Task) -> int:
     sweep = engines + sum(threads + len(space.precisions(engine)) - 1 for engine in task.engines)
     return sweep + 2 * engines + len(space.observers()) + (engines - 1) + engines + engines * (threads - 1)
 
-
-TRAINING_S = 30 * 86400.0
-"""The limit of a build that trains, where there is no budget: its progress is shown, and it can be interrupted."""
 
 ANCHOR = "original"
 """What the original's session is called in a comparison."""
@@ -320,9 +318,13 @@ class Bench:
 
     def _skeleton(self, plan: Plan, built: Artifact) -> str:
         """Digest what decides a plan's speed: its engine, and the graph that it was given, without its numbers."""
-        model = read_model(self.task.store.get(built.lineage[-1].source or ""))
+        model = read_model(self.before_engine(built))
         told = f"{msgspec.json.encode(plan.engine, order='deterministic').decode()} {skeleton_of(model)}"
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def before_engine(self, built: Artifact) -> Artifact:
+        """Give the ONNX model that an engine was given. Raises StoreError where it has gone from the store."""
+        return self.task.store.get(built.lineage[-1].source or "")
 
     def _same_bytes(self, plan: Plan, built: Artifact) -> Trial | None:
         for trial in self.trials.values():
@@ -369,7 +371,7 @@ class Bench:
             result = compare(
                 [anchor, session],
                 precision=effort.precision,
-                budget_s=effort.trial_s,
+                budget_s=effort.measuring_s,
                 min_blocks=effort.min_blocks,
                 slice_s=effort.slice_s,
                 seed=self.task.seed,

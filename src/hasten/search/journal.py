@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from hasten.errors import StoreError
 from hasten.search.result import Trial
-from hasten.store import writing
+from hasten.store import database, writing
 
 T = TypeVar("T")
 
@@ -105,12 +103,5 @@ class Journal:
         with self._connected() as db:
             return float(db.execute("SELECT COALESCE(SUM(seconds), 0) FROM sittings").fetchone()[0])
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=30)) as db, db:
-                db.execute("PRAGMA journal_mode = WAL")
-                yield db
-        except sqlite3.Error as error:
-            what = "the disk is full" if "full" in str(error) else str(error)
-            raise StoreError(f"journal {self.path}: {what}; what was recorded before is kept") from error
+    def _connected(self) -> AbstractContextManager[sqlite3.Connection]:
+        return database(self.path, "what was recorded before is kept")

@@ -32,7 +32,7 @@ class Effort:
 
     budget_s: float | None = None
     trial_s: float = 6.0
-    """Of measuring, for one trial."""
+    """Of measuring, for one trial, at most; see ``measuring_s``."""
     slice_s: float = 0.1
     min_blocks: int = 8
     """Of a trial; the finals have the default of ``measure.compare``."""
@@ -46,6 +46,11 @@ class Effort:
     """Over which a child is killed; None: four fifths of this machine's."""
     epochs: float = 24.0
     """Of training, all candidates together, where there are samples to train on."""
+
+    @property
+    def measuring_s(self) -> float:
+        """Seconds of measuring for one trial: of a budget a fortieth at most, so that every stage is reached."""
+        return self.trial_s if self.budget_s is None else min(self.trial_s, max(self.budget_s / 40, 0.5))
 
     @property
     def time_limit(self) -> float:

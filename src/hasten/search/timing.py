@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hasten.host import this_host, versions
 from hasten.isolation import Child, Limits, Progress, Reply
 from hasten.measure.latency import timed_runs, without_gc
 from hasten.plan import Part, load_part
-from hasten.store import Store, writing
+from hasten.store import Store, database, writing
 from hasten.tensors import Array, Feed
 from hasten.transform import Context
 
@@ -99,14 +99,8 @@ class TimeStore:
         with self._connected() as db:
             db.executemany("INSERT OR REPLACE INTO times VALUES (?, ?, ?)", [*rows, *lost])
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=30)) as db, db:
-                db.execute("PRAGMA journal_mode = WAL")
-                yield db
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path} cannot be used: {error}; delete it, times are measured again") from error
+    def _connected(self) -> AbstractContextManager[sqlite3.Connection]:
+        return database(self.path, "delete it, times are measured again")
 
 
 def time_blocks(

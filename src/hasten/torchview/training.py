@@ -20,19 +20,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from msgspec import Meta
 
 from hasten.isolation import Progress
 from hasten.samples import Samples
-from hasten.settings import Choice, Doc
+from hasten.settings import Doc
 from hasten.torchview.augment import Augment, mirror_shift
 from hasten.torchview.checkpoint import Checkpoints
 from hasten.torchview.history import Epoch, History
 from hasten.torchview.loop import Pace, State, Teller, evaluate, prepare, question, run, stopped
 from hasten.torchview.machine import computing
+from hasten.torchview.recipe import Recipe
 from hasten.torchview.view import View
 
 __all__ = ["Epoch", "History", "Pace", "Training", "train"]
@@ -43,45 +44,15 @@ AUGMENTS: Mapping[str, Augment | None] = {"none": None, "mirror-shift": mirror_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Recipe):
     """How a view is trained."""
 
     epochs: Annotated[float, Doc("times that every sample is seen; 0.5: half of them once"), Meta(gt=0)] = 10.0
-    batch: Annotated[int, Doc("samples a step"), Meta(ge=1)] = 64
-    lr: Annotated[float, Doc("learning rate at its peak"), Meta(gt=0), Choice((1e-4, 3e-4, 1e-3))] = 1e-3
-    optimizer: Annotated[Literal["adamw", "sgd"], Doc("adamw, or sgd with Nesterov momentum 0.9")] = "adamw"
-    weight_decay: Annotated[float, Doc("of weights; norms, biases and scales have none"), Meta(ge=0)] = 0.0
-    warm_up: Annotated[
-        float, Doc("share of the steps in which the rate rises; then it falls to 0"), Meta(ge=0, le=1)
-    ] = 0.1
-    clip: Annotated[float | None, Doc("largest norm of the gradient; none: any")] = 5.0
-    temperature: Annotated[
-        float, Doc("softness of the teacher's classes in the distillation"), Meta(gt=0), Choice((1.0, 2.0, 4.0))
-    ] = 2.0
-    alpha: Annotated[
-        float,
-        Doc("the teacher's share of the loss; the rest is the labels'"),
-        Meta(ge=0, le=1),
-        Choice((0.5, 0.9, 1.0)),
-    ] = 0.9
-    loss: Annotated[
-        Literal["auto", "cross-entropy", "mse"], Doc("auto: cross-entropy where outputs are classes, else mse")
-    ] = "auto"
     match: Annotated[
         Mapping[str, str], Doc("inner tensors to bring near the teacher's (FitNets): own name to the teacher's")
     ] = field(default_factory=dict)
     match_weight: Annotated[float, Doc("of the matched tensors in the loss"), Meta(ge=0)] = 1.0
-    augment: Annotated[
-        Literal["none", "mirror-shift"], Doc("change images as they are drawn: mirror and shift by up to an eighth")
-    ] = "none"
-    average: Annotated[
-        float, Doc("decay of a running average of the parameters, which is kept; 0: none"), Meta(ge=0, lt=1)
-    ] = 0.0
-    patience: Annotated[int | None, Doc("epochs without gain on held-out rows, then it ends; none: never")] = None
-    precision: Annotated[Literal["float32", "bfloat16"], Doc("bfloat16: mixed precision by autocast")] = "float32"
-    device: Annotated[str, Doc("where PyTorch computes: cpu, cuda, cuda:1, ...")] = "cpu"
     seed: Annotated[int, Doc("of order, augmentation and dropout"), Meta(ge=0)] = 0
-    threads: Annotated[int | None, Doc("processor threads; none: as PyTorch is set")] = None
 
 
 def train(
