@@ -2,13 +2,15 @@
 
 Plain PyTorch, apart from hasten: this is the model that a user arrives with. Interrupted, it goes on from its last
 epoch. ``export.py`` makes the ONNX file.
+
+Two things make it fit into an hour on two cores: pictures start small and grow (progressive resizing, Tan and Le 2021,
+arXiv:2104.00298), and convolutions are trained by Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
 import time
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from torch import nn
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 """Of the training pictures, in steps of 0 to 255."""
 
-BATCH = 128
+BATCH, PIECE_PIXELS = 128, 64 * 24 * 24
+"""Pictures in a step; pixels in one pass over a piece of it, at most: a piece stays in the processor's cache."""
 
 
 def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,91 +57,152 @@ def augmented(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return padded[torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
 
 
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, made orthogonal: a filter bank [out, ...] moves equally far in each of its directions."""
+
+    def __init__(self, parameters, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                moved = state.setdefault("momentum", torch.zeros_like(weight))
+                moved.mul_(group["momentum"]).add_(weight.grad)
+                direction = weight.grad.add(moved, alpha=group["momentum"])
+                flat = orthogonal(direction.reshape(len(weight), -1))  # [out, in * height * width]
+                scale = max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(flat.reshape(weight.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Bring all singular values near 1 by Newton-Schulz iterations of fifth order."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def size_at(share: float, sizes: list[int]) -> int:
+    """Give the side of the pictures after this share of the training: the sizes take equal parts of it."""
+    return sizes[min(int(share * len(sizes)), len(sizes) - 1)]
+
+
+def resized(pictures: torch.Tensor, size: int) -> torch.Tensor:
+    if size == pictures.shape[-1]:
+        return pictures
+    return nn.functional.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
+
+
 @torch.inference_mode()
 def accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> float:
     model.eval()
     right = sum(
-        int(
-            (
-                model(normal(pictures[i : i + 500]).contiguous(memory_format=torch.channels_last)).argmax(1)
-                == labels[i : i + 500]
-            ).sum()
-        )
+        int((model(normal(pictures[i : i + 500])).argmax(1) == labels[i : i + 500]).sum())
         for i in range(0, len(labels), 500)
     )
     return right / len(labels)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Give what trains the filters, and what trains the rest."""
+    filters = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1]
+    chosen = {id(p) for p in filters} if args.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": args.decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if args.optimizer == "adamw":
+        return [torch.optim.AdamW(groups, lr=args.lr)]
+    plain = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
+    return [Muon(filters, lr=args.muon_lr, weight_decay=args.muon_decay), plain] if chosen else [plain]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=sorted(NETWORKS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--lr", type=float, default=0.2, help="peak; for the transformer, of AdamW: 0.002")
-    parser.add_argument("--decay", type=float, default=5e-4, help="of the weights; for the transformer 0.05")
-    parser.add_argument("--smoothing", type=float, default=0.05, help="of the labels")
-    parser.add_argument("--start", type=Path, help="weights to start from")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 20, 24, 28, 32], help="of the pictures, in turn")
+    parser.add_argument("--optimizer", choices=["sgd", "muon", "adamw"], default="muon")
+    parser.add_argument("--lr", type=float, default=0.1, help="peak; of AdamW 0.002")
+    parser.add_argument("--decay", type=float, default=5e-4, help="of the weights; of AdamW 0.05")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="peak, of the filters")
+    parser.add_argument("--muon-decay", type=float, default=0.05)
+    parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
+    parser.add_argument("--warm", type=float, default=0.1, help="share of the steps in which rates rise")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rows", type=int, help="train on so many only: to try things out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     torch.manual_seed(args.seed)
-    model = NETWORKS[args.network]().to(memory_format=torch.channels_last)
-    if args.start:
-        model.load_state_dict(torch.load(args.start, weights_only=True))
-    pictures, labels = load(args.data)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = NETWORKS[args.network]()
+    runs = torch.compile(model, dynamic=False)
+    pictures, labels = (part[: args.rows] for part in load(args.data))
     test = load(args.test)
-    transformer = args.network == "vit"
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    groups = [{"params": decayed, "weight_decay": args.decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(groups, lr=args.lr)
-        if transformer
-        else torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
-    )
     steps = args.epochs * (len(labels) // BATCH)
-    warm = steps * 0.2
-
-    def rate(step: int) -> float:
-        return step / warm if step < warm else max(0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))), 1e-3)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    warm = max(steps * args.warm, 1)
+    chosen = optimizers(model, args)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
+        for each in chosen
+    ]
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
+    parts = {"model": model, "average": average}
+    parts |= {f"optimizer {i}": each for i, each in enumerate(chosen)}
+    parts |= {f"schedule {i}": each for i, each in enumerate(schedules)}
     checkpoint = args.out / f"{args.network}.checkpoint.pt"
     first = 0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule"), (average, "average")):
+        for name, part in parts.items():
             part.load_state_dict(kept[name])
         first = kept["epoch"]
     for epoch in range(first, args.epochs):
+        size = size_at(epoch / args.epochs, args.sizes)
         generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)
         order, began, total = torch.randperm(len(labels), generator=generator), time.perf_counter(), 0.0
         model.train()
+        piece = next(n for n in (128, 64, 32, 16) if n * size * size <= PIECE_PIXELS or n == 16)
         for start in range(0, len(labels) - BATCH + 1, BATCH):
             rows = order[start : start + BATCH]
-            x = augmented(normal(pictures[rows]), generator).contiguous(memory_format=torch.channels_last)
-            value = nn.functional.cross_entropy(model(x), labels[rows], label_smoothing=args.smoothing)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
+            for each in chosen:
+                each.zero_grad()
+            x = resized(augmented(normal(pictures[rows]), generator), size)
+            for part, target in zip(x.split(piece), labels[rows].split(piece), strict=True):
+                value = nn.functional.cross_entropy(runs(part), target, label_smoothing=args.smoothing)
+                (value * (piece / BATCH)).backward()
+                total += value.item() * (piece / BATCH)
+            for each in chosen:
+                each.step()
+            for each in schedules:
+                each.step()
             average.update_parameters(model)
-            total += value.item()
-        state = {
-            n: p.state_dict()
-            for n, p in (("model", model), ("optimizer", optimizer), ("schedule", schedule), ("average", average))
-        }
+        state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({**state, "epoch": epoch + 1}, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
-        print(
-            f"epoch {epoch + 1}/{args.epochs}: loss {total / (len(labels) // BATCH):.3f}, "
-            f"test {accuracy(average.module, *test):.4f}, {time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+        told = f"epoch {epoch + 1}/{args.epochs}: {size} pixels, loss {total / (len(labels) // BATCH):.3f}"
+        if (epoch + 1) % 4 == 0 or epoch + 1 == args.epochs:
+            told += f", test {accuracy(average.module, resized(test[0].float(), size), test[1]):.4f}"
+        print(f"{told}, {time.perf_counter() - began:.0f} s", flush=True)
     torch.save(average.module.state_dict(), args.out / f"{args.network}.pt")
 
 

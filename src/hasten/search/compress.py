@@ -6,13 +6,16 @@
 4. Successive halving over the candidates with fine-tuning; each rung goes on from the parameters of the one before, at
    a new cycle of the learning rate (I. Loshchilov, F. Hutter, "SGDR", arXiv:1608.03983), so no epoch is spent twice.
 5. Behind it, quantization-aware training of the winner, where its recipe quantizes.
+
+Before the halving, where the epochs allow it, short trainings of one candidate settle learning rate, temperature and
+the teacher's share (``knobs``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from hasten.search.costmodel import CostModel, cost_model, mean_error, parts_of,
 from hasten.search.frontier import best_of, cost, loss
 from hasten.search.halving import rungs, successive_halving
 from hasten.search.knapsack import Choice, Problem, Solution, front
+from hasten.search.knobs import Knobs, tune
 from hasten.search.result import Trial
 from hasten.search.stages import TOLERABLE_DROP, provable_drop
 from hasten.search.table import (
@@ -74,7 +78,18 @@ PENALTY = 0.5
 QAT_SHARE = 0.5
 """Epochs of quantization-aware training, as a share of those of the last rung."""
 
-QAT_LR = 1e-4
+QAT_LR = 0.1
+"""Of the learning rate of the trainings before it."""
+
+KNOB_TRIES = 6
+KNOB_SHARE = 0.15
+"""Of all epochs, for the trainings that settle the knobs, together."""
+
+KNOB_STEPS = 100
+"""Steps of a training that says something of its knobs."""
+
+STEP_ROWS = 64
+"""Samples in a step of ``finetune``."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
     """
     task = bench.task
     source = read_model(task.source)
-    runs = read_model(_before_engine(bench, found))
+    runs = read_model(bench.before_engine(bench.built(found)))
     groups = channel_groups(source)
     names = _aliases(groups, channel_groups(runs))
     sites = tuple(site for site in width_sites(groups) if site.name in names)
@@ -201,6 +216,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
             task.store,
             task.samples("search"),
             limits=task.build_limits,
+            calibrate=task.samples("calibrate"),
             metric=task.metric.name,
             deadline=lambda: _is_late(bench),
             progress=bench.progress,
@@ -241,12 +257,6 @@ def _aliases(groups: Sequence[Group], others: Sequence[Group]) -> dict[str, str]
 
 def _dims(source: Artifact, batch: int) -> dict[str, int]:
     return {str(s.shape[0]): batch for s in source.signature.inputs if s.shape and isinstance(s.shape[0], str)}
-
-
-def _before_engine(bench: Bench, trial: Trial) -> Artifact:
-    """Give the ONNX model that the trial's engine was given."""
-    built = bench.built(trial)
-    return bench.task.store.get(built.lineage[-1].source or "")
 
 
 def _untouched(ground: Ground) -> Choice:
@@ -325,57 +335,86 @@ def _record(
 
 
 def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
-    """Halve the candidates, then train the winner's quantized form."""
+    """Settle the knobs, halve the candidates, then train the winner's quantized form."""
     by_key = {plan.key: plan for plan in candidates}
-    epochs = bench.task.effort.epochs
-    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs / (1 + QAT_SHARE / 2))]
     for plan in candidates:
         bench.run(plan)
-    speeds = {key: _speed(bench, found, key) for key in by_key}
+    speeds = {key: _speed(bench, key) for key in by_key}
+    knobs, spent = _settled(bench, [plan for plan in candidates if _cuts(plan) and speeds[plan.key]])
+    epochs = (bench.task.effort.epochs - spent) / (1 + QAT_SHARE / 2)
+    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs)]
 
     def evaluate(key: str, effort: float) -> float:
         done = [each for each in ladder if each <= effort * 1.001]
-        trial = bench.run(_tuned(bench, by_key[key], done))
+        trial = bench.run(_tuned(bench, by_key[key], done, knobs))
         if trial.outcome != "measured":
             raise Unsupported("training", trial.reason or "it was not measured")
         return _score(bench, trial, speeds[key], rungs_left=len(ladder) - len(done))
 
     made = successive_halving(
-        sorted(by_key, key=lambda key: -speeds[key]),
-        evaluate,
-        budget_epochs=epochs / (1 + QAT_SHARE / 2),
-        memory=bench.journal,
+        sorted(by_key, key=lambda key: -speeds[key]), evaluate, budget_epochs=epochs, memory=bench.journal
     )
     for item in made.tries:
         if item.score is None:
             bench.note(f"fell out of the halving: {by_key[item.candidate]}: {item.reason}")
     if "int8" in found.traits:
-        for key in [key for key in made.ranking if by_key[key].passes[0].name == "prune-channels"][:2]:
+        for key in [key for key in made.ranking if _cuts(by_key[key])][:2]:
             bench.check_budget()
             done = [each for each in ladder if any(t.candidate == key and t.epochs >= each * 0.999 for t in made.tries)]
-            _train_quantized(bench, by_key[key], done, ladder[-1] * QAT_SHARE)
+            plan = _tuned(bench, by_key[key], done, knobs)
+            bench.run(plan.with_passes(*plan.passes, _finetune(bench, ladder[-1] * QAT_SHARE, _slower(knobs))))
 
 
-def _train_quantized(bench: Bench, plan: Plan, done: Sequence[float], epochs: float) -> None:
-    tuned = _tuned(bench, plan, done)
-    bench.run(tuned.with_passes(*tuned.passes, _finetune(bench, epochs, lr=QAT_LR)))
+def _settled(bench: Bench, plans: Sequence[Plan]) -> tuple[Knobs, float]:
+    """Settle the knobs by short trainings of the middle one of the plans; gives them, and the epochs that it took."""
+    each = bench.task.effort.epochs * KNOB_SHARE / KNOB_TRIES
+    if not plans or each * bench.task.splits[TRAIN] < KNOB_STEPS * STEP_ROWS:
+        return Knobs(), 0.0
+    plan = plans[len(plans) // 2]
+
+    def evaluate(knobs: Knobs) -> float:
+        trial = bench.run(_tuned(bench, plan, [each], knobs))
+        judged = trial.measurement.quality if trial.measurement else None
+        if judged is None:
+            raise Unsupported("training", trial.reason or "it was not judged")
+        return judged.drop.value
+
+    try:
+        found = tune(evaluate, tries=KNOB_TRIES, seed=bench.task.seed)
+    except MissingDependency as error:
+        bench.note(f"learning rate, temperature and alpha are the usual ones: {error}")
+        return Knobs(), 0.0
+    for reason in found.fallen:
+        bench.note(f"fell out of the choice of knobs: {reason}")
+    bench.note(f"trainings go on with {found.knobs}: after {each:.2g} epochs the drop was {found.loss:.2%}")
+    return found.knobs, each * KNOB_TRIES
 
 
-def _tuned(bench: Bench, plan: Plan, epochs: Sequence[float]) -> Plan:
+def _cuts(plan: Plan) -> bool:
+    return any(part.name == "prune-channels" for part in plan.passes)
+
+
+def _tuned(bench: Bench, plan: Plan, epochs: Sequence[float], knobs: Knobs) -> Plan:
     """Put trainings behind what cuts; where nothing is cut, there is only what int8 lost to win back: behind it."""
     cuts = [part for part in plan.passes if part.name == "prune-channels"]
     if not cuts:
-        return plan.with_passes(*plan.passes, *(_finetune(bench, each, lr=QAT_LR) for each in epochs))
+        return plan.with_passes(*plan.passes, *(_finetune(bench, each, _slower(knobs)) for each in epochs))
     rest = [part for part in plan.passes if part.name != "prune-channels"]
-    return plan.with_passes(*cuts, *(_finetune(bench, each) for each in epochs), *rest)
+    return plan.with_passes(*cuts, *(_finetune(bench, each, knobs) for each in epochs), *rest)
 
 
-def _finetune(bench: Bench, epochs: float, **settings: object) -> Part:
+def _slower(knobs: Knobs) -> Knobs:
+    """Give the knobs of a quantization-aware training: its weights are trained already, and must not wander off."""
+    return replace(knobs, lr=float(f"{knobs.lr * QAT_LR:.2g}"))
+
+
+def _finetune(bench: Bench, epochs: float, knobs: Knobs) -> Part:
     image = {"augment": "mirror-shift"} if bench.task.source.preprocess is not None else {}
-    return Part("finetune", {"epochs": round(epochs, 3), **image, **settings})
+    changed = {name: value for name, value in asdict(knobs).items() if value != getattr(Knobs(), name)}
+    return Part("finetune", {"epochs": round(epochs, 3), **image, **changed})
 
 
-def _speed(bench: Bench, found: Trial, key: str) -> float:
+def _speed(bench: Bench, key: str) -> float:
     """Give a candidate's speed, 0 where it could not be measured: its training is left for last."""
     trial = bench.trials[key]
     return 1.0 / cost(trial, bench.task.goal) if trial.outcome == "measured" else 0.0

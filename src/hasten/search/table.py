@@ -1,8 +1,8 @@
 """What each single change costs in quality: the options of a model, and a table of their sensitivities.
 
-Each row is one option of one site with everything else untouched, measured on the graph really cut: how far its outputs
-are from the original's on calibration samples, and what it loses by the metric where there is something to hold it
-against.
+Each row is one option of one site with everything else untouched, measured on the graph really cut, its batch-norms
+with statistics of what they now receive: how far its outputs are from the original's on samples, and what it loses by
+the metric where there is something to hold it against.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hasten.graph.model import read_model
 from hasten.isolation import Child, Limits, Progress
 from hasten.metrics import Metric, first, load_metric
 from hasten.passes.activations import Reference, batch_size, fixed_batch
+from hasten.passes.recalibrate import recalibrated
 from hasten.passes.widths import Scores, Stairs
 from hasten.samples import Samples
 from hasten.search.exclusions import NodeSensitivity
@@ -159,6 +160,7 @@ def sensitivities(
     samples: Path,
     *,
     limits: Limits,
+    calibrate: Path | None = None,
     metric: str | None = None,
     scores: Mapping[str, Scores] | None = None,
     order: Order = 2,
@@ -176,6 +178,8 @@ def sensitivities(
         store: Where the child finds the source.
         samples: Folder of samples (``Samples.save``), with labels if the metric needs them.
         limits: Of the child.
+        calibrate: Folder of samples that batch-norm takes its statistics on anew after each cut, as ``prune-channels``
+            does; None: those of the whole network stay.
         metric: Name in ``hasten.metrics``; None: no drop is measured.
         scores: Importance by group (``keep_of``).
         order: Of the norms of groups without scores.
@@ -197,7 +201,7 @@ def sensitivities(
             if progress:
                 progress(f"sensitivity of {site.name} at {option} of {site.options[0]}", number / len(listed))
             if child is None:
-                child = _start(source, store, samples, metric, limits)
+                child = _start(source, store, samples, calibrate, metric, limits)
             given = {"scores": scores[site.name]} if scores and site.name in scores else {}
             try:
                 found = child.call("probe", arrays=given, group=site.name, width=option, order=order).value
@@ -288,13 +292,14 @@ class Prober:
         HastenError: the source does not run.
     """
 
-    def __init__(self, *, source: str, store: str, samples: str, metric: str | None) -> None:
+    def __init__(self, *, source: str, store: str, samples: str, calibrate: str | None, metric: str | None) -> None:
         self._store = Store(Path(store))
         self._model = read_model(self._store.get(source))
         self._groups = {group.name: group for group in channel_groups(self._model)}
         loaded = Samples.load(Path(samples))
         loaded.check(self._store.get(source).signature)
         self._samples = loaded.take(range(min(SAMPLES, len(loaded))))
+        self._calibrate = Samples.load(Path(calibrate)) if calibrate else None
         self._metric = load_metric(metric) if metric else None
         self._reference = self._outputs(self._model)
 
@@ -302,10 +307,17 @@ class Prober:
         """Cut one group alone to its most important units, run it, and describe what came of it (a ``Row``)."""
         given = (arrays or {}).get("scores")
         scores = unit_norms(self._model, self._groups[group], order) if given is None else given.astype(np.float64)
-        got = self._outputs(cut(self._model, {group: largest(scores, width)}))
+        got = self._outputs(self._settled(cut(self._model, {group: largest(scores, width)})))
         error, kl = divergence(self._reference, got)
         row = Row(site=group, kind="width", option=width, error=error, kl=kl, drop=self._drop(got))
         return msgspec.to_builtins(row)
+
+    def _settled(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        if self._calibrate is None:
+            return model
+        with self._store.scratch() as folder:
+            ctx = Context(folder=folder, samples=None, seed=0, progress=lambda text, share: None)
+            return recalibrated(model, self._calibrate.take(range(min(SAMPLES, len(self._calibrate)))), ctx)
 
     def _outputs(self, model: onnx.ModelProto) -> dict[str, Array]:
         size = batch_size(model) or min(BATCH, len(self._samples))
@@ -336,13 +348,16 @@ def metric_drop(metric: Metric, reference: Feed, got: Feed, target: Array) -> fl
     return float(lost if within else lost / max(abs(before), 1e-12))
 
 
-def _start(source: Artifact, store: Store, samples: Path, metric: str | None, limits: Limits) -> Child:
+def _start(
+    source: Artifact, store: Store, samples: Path, calibrate: Path | None, metric: str | None, limits: Limits
+) -> Child:
     return Child.start(
         "hasten.search.table:Prober",
         limits=limits,
         source=source.digest,
         store=str(store.root),
         samples=str(samples),
+        calibrate=None if calibrate is None else str(calibrate),
         metric=metric,
     )
 

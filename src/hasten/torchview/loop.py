@@ -25,6 +25,7 @@ from hasten.torchview.checkpoint import Checkpoints, question_of
 from hasten.torchview.checks import is_quantized, step_sizes_of
 from hasten.torchview.history import Epoch
 from hasten.torchview.losses import Objective, Regressors, settle
+from hasten.torchview.machine import laid_out
 from hasten.torchview.optimizer import average_into, make_optimizer, rate, set_rate
 from hasten.torchview.view import View
 
@@ -258,7 +259,7 @@ def _step(task: Task, state: State, rows: Rows) -> None:
     inputs = inputs_of(task.samples, rows, task.view.inputs, training.device)
     if task.augment is not None:
         inputs = task.augment(inputs, generator_of(training.seed, 2 * state.step + 1))
-    loss = _loss(task, inputs, rows)[0]
+    loss = _loss(task, laid_out(inputs), rows)[0]
     value = float(loss.detach())
     if not math.isfinite(value):
         raise _not_finite(task, state, rows, f"the loss is {value}")
@@ -317,7 +318,7 @@ def evaluate(task: Task, state: State, teller: Teller) -> tuple[float | None, fl
     with torch.no_grad():
         for rows in in_turn(held, task.training.batch):
             inputs = inputs_of(task.samples, rows, task.view.inputs, task.training.device)
-            loss, agreement = _loss(task, inputs, rows)
+            loss, agreement = _loss(task, laid_out(inputs), rows)
             if not math.isfinite(float(loss)):
                 raise _not_finite(task, state, rows, f"the loss on held-out rows is {float(loss)}")
             found.append((len(rows), float(loss), agreement))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hasten.errors import InvalidSetting
 
@@ -15,6 +15,7 @@ from hasten.errors import InvalidSetting
 def computing(device: str, threads: int | None, modules: Sequence[nn.Module]) -> Iterator[None]:
     """Compute on ``device`` with ``threads``, the modules there; then bring them back, in evaluation mode.
 
+    Filters lie in memory with their channels last meanwhile, as convolutions compute fastest; see ``laid_out``.
     PyTorch's own random state is the caller's, and is as before afterwards. cuDNN takes deterministic kernels.
 
     Raises:
@@ -30,15 +31,23 @@ def computing(device: str, threads: int | None, modules: Sequence[nn.Module]) ->
         cudnn.deterministic, cudnn.benchmark = True, False
         with torch.random.fork_rng(devices=[device] if kind == "cuda" else [], enabled=True):
             for module in modules:
-                module.to(device)
+                module.to(device, memory_format=torch.channels_last)
                 module.eval()
             yield
     finally:
         for module in modules:
             module.eval()
-            module.to("cpu")
+            module.to("cpu", memory_format=torch.contiguous_format)
         cudnn.deterministic, cudnn.benchmark = flags
         torch.set_num_threads(before)
+
+
+def laid_out(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a batch with what has four dimensions [n, c, h, w] laid out with its channels last; values stay."""
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in inputs.items()
+    }
 
 
 def check_device(device: str) -> str:
