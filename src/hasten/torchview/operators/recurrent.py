@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,14 +132,26 @@ def run_fused(
     x = x.flip(0) if backwards else x
     # The last arguments: layers, dropout, training (a kernel that keeps what gradients need), both ways, batch first.
     rest = (flat, b is not None, 1, 0.0, torch.is_grad_enabled(), count == 2, False)
-    if layer.kind == "LSTM":
-        y, *final = torch.lstm(x, states, *rest)
-    else:
-        relu = layer.kind == "RNN" and layer.names[0] == "relu"
-        run = torch.gru if layer.kind == "GRU" else torch.rnn_relu if relu else torch.rnn_tanh
-        y, *final = run(x, states[0], *rest)
+    with _computable(x):
+        if layer.kind == "LSTM":
+            y, *final = torch.lstm(x, states, *rest)
+        else:
+            relu = layer.kind == "RNN" and layer.names[0] == "relu"
+            run = torch.gru if layer.kind == "GRU" else torch.rnn_relu if relu else torch.rnn_tanh
+            y, *final = run(x, states[0], *rest)
     y = y.reshape(y.shape[0], y.shape[1], count, hidden).transpose(1, 2)
     return _finished(layer, y.flip(0) if backwards else y, tuple(final))
+
+
+def _computable(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Leave mixed precision where this processor's kernel for it is missing: oneDNN has no bfloat16 LSTM below AVX-512.
+
+    Weights and states are float32 there, as autocast casts only what an operator is called with.
+    """
+    mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if mixed and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast("cpu", enabled=False)
+    return contextlib.nullcontext()
 
 
 def _started(
