@@ -13,6 +13,7 @@ from hasten.graph.groups import channel_groups
 from hasten.graph.model import read_model
 from hasten.isolation import Limits
 from hasten.metrics import load_metric
+from hasten.passes.recalibrate import recalibrated
 from hasten.search.exclusions import NodeSensitivity
 from hasten.search.table import (
     Row,
@@ -100,6 +101,19 @@ def test_each_option_is_measured_alone_and_narrower_loses_more(labelled, store) 
         assert rows[0].error < rows[-1].error
         assert rows[0].drop <= rows[-1].drop
         assert rows[-1].drop > 0
+
+
+def test_a_cut_is_judged_with_the_statistics_that_its_batch_norms_then_have(store, ctx, tmp_path) -> None:
+    rough = stored(convnet(width=32), store)
+    samples = random_samples(rough, n=128)
+    samples.save(tmp_path / "samples")
+    source = stored(recalibrated(read_model(rough), samples, ctx), store)  # one whose statistics are true
+    sites = width_sites(channel_groups(read_model(source)), shares=(0.5,))
+    ask = {"limits": LIMITS}
+    old = sensitivities(source, sites, store, tmp_path / "samples", **ask)
+    new = sensitivities(source, sites, store, tmp_path / "samples", calibrate=tmp_path / "samples", **ask)
+    assert not new.failures
+    assert sum(row.error for row in new.rows) < 0.8 * sum(row.error for row in old.rows)
 
 
 def test_units_are_chosen_by_the_scores_that_are_given(labelled, store) -> None:
