@@ -186,7 +186,7 @@ class Bench:
         found = {}
         for name, (runtime, path) in self.peers.items():
             right, size = 0, 50
-            feed: dict[str, np.ndarray] = dict(self.samples.feed(slice(0, size)))
+            feed = {key: np.array(value) for key, value in self.samples.feed(slice(0, size)).items()}
             run = open_with[runtime](str(path), 2, feed)
             for start in range(0, len(self.samples) - size + 1, size):
                 for key, value in self.samples.feed(slice(start, start + size)).items():
