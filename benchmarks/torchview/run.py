@@ -93,7 +93,7 @@ def main() -> int:
         "networks": rows,
         "host": this_host(),
         "load": load_since(since),
-        "versions": {**versions(), "torch": torch.__version__},
+        "versions": {**versions(), "torch": str(torch.__version__)},
     }
     (HERE / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
     lines = [
