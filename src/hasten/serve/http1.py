@@ -141,9 +141,9 @@ class Connection(asyncio.BufferedProtocol):
             server.buffered_bytes -= self._length
             self._request = None
         for request in self._outstanding:
-            self._release(request)
             if request.reply is None and request.leave is not None:
                 request.leave()
+            self._release(request)
         self._outstanding.clear()
         self._body = b""
         self._parser = None  # type: ignore[assignment]  # it refers back to this object
@@ -370,9 +370,9 @@ class Connection(asyncio.BufferedProtocol):
                 transport.writelines(parts)
             else:
                 transport.write(b"".join(parts))
-            self._release(done)
             if done.sent is not None:
                 done.sent()
+            self._release(done)
             if self._server.log is not None:
                 self._server.log(done)
             if not done.keep_alive:
@@ -383,6 +383,7 @@ class Connection(asyncio.BufferedProtocol):
         self._rest()
 
     def _release(self, request: Request) -> None:
+        request.leave = request.sent = None  # they refer back to the request: nothing is left to the collector
         self._server.requests -= 1
         self._server.buffered_bytes -= len(request.body)
 
