@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from hasten.artifact import Artifact, Json
-from hasten.errors import StoreError
-from hasten.settings import Doc
+from hasten.errors import StoreError, UsageError
+from hasten.settings import Doc, build
 from hasten.store import MANIFEST, Store, read_artifact, write_atomically, writing
 
 FILE = "deployment.toml"
@@ -138,8 +138,10 @@ def parse_deployment(path: Path) -> Deployment:
         StoreError: it cannot be read, or is no deployment.
     """
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Deployment)
-    except (OSError, msgspec.DecodeError) as error:
+        plain = msgspec.toml.decode(path.read_bytes())
+        build(Serving, plain.get("serving", {}), name="serving")  # an unknown field must not pass for a default
+        return msgspec.convert(plain, Deployment)
+    except (OSError, msgspec.DecodeError, UsageError) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error
 
 

@@ -25,9 +25,7 @@ def costs(*sizes: int, fixed_ms: float = 1.0, row_ms: float = 0.1) -> CostCurve:
 def entry(
     rows: int = 1, *, at: int = 0, due: int = NEVER, deadline: int = NEVER, priority: int = 1, width: int = 3
 ) -> Entry:
-    made = Entry(
-        {"x": np.full((rows, width), at, np.float32)}, rows, key=width, arrived_ns=at, priority=priority
-    )
+    made = Entry({"x": np.full((rows, width), at, np.float32)}, rows, key=width, arrived_ns=at, priority=priority)
     made.due_ns, made.deadline_ns = due, deadline
     return made
 

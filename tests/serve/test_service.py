@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hasten.deployment import Serving
-from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, ServeError
 from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, ServeError
 from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service

@@ -118,14 +118,10 @@ class Batcher(Generic[E]):
     def take(self, now_ns: int) -> Taken[E]:
         """Close a batch for an instance that is idle, or say when to look again."""
         dropped: list[E] = []
-        heap = self._most_urgent()
-        while heap is not None:
-            slots = self._fit(heap, now_ns, dropped)
-            if slots:
-                break
-            heap = self._most_urgent()
+        heap = self._most_urgent(now_ns, dropped)
         if heap is None:
             return Taken(None, NEVER, dropped)
+        slots = self._fit(heap, now_ns, dropped)
         entries = [slot[3] for slot in slots]
         count, again_ns = self._close(entries, heap, now_ns)
         for slot in slots[count:]:
@@ -166,21 +162,13 @@ class Batcher(Generic[E]):
         """Pop those that may run together, in order, and stop at the first that does not fit: nobody overtakes."""
         slots: list[tuple[int, int, int, E]] = []
         rows, earliest = 0, NEVER
-        while heap:
+        while self._trim(heap, now_ns, dropped):
             _, due, _, entry = heap[0]
-            if not entry.waiting:
-                heapq.heappop(heap)
-                self._gone -= 1
-            elif now_ns + self.costs.ns(entry.rows) > entry.deadline_ns:
-                heapq.heappop(heap)
-                self._leave(entry)
-                dropped.append(entry)
-            elif rows + entry.rows > self.costs.largest or self._would_miss(min(earliest, due), now_ns, rows, entry):
+            if rows + entry.rows > self.costs.largest or self._would_miss(min(earliest, due), now_ns, rows, entry):
                 break
-            else:
-                slots.append(heapq.heappop(heap))
-                rows += entry.rows
-                earliest = min(earliest, due)
+            slots.append(heapq.heappop(heap))
+            rows += entry.rows
+            earliest = min(earliest, due)
         return slots
 
     def _would_miss(self, earliest_ns: int, now_ns: int, rows: int, entry: E) -> bool:
@@ -197,7 +185,8 @@ class Batcher(Generic[E]):
             # ns per row, compared without dividing; equal ones take more rows
             if not best or self.costs.ns(rows) * best_rows <= self.costs.ns(best_rows) * rows:
                 best, best_rows = count, rows
-        if not self.waits or heap or best < len(entries) or rows >= self.costs.largest:
+        others = bool(heap) or len(self._heaps) > 1  # of another shape: they must not wait for a batch to fill
+        if not self.waits or others or best < len(entries) or rows >= self.costs.largest:
             return best, NEVER
         until = self._wait_until(entries, rows)
         return (best, NEVER) if now_ns >= until else (0, until)
@@ -210,19 +199,30 @@ class Batcher(Generic[E]):
         latest = min(min(e.due_ns, e.deadline_ns) for e in entries) - more
         return min(latest, self._last_ns + int(2 * gap))
 
-    def _most_urgent(self) -> _Heap[E] | None:
+    def _most_urgent(self, now_ns: int, dropped: list[E]) -> _Heap[E] | None:
         """Give the heap with the first entry of all; heaps without any that waits go."""
         best: _Heap[E] | None = None
         for key in list(self._heaps):
             heap = self._heaps[key]
-            while heap and not heap[0][3].waiting:
-                heapq.heappop(heap)
-                self._gone -= 1
-            if not heap:
+            if not self._trim(heap, now_ns, dropped):
                 del self._heaps[key]
             elif best is None or heap[0] < best[0]:
                 best = heap
         return best
+
+    def _trim(self, heap: _Heap[E], now_ns: int, dropped: list[E]) -> bool:
+        """Drop what was removed or is hopeless from the head of a heap; False where nothing is left."""
+        while heap:
+            entry = heap[0][3]
+            if not entry.waiting:
+                self._gone -= 1
+            elif now_ns + self.costs.ns(entry.rows) > entry.deadline_ns:
+                self._leave(entry)
+                dropped.append(entry)
+            else:
+                return True
+            heapq.heappop(heap)
+        return False
 
     def _leave(self, entry: E) -> None:
         entry.waiting = False

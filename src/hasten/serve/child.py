@@ -128,6 +128,11 @@ def part_bytes(specs: tuple[TensorSpec, ...], *, rows: int, told: int | None) ->
     return sum(-(-size // ALIGN) * ALIGN for size in sizes) + ALIGN * len(specs)
 
 
+def input_bytes(deployment: Deployment, artifact: Artifact, largest: int) -> int:
+    """Give the size of a slot's first part. Raises Unsupported, as ``part_bytes`` does."""
+    return part_bytes(artifact.signature.inputs, rows=largest, told=deployment.serving.slot_bytes)
+
+
 class ChildRunner:
     """A session in a process of its own. Start it with ``start``; the thread that does must outlive it."""
 
@@ -149,9 +154,8 @@ class ChildRunner:
         Raises:
             Unsupported: its tensors cannot be shared. ChildCrashed: it did not come up. BuildFailed: it says why.
         """
-        told = deployment.serving.slot_bytes
-        signature = artifact.signature
-        sizes = [part_bytes(specs, rows=largest, told=told) for specs in (signature.inputs, signature.outputs)]
+        outputs = part_bytes(artifact.signature.outputs, rows=largest, told=deployment.serving.slot_bytes)
+        sizes = [input_bytes(deployment, artifact, largest), outputs]
         memory = os.memfd_create("hasten-slot")
         os.ftruncate(memory, sum(sizes))
         (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
@@ -213,7 +217,7 @@ class ChildRunner:
 
     def alive(self) -> bool:
         """Say whether the child can be asked: it has not closed its pipe."""
-        return not self._ears.poll(0)
+        return self._to_child >= 0 and not self._ears.poll(0)
 
     def kill(self) -> None:
         """Kill the child: a run in it ends with ``ChildCrashed``."""
@@ -222,11 +226,12 @@ class ChildRunner:
     def close(self) -> None:
         """End the child. Closing twice is fine."""
         if self._to_child >= 0:
+            pipes = self._to_child, self._from_child
+            self._to_child = self._from_child = -1  # first: nobody may ask a number that is another file's by then
             self._process.kill()
             self._process.wait()
-            os.close(self._to_child)
-            os.close(self._from_child)
-            self._to_child = self._from_child = -1
+            for fd in pipes:
+                os.close(fd)
 
     def _forget(self) -> None:
         self._placed = {}

@@ -79,9 +79,12 @@ class Family:
                 self.fates[bundle.version] = Fate(State.LOADING)
             try:
                 fresh, change = await self._prepared(bundle, old)
+            except asyncio.CancelledError:
+                self.fates[bundle.version] = Fate(State.FAILED, "its load was cancelled")
+                raise
             except HastenError as error:
                 reason = str(error)
-                self.fates[f"{bundle.version}"] = Fate(State.FAILED, reason)
+                self.fates[bundle.version] = Fate(State.FAILED, reason)
                 kept = f"; version {old.version} stays" if old else ""
                 raise ModelNotReady(
                     f"version {bundle.version} of model {self.name!r} failed to load: {reason}{kept}"
@@ -128,12 +131,10 @@ class Family:
     async def _prepared(self, bundle: Bundle, old: Model | None) -> tuple[Model, float | None]:
         read = await asyncio.to_thread(read_bundle, bundle)
         fresh = Model(bundle, read, self._around)
-        warm = await fresh.load()
-        if old is None:
-            return fresh, None
         try:
-            return fresh, await _compared(fresh, warm, old)
-        except HastenError:
+            warm = await fresh.load()
+            return fresh, None if old is None else await _compared(fresh, warm, old)
+        except BaseException:  # also where the one who asked for it has left
             fresh.fail()
             raise
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment, read_deployment
 from hasten.engine import Engine
-from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, StoreError
+from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, StoreError, TooLarge
 from hasten.host import this_host
 from hasten.plan import Part, load_part
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call
+from hasten.serve.child import ALIGN, ChildRunner, input_bytes
 from hasten.serve.costs import CostCurve
 from hasten.serve.golden import Golden, read_golden
 from hasten.serve.intake import Intake, batch_axis
@@ -96,6 +97,8 @@ class Model:
         self._objective_ns = None if objective_ms is None else int(objective_ms * 1e6)
         self._timeout_ns = None if serving.timeout_ms is None else int(serving.timeout_ms * 1e6)
         self._intake = Intake(signature, self._axis)
+        isolated = serving.isolation == "process"
+        self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = {spec.name: NAMES[spec.dtype] for spec in signature.outputs}
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
         self.pool = Pool(self._work(), self.line, seen=Seen(ran=self._ran, restarted=self._restarted), loop=around.loop)
@@ -137,7 +140,8 @@ class Model:
             return call
         try:
             feed, rows, key = self._intake.take(request)
-        except BadRequest as error:
+            self._check_slot(feed, rows)
+        except (BadRequest, TooLarge) as error:
             call.fail(error)
             return call
         call.divide(feed, rows, largest=self.sizes[-1], key=key)
@@ -231,6 +235,20 @@ class Model:
             config["dynamic_batching"] = {"preferred_batch_size": list(self.sizes)}
         return config
 
+    def _check_slot(self, feed: Feed, rows: int) -> None:
+        """Check that a full batch of such rows fits a child's memory: one large request must not fail its batch.
+
+        Raises:
+            TooLarge: it does not.
+        """
+        limit = self._slot_bytes
+        if limit is None:
+            return
+        largest = self.sizes[-1] if self._axis is not None else 1
+        needed = sum(-(-array.nbytes // rows) * largest + ALIGN for array in feed.values())
+        if needed > limit:
+            raise TooLarge(f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs")
+
     def _limit(self, call: Call, now_ns: int) -> Asked:
         arrived_ns, timeout_ns = call.marks.ns[2], self._timeout_ns
         if call.request.timeout_us:
@@ -314,8 +332,6 @@ class Model:
 
 def _open(read: Read, largest: int) -> Runner:
     if read.deployment.serving.isolation == "process":
-        from hasten.serve.child import ChildRunner
-
         return ChildRunner.start(read.deployment, read.artifact, largest=largest)
     return LocalRunner(read.engine.open(read.artifact))
 

@@ -218,20 +218,23 @@ class Pool:
                 self._instance_ended(instance, news)
 
     def _ran(self, instance: Instance, ran: Ran) -> None:
-        if instance in self._alone:
-            return  # its calls were failed long ago
         outcome = ran.outcome
+        ours = (
+            instance not in self._alone
+        )  # else a run that hung has ended: its calls have, long ago, and t(n) is no time
         if isinstance(outcome, ServerFault):
             for piece in ran.batch.entries:
                 piece.call.fail(outcome)
+        else:
+            if ours:
+                self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
+            parts = split(outcome, ran.batch) if self.work.batched else [outcome]
+            for piece, part in zip(ran.batch.entries, parts, strict=True):
+                if not piece.call.over:
+                    _mark(piece, ran)
+                    piece.call.part(piece.index, part)
+        if ours:
             self._seen.ran(ran)
-            return
-        self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
-        parts = split(outcome, ran.batch) if self.work.batched else [outcome]
-        for piece, part in zip(ran.batch.entries, parts, strict=True):
-            _mark(piece, ran)
-            piece.call.part(piece.index, part)
-        self._seen.ran(ran)
 
     def _opened(self, instance: Instance, news: Opened) -> None:
         waiter = self._opening.pop(instance)

@@ -57,8 +57,8 @@ class Service:
         loop = asyncio.get_running_loop()
         self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores)
         self._known = found
-        for name, versions in found.items():
-            await self._try(versions[newest(versions)], name)
+        for name, bundles in found.items():
+            await self._try(bundles[newest(bundles)], name)
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
@@ -148,8 +148,8 @@ class Service:
             family = self._families.get(name)
             routed = family.routed if family else None
             fates = family.fates if family else {}
-            versions = self._known.get(name, {}).keys() | fates.keys() | ({routed.version} if routed else set())
-            for version in sorted(versions):
+            every = self._known.get(name, {}).keys() | fates.keys() | ({routed.version} if routed else set())
+            for version in sorted(every):
                 fate = fates.get(version)
                 if routed is not None and routed.version == version:
                     state, reason = ("READY", "") if routed.ready else ("UNAVAILABLE", "no worker is ready")
@@ -199,9 +199,9 @@ class Service:
         for name in before.keys() - found.keys():
             if name in self._families and self._families[name].routed is not None:
                 await self._families[name].unload()
-        for name, versions in found.items():
-            if versions != before.get(name):
-                await self._try(versions[newest(versions)], name)
+        for name, bundles in found.items():
+            if bundles != before.get(name):
+                await self._try(bundles[newest(bundles)], name)
 
     async def follow(self, every_s: float = 2.0) -> None:
         """Refresh every ``every_s`` seconds until cancelled."""

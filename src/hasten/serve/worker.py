@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hasten.errors import ChildCrashed, HastenError, ServerFault
+from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
 from hasten.serve.batching import Batch, Batcher
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
@@ -195,14 +195,12 @@ class Instance:
     def _main(self) -> None:
         try:
             self._runner = runner = self._open()
-        except HastenError as error:
-            self.tell(Ended(error))
-            return
-        try:
             found = self._prepare(runner)
         except HastenError as error:
-            runner.close()
-            self.tell(Ended(error))
+            self._give_up(error)
+            return
+        except Exception as error:  # noqa: BLE001 - a plug-in's session may raise anything: who waits must be told
+            self._give_up(BuildFailed("opening", _one_line(error)))
             return
         self.tell(Opened(found))
         lost = False
@@ -221,6 +219,11 @@ class Instance:
                 lost = True
         runner.close()
         self.tell(Ended(None))
+
+    def _give_up(self, error: HastenError) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        self.tell(Ended(error))
 
     def _run(self, runner: Runner, batch: Batch[Piece], idle_ns: int) -> Ran:
         clock_ns = self.line.clock_ns
