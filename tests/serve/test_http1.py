@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hasten.serve.http1 import SCRATCH_BYTES
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
-from wire import run, wire
+from serve.wire import run, wire
 
 LIMITS = Limits(body_bytes=1_000_000, header_bytes=4096, header_count=20, pipelined=4, header_s=10, body_s=10)
 

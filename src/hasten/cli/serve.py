@@ -1,4 +1,4 @@
-"""``hasten serve``: a deployment, or a folder of them, as a service that any Open Inference Protocol client can call."""
+"""``hasten serve``: a deployment, or a folder of them, for any Open Inference Protocol client."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def serve(
     if common.show_python:
         return python_answer(
             "from pathlib import Path",
-            "from hasten.serve.app import Serving, serve",
+            "from hasten.serve.app import Listening, serve",
             "",
-            f"serving = Serving(host={ports.host!r}, port={ports.port}, drain_s={drain})",
-            f"serve(Path({str(what)!r}), serving, print)",
+            f"listening = Listening(host={ports.host!r}, port={ports.port}, drain_s={drain})",
+            f"serve(Path({str(what)!r}), listening, print)",
         )
     app = _app()
-    finished = app.serve(what, _serving(app, drain, ports, guards), lambda opened: _announce(opened, guards, common))
+    finished = app.serve(what, _listening(app, drain, ports, guards), lambda opened: _announce(opened, guards, common))
     document = {"served": str(what), "finished": finished}
     return Answer(document=document, code=0 if finished else UNFINISHED)
 
@@ -111,7 +111,7 @@ def _app() -> Any:
         raise MissingDependency(f"what serving needs ({error.name or error})", FIX) from error
 
 
-def _serving(app: Any, drain_s: float, ports: PortOptions, guards: GuardOptions) -> Any:
+def _listening(app: Any, drain_s: float, ports: PortOptions, guards: GuardOptions) -> Any:
     bounds = {
         "body_bytes": guards.max_body,
         "requests": guards.max_requests,
@@ -120,7 +120,7 @@ def _serving(app: Any, drain_s: float, ports: PortOptions, guards: GuardOptions)
     for name, bound in bounds.items():
         if bound is not None and bound < 1:
             raise InvalidSetting(f"--max-{name.partition('_')[0]} is {bound}, and must be 1 or more")
-    return app.Serving(
+    return app.Listening(
         host=ports.host,
         port=ports.port,
         grpc_port=None if ports.grpc_port < 0 else ports.grpc_port,

@@ -1,7 +1,7 @@
 """The server as a process: load and warm, then listen, serve, and end without losing a request.
 
-SIGTERM or SIGINT: readiness turns 503 at once, requests are still taken for ``drain_s``, then the ports close, what is in
-work is finished, and the process ends with 0. A second signal ends it at once.
+SIGTERM or SIGINT: readiness turns 503 at once, requests are still taken for ``drain_s``, then the ports close, what
+is in work is finished, and the process ends with 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Transport = Literal["fast", "library"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Listening:
     """How to serve: where to listen, by which transport, and within which bounds."""
 
     host: str = "127.0.0.1"
@@ -73,7 +73,7 @@ class Open:
 Announce = Callable[[Open], None]
 
 
-def serve(path: Path, serving: Serving, announce: Announce) -> bool:
+def serve(path: Path, listening: Listening, announce: Announce) -> bool:
     """Serve a deployment or a repository until a signal says otherwise. ``announce`` is called once the ports answer.
 
     Returns:
@@ -84,25 +84,23 @@ def serve(path: Path, serving: Serving, announce: Announce) -> bool:
         BadInput: a port is taken; a key or certificate file cannot be used.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return uvloop.run(_serve(path, serving, announce))
+    return uvloop.run(_serve(path, listening, announce))
 
 
-async def _serve(path: Path, serving: Serving, announce: Announce) -> bool:
-    keys = None if serving.api_keys is None else read_keys(serving.api_keys)
+async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
+    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     service = Service(open_repository(path))
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
-        listeners = make_listeners(service, serving, keys=keys, access=_access_log(serving, stack))
+        listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
         try:
             await _start(service)
             for listener in listeners:
                 await listener.open()
             if not stop.is_set():
-                announce(
-                    Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service)
-                )
+                announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
             await stop.wait()
-            return await _finish(service, listeners, serving, now)
+            return await _finish(service, listeners, listening, now)
         finally:
             for listener in listeners:
                 listener.abort()
@@ -110,30 +108,31 @@ async def _serve(path: Path, serving: Serving, announce: Announce) -> bool:
 
 
 def make_listeners(
-    service: Service, serving: Serving, *, keys: Keys | None, access: AccessLog | None
+    service: Service, listening: Listening, *, keys: Keys | None, access: AccessLog | None
 ) -> tuple[Listener, ...]:
     """Make the transports of a service, closed: HTTP first, then gRPC where it is asked for.
 
     Raises:
         BadInput: the certificate or its key cannot be used. InvalidSetting: one without the other.
     """
-    if (serving.tls_cert is None) != (serving.tls_key is None):
+    if (listening.tls_cert is None) != (listening.tls_key is None):
         raise InvalidSetting("TLS takes both --tls-cert and --tls-key")
-    tls = tls_context(serving.tls_cert, serving.tls_key) if serving.tls_cert and serving.tls_key else None
-    rest = Rest(service, body_bytes=serving.limits.body_bytes, keys=keys)
+    tls = tls_context(listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
+    rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
-    if serving.transport == "library":
-        http = AsgiListener(rest, serving.limits, host=serving.host, port=serving.port, tls=tls)
+    if listening.transport == "library":
+        http = AsgiListener(rest, listening.limits, host=listening.host, port=listening.port, tls=tls)
     else:
         clock_s = asyncio.get_running_loop().time
         log = None if access is None else access.log
-        server = Http1Server(rest.route, limits=serving.limits, clock_s=clock_s, log=log)
-        place = {"host": serving.host, "port": serving.port}
-        http = HttpListener(server, **place, tls=tls, reuse_port=serving.reuse_port, access=access)
-    if serving.grpc_port is None:
+        server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log)
+        http = HttpListener(
+            server, listening.host, listening.port, tls=tls, reuse_port=listening.reuse_port, access=access
+        )
+    if listening.grpc_port is None:
         return (http,)
-    pair = (serving.tls_cert, serving.tls_key) if serving.tls_cert and serving.tls_key else None
-    grpc = GrpcListener(service, serving.limits, host=serving.host, port=serving.grpc_port, keys=keys, tls=pair)
+    pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
+    grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
     return http, grpc
 
 
@@ -146,16 +145,16 @@ async def _start(service: Service) -> None:
         raise ModelNotReady(f"no model could be loaded: {reasons or 'the repository is empty'}")
 
 
-async def _finish(service: Service, listeners: Sequence[Listener], serving: Serving, now: asyncio.Event) -> bool:
+async def _finish(service: Service, listeners: Sequence[Listener], listening: Listening, now: asyncio.Event) -> bool:
     """Drain, close, finish. A second signal cuts it short."""
 
     async def orderly() -> bool:
         service.drain()
         for listener in listeners:
             listener.drain()
-        await asyncio.sleep(serving.drain_s)
-        await asyncio.gather(*(listener.close(serving.finish_s) for listener in listeners))
-        return await service.stop(serving.finish_s)
+        await asyncio.sleep(listening.drain_s)
+        await asyncio.gather(*(listener.close(listening.finish_s) for listener in listeners))
+        return await service.stop(listening.finish_s)
 
     work = asyncio.create_task(orderly())
     hurry = asyncio.create_task(now.wait())
@@ -181,30 +180,30 @@ def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]
     return stop, now
 
 
-def _access_log(serving: Serving, stack: contextlib.ExitStack) -> AccessLog | None:
-    if serving.access_log is None:
+def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog | None:
+    if listening.access_log is None:
         return None
     stream: IO[bytes] = sys.stdout.buffer
-    if str(serving.access_log) != "-":
+    if str(listening.access_log) != "-":
         try:
-            stream = stack.enter_context(serving.access_log.open("ab"))
+            stream = stack.enter_context(listening.access_log.open("ab"))
         except OSError as error:
-            raise BadInput(f"the access log {serving.access_log} cannot be written: {error}") from error
+            raise BadInput(f"the access log {listening.access_log} cannot be written: {error}") from error
     return AccessLog(stream, time_s=time)
 
 
 @contextlib.asynccontextmanager
-async def open_app(path: Path, serving: Serving) -> AsyncIterator[Open]:
+async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
     service = Service(open_repository(path))
-    keys = None if serving.api_keys is None else read_keys(serving.api_keys)
-    listeners = make_listeners(service, serving, keys=keys, access=None)
+    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
+    listeners = make_listeners(service, listening, keys=keys, access=None)
     try:
         await _start(service)
         for listener in listeners:
             await listener.open()
         yield Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service)
-        await asyncio.gather(*(listener.close(serving.finish_s) for listener in listeners))
+        await asyncio.gather(*(listener.close(listening.finish_s) for listener in listeners))
     finally:
         for listener in listeners:
             listener.abort()

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from hasten.errors import ServeError, TooLarge
-from hasten.serve.http1_request import Request
+from hasten.serve.http1_request import Request, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, bind, url_of
 from hasten.serve.rest import Rest, fail
@@ -52,7 +52,7 @@ def asgi(rest: Rest, limits: Limits) -> Asgi:
             fail(request, error)
         else:
             request.received_ns = perf_counter_ns()
-            rest.route(request)
+            pass_on(rest.route, request)
         await _until_ready(request, reply, receive)
         if request.reply is not None:
             await _send(request, send)

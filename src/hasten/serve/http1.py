@@ -1,7 +1,7 @@
 """An HTTP/1.1 server on ``asyncio.BufferedProtocol``: parsing by llhttp, one call stack per request, no tasks.
 
-It knows nothing of models. A connection reads into the server's one scratch buffer; a body that does not end in the same
-read gets a buffer of its own, sized from Content-Length after the limits were checked, and the socket is then read
+It knows nothing of models. A connection reads into the server's one scratch buffer; a body that does not end in the
+same read gets a buffer of its own, sized from Content-Length after the limits were checked, and the socket is then read
 straight into it. Each complete request goes to ``route``, which calls ``request.respond`` at once or later; answers
 leave in the order of the requests. Bounds and timeouts are those of ``Limits``.
 """
@@ -9,7 +9,6 @@ leave in the order of the requests. Bounds and timeouts are those of ``Limits``.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from math import inf
@@ -17,11 +16,9 @@ from time import perf_counter_ns
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from hasten.serve.http1_request import Buffer, Request, error_body
+from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.wheel import Wheel
-
-logger = logging.getLogger(__name__)
 
 Route = Callable[[Request], None]
 
@@ -352,11 +349,7 @@ class Connection(asyncio.BufferedProtocol):
             text = f"{server.limits.requests} requests are in work, the server's limit; try again"
             request.refuse(503, text, b"Retry-After: 1\r\n")
             return
-        try:
-            server.route(request)
-        except Exception:  # noqa: BLE001 - the last resort: a defect of a route must not take the connection along
-            logger.exception("a route failed")
-            request.refuse(500, "the server has a defect; its log says more")
+        pass_on(server.route, request)
 
     def replied(self, request: Request) -> None:
         """Write every answer whose turn it is."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Protocol, TypeAlias
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -91,6 +94,15 @@ class Request:
 
 
 _CONNECTION = {True: b"Connection: keep-alive\r\n", False: b"Connection: close\r\n"}
+
+
+def pass_on(route: Callable[[Request], None], request: Request) -> None:
+    """Call a route; a defect of it is a 500, with the trace in the log."""
+    try:
+        route(request)
+    except Exception:
+        logger.exception("a route failed")
+        request.refuse(500, "the server has a defect; its log says more")
 
 
 def error_body(text: str) -> bytes:

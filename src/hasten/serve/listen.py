@@ -42,7 +42,9 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         BadInput: the port is taken or not allowed, or the host is none of this machine's.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
         bound = socket.socket(family, kind)
     except OSError as error:
         raise BadInput(f"{host!r} is no address of this machine: {error.strerror or error}") from error
@@ -87,9 +89,9 @@ class HttpListener:
     def __init__(
         self,
         server: Http1Server,
-        *,
         host: str,
         port: int,
+        *,
         tls: ssl.SSLContext | None,
         reuse_port: bool = False,
         access: AccessLog | None = None,

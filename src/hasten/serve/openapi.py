@@ -83,7 +83,7 @@ def page(version: str) -> bytes:
     errors = "".join(f"<tr><td>{code}</td><td>{html.escape(text)}</td></tr>" for code, text in ERRORS.items())
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<title>hasten: calls</title><style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+        "<title>hasten: calls</title><style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem}"
         "td{padding:.3rem .8rem;vertical-align:top;border-top:1px solid #8884}</style>"
         f"<h1>hasten {html.escape(version)}</h1><p>The Open Inference Protocol over HTTP. "
         f"<a href=openapi.json>openapi.json</a></p><table>{rows}</table><h2>Errors</h2><table>{errors}</table></html>"

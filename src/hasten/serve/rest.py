@@ -93,9 +93,7 @@ class Rest:
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
 
-    def _answer(
-        self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError
-    ) -> None:
+    def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
         if isinstance(result, ServeError):
             fail(request, result)

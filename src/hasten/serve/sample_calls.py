@@ -84,7 +84,8 @@ def _short(inputs: Sequence[TensorMetadata]) -> bool:
 
 
 def _value(spec: TensorMetadata) -> bool | int | str:
-    return {"BOOL": False, "BYTES": "text"}.get(spec.datatype, 0)
+    special: dict[str, bool | str] = {"BOOL": False, "BYTES": "text"}
+    return special.get(spec.datatype, 0)
 
 
 def _written(spec: TensorMetadata) -> dict[str, object]:
