@@ -256,3 +256,37 @@ def test_a_load_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
         await service.stop()
 
     run(work())
+
+
+def test_a_model_that_is_added_and_fails_does_not_take_the_server_out_of_rotation(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+
+    async def work() -> None:
+        service = await started(home)
+        path = bundle(home / "more", model=mlp(seed=2))
+        (path.parent / "model" / "model.onnx").write_bytes(b"nothing")
+        await service.refresh()
+        assert service.ready()
+        assert not service.model_ready("more")
+        await service.stop()
+
+    run(work())
+
+
+def test_the_server_is_not_ready_before_every_model_of_the_folder_is(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    for name in ("a", "b", "c"):
+        bundle(home / name)
+
+    async def work() -> None:
+        service = Service(open_repository(home))
+        starting = asyncio.create_task(service.start())
+        while not starting.done():
+            serving = len(service.index(ready=True))
+            assert service.ready() == (serving == 3)
+            await asyncio.sleep(0)
+        assert service.ready()
+        await service.stop()
+
+    run(work())

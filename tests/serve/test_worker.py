@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -17,7 +18,9 @@ from hasten import registry
 from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFault, TooLarge, Unsupported
 from hasten.protocol.messages import InferResponse
+from hasten.serve import child
 from hasten.serve.child import ChildRunner, part_bytes
+from hasten.serve.model import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.tensors import Array, TensorSpec
@@ -112,11 +115,11 @@ def test_a_hanging_child_is_killed(tmp_path: Path) -> None:
 
     async def work() -> None:
         service = await started(path)
-        (child,) = children(service)
+        (worker,) = children(service)
         with pytest.raises(ServerFault, match="was replaced"):
             await service.infer(request(marked(HANGS)))
         assert isinstance(await service.infer(request(rows(1))), InferResponse)
-        await until("the old child is gone", lambda: not Path(f"/proc/{child.pid}").exists())
+        await until("the old child is gone", lambda: not Path(f"/proc/{worker.pid}").exists())
         await service.stop()
 
     run(work())
@@ -129,12 +132,12 @@ def test_a_killed_child_fails_only_what_it_ran(tmp_path: Path) -> None:
 
     async def work() -> None:
         service = await started(path)
-        (child,) = children(service)
+        (worker,) = children(service)
         running = asyncio.create_task(service.infer(request(marked(HANGS))))
         await until("it runs", lambda: any(i.running for i in service.models()[0].pool._ready))
         waiting = [asyncio.create_task(service.infer(request(rows(1, seed=s)))) for s in range(5)]
         await asyncio.sleep(0)
-        os.kill(child.pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(ServerFault, match="SIGKILL"):
             await running
         assert len(await asyncio.gather(*waiting)) == 5
@@ -150,9 +153,9 @@ def test_a_child_that_was_killed_while_idle_costs_no_request(tmp_path: Path) -> 
 
     async def work() -> None:
         service = await started(path)
-        (child,) = children(service)
-        os.kill(child.pid, signal.SIGKILL)
-        await until("its pipe is closed", lambda: not child.alive())
+        (worker,) = children(service)
+        os.kill(worker.pid, signal.SIGKILL)
+        await until("its pipe is closed", lambda: not worker.alive())
         assert isinstance(await service.infer(request(rows(1))), InferResponse)
         await service.stop()
 
@@ -164,9 +167,9 @@ def test_readiness_tells_of_a_dead_idle_child(tmp_path: Path) -> None:
 
     async def work() -> None:
         service = await started(path)
-        (child,) = children(service)
-        os.kill(child.pid, signal.SIGKILL)
-        await until("its pipe is closed", lambda: not child.alive())
+        (worker,) = children(service)
+        os.kill(worker.pid, signal.SIGKILL)
+        await until("its pipe is closed", lambda: not worker.alive())
         assert not service.ready()
         await until("it is replaced", service.ready)
         await service.stop()
@@ -282,3 +285,20 @@ def test_a_session_that_cannot_be_warmed_fails_the_load_with_its_reason(
         await service.stop()
 
     run(work())
+
+
+def test_a_child_whose_answer_lies_in_the_pipe_is_alive(tmp_path: Path) -> None:
+    read = read_bundle(open_repository(bundle(tmp_path / "net")).find("net"))
+    runner = ChildRunner.start(read.deployment, read.artifact, largest=8)
+    try:
+        runner.buffer("x", (1, 16), np.dtype(np.float32))[...] = rows(1)
+        asked = [where for where, _ in runner._placed.values()]
+        child._send(runner._to_child, msgspec.msgpack.encode(asked))
+        assert child._events(runner._from_child, 30.0)
+        assert runner.alive()
+        runner.kill()
+        runner._process.wait()
+        assert not runner.alive(), "dead, though an answer is still there to be read"
+    finally:
+        runner.close()
+        runner.close()

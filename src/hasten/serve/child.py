@@ -144,8 +144,6 @@ class ChildRunner:
         self._inputs, self._outputs = slot
         self._placed: dict[str, tuple[Where, Array]] = {}
         self._end = 0
-        self._ears = select.poll()
-        self._ears.register(self._from_child, select.POLLIN)
 
     @classmethod
     def start(cls, deployment: Deployment, artifact: Artifact, *, largest: int) -> ChildRunner:
@@ -216,8 +214,8 @@ class ChildRunner:
         return {where.name: self._outputs.array(where).copy() for where in answer.outputs}
 
     def alive(self) -> bool:
-        """Say whether the child can be asked: it has not closed its pipe."""
-        return self._to_child >= 0 and not self._ears.poll(0)
+        """Say whether the child can be asked: it has not closed its pipe. From any thread."""
+        return self._to_child >= 0 and not _events(self._from_child, 0.0) & ~select.POLLIN
 
     def kill(self) -> None:
         """Kill the child: a run in it ends with ``ChildCrashed``."""
@@ -240,7 +238,7 @@ class ChildRunner:
     def _ask(self, message: bytes, timeout_s: float | None) -> Answer:
         try:
             _send(self._to_child, message)
-            if timeout_s is not None and not self._ears.poll(timeout_s * 1000):
+            if timeout_s is not None and not _events(self._from_child, timeout_s):
                 self.kill()
             reply = _receive(self._from_child)
         except OSError as error:
@@ -253,6 +251,13 @@ class ChildRunner:
         if answer.error is not None:
             raise BuildFailed("worker", answer.error)
         return answer
+
+
+def _events(fd: int, timeout_s: float) -> int:
+    """Wait for something to read, or for the other side to close; 0 where neither came. Poll objects are not shared."""
+    ears = select.poll()
+    ears.register(fd, select.POLLIN)
+    return sum(event for _, event in ears.poll(timeout_s * 1000))
 
 
 def _mapped(memory: int, input_bytes: int, output_bytes: int) -> tuple[Region, Region]:

@@ -36,6 +36,8 @@ class Family:
         self.routed: Model | None = None
         self.fates: dict[str, Fate] = {}
         """By version, of those that are not routed to."""
+        self.expected = False
+        """It shall serve: the server is not ready while it does not."""
         self.change: float | None = None
         """Largest relative difference between the answers of the routed version and of the one before."""
         self._before: Bundle | None = None
@@ -90,6 +92,7 @@ class Family:
                     f"version {bundle.version} of model {self.name!r} failed to load: {reason}{kept}"
                 ) from error
             self.change = change
+            self.expected = True
             self.routed = fresh  # from here on every request goes to the new one
             self.fates.pop(bundle.version, None)
             if old is not None:
@@ -107,6 +110,7 @@ class Family:
             if old is None:
                 raise ModelNotFound(f"model {self.name!r} is not loaded")
             self.routed = None
+            self.expected = False
             self._before = old.bundle
             self._retire(old)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.warm import Warm
 from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
+
+logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
@@ -257,6 +260,7 @@ class Pool:
         if news.error is None:
             self._replace()
         else:
+            logger.warning("a worker of model %r cannot be replaced: %s", self.work.name, news.error)
             self._loop.call_later(self._retry_s, self._replace)
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
@@ -280,6 +284,7 @@ class Pool:
 
     def _replace(self) -> None:
         if not self._closing:
+            logger.warning("a worker of model %r has ended and is replaced", self.work.name)
             self._seen.restarted()
             self._start_one()
 

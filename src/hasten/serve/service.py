@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 
 from hasten.artifact import Json
-from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError
+from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.lifecycle import Family
@@ -15,6 +16,8 @@ from hasten.serve.model import Model, State, Surroundings
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
 from hasten.serve.ticket import Done, Marks, Ticket
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = (
     *("binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)"),
@@ -57,6 +60,8 @@ class Service:
         loop = asyncio.get_running_loop()
         self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores)
         self._known = found
+        for name in found:
+            self._family(name).expected = True  # all of them, before the first is loaded: ready means all
         for name, bundles in found.items():
             await self._try(bundles[newest(bundles)], name)
 
@@ -107,10 +112,14 @@ class Service:
         return not self._stopped
 
     def ready(self) -> bool:
-        """Every model takes requests and has an instance to run them, and the service is not about to end."""
-        if self._draining or self._around is None or not self._families:
+        """Every model takes requests and has an instance to run them, and the service is not about to end.
+
+        A model counts that was there at ``start`` or has served since, until it is unloaded: one that is added later
+        and is still loading, or fails to, does not take the server out of rotation.
+        """
+        if self._draining or not self._families:
             return False
-        return all(family.ready for family in self._families.values() if not _unloaded(family))
+        return all(family.ready for family in self._families.values() if family.expected)
 
     def model_ready(self, name: str, version: str | None = None) -> bool:
         """Say whether a model takes requests. Raises ModelNotFound."""
@@ -204,10 +213,13 @@ class Service:
                 await self._try(bundles[newest(bundles)], name)
 
     async def follow(self, every_s: float = 2.0) -> None:
-        """Refresh every ``every_s`` seconds until cancelled."""
+        """Refresh every ``every_s`` seconds until cancelled; what cannot be read is logged, and tried again."""
         while True:
             await asyncio.sleep(every_s)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except StoreError as error:
+                logger.warning("the watched folder was left as it was: %s", error)
 
     def drain(self) -> None:
         """Say from now on that the service is not ready; requests are still taken."""
@@ -223,8 +235,8 @@ class Service:
     async def _try(self, bundle: Bundle, name: str) -> None:
         try:
             await self._family(name).load(bundle)
-        except ModelNotReady:
-            return  # its family knows why, and ``index`` tells it
+        except ModelNotReady as error:  # its family keeps the reason, and ``index`` tells it
+            logger.warning("%s", error)
 
     def _family(self, name: str) -> Family:
         if self._around is None:
@@ -243,9 +255,3 @@ class Service:
         if name in self._known:
             return ModelNotReady(f"model {name!r} is not loaded")
         return ModelNotFound(f"no model is called {name[:128]!r} here")
-
-
-def _unloaded(family: Family) -> bool:
-    """It was taken out of service on purpose: that is no fault."""
-    failed = any(fate.state in (State.FAILED, State.LOADING) for fate in family.fates.values())
-    return family.routed is None and not failed
