@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -274,6 +275,21 @@ def test_a_body_that_keeps_the_least_rate_is_waited_for() -> None:
     run(test)
 
 
+def test_a_body_that_comes_well_and_then_stops_is_timed_out_when_its_bytes_are_used_up() -> None:
+    async def test() -> None:
+        async with wire(echo, LIMITS) as server:
+            client = await server.client()
+            await client.send(post(b"z" * 200_000, length=800_000))
+            connection = await _only(server)
+            await server.until(lambda: connection._filled == 200_000)
+            server.advance(LIMITS.body_s + 1)
+            assert not connection._deaf
+            server.advance(200_000 / LIMITS.body_rate)
+            assert (await client.answer())[0] == 408
+
+    run(test)
+
+
 def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
     async def test() -> None:
         async with wire(echo, LIMITS) as server:
@@ -435,6 +451,55 @@ def test_pythons_own_client_keeps_its_connection_and_sees_no_body_after_head() -
             thread.start()
             await server.until(lambda: not thread.is_alive())
             assert found == [(200, b""), (200, b"/x abc"), (200, b"/x "), (200, b"/x ab")]
+
+    run(test)
+
+
+PIECES = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [
+            *(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"POST / HTTP/1.1\r\n", b"Host: h\r\n", b"\r\n", b"0\r\n\r\n"),
+            *(
+                b"Content-Length: 5\r\n",
+                b"Transfer-Encoding: chunked\r\n",
+                b"3\r\nabc\r\n",
+                b"Expect: 100-continue\r\n",
+            ),
+            *(
+                b"Connection: close\r\n",
+                b"Upgrade: h2c\r\nConnection: upgrade\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            ),
+        ]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES, max_size=12))
+def test_no_bytes_at_all_bring_out_a_500_or_leave_anything_behind(pieces: list[bytes]) -> None:
+    async def test() -> None:
+        async with wire(echo, LIMITS) as server:
+            client = await server.client()
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    await client.send(piece)
+                    await server.until(lambda: True)
+                client.writer.write_eof()
+                assert b"HTTP/1.1 500" not in await client.rest()
+
+    run(test)
+
+
+def test_a_thousand_idle_connections_leave_room_for_one_that_asks() -> None:
+    async def test() -> None:
+        async with wire(echo, LIMITS) as server:
+            idle = [await server.client() for _ in range(1000)]
+            await server.until(lambda: len(server.server.connections) == 1000)
+            assert (await server.ask(get("/busy")))[2] == b"/busy "
+            server.advance(LIMITS.header_s + 1)
+            assert [await client.rest() for client in idle] == [b""] * 1000
 
     run(test)
 
