@@ -239,3 +239,10 @@ def test_the_cost_curve_follows_the_load_and_forgives_one_outlier() -> None:
     for _ in range(100):
         curve.update(1, 2 * before)
     assert abs(curve.ns(1) - 2 * before) < 0.05 * before
+
+
+def test_sizes_that_never_ran_cost_in_proportion_to_the_nearest_that_did() -> None:
+    curve = CostCurve((1, 4, 8))
+    assert curve.ns(3) == 0
+    curve.update(4, 4 * MS)
+    assert [curve.ns(rows) for rows in (1, 2, 4, 5, 8, 99)] == [MS, 4 * MS, 4 * MS, 8 * MS, 8 * MS, 8 * MS]

@@ -54,7 +54,7 @@ def test_each_request_is_told_once_and_a_cancelled_one_at_most_before(tmp_path: 
         assert all(told[number] == (number not in cancelled) for number in range(600))
         assert (model.pool.calls, model.line.batcher.rows, model.line.batcher.n_bytes) == (0, 0, 0)
         figures = model.statistics
-        assert figures._spans["success"].count + figures._spans["fail"].count == 600
+        assert figures.spans["success"].count + figures.spans["fail"].count == 600
         assert figures.refused["cancelled"] == len(cancelled)
         await service.stop()
 

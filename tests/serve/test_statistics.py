@@ -24,12 +24,18 @@ from serve.bundles import bundle, request, rows, run
 @given(st.lists(st.integers(0, 10**12), max_size=50))
 def test_a_histogram_counts_every_time_in_the_first_bucket_that_holds_it(times: list[int]) -> None:
     histogram = Histogram()
-    for ns in times:
-        histogram.add(ns)
+    histogram.add(np.array(times, np.int64))
     assert histogram.count == len(times)
     assert histogram.total_ns == sum(times)
     for i, bound in enumerate(BOUNDS_NS):
         assert sum(histogram.counts[: i + 1]) == sum(ns <= bound for ns in times)
+
+
+def test_a_phase_that_was_skipped_has_no_length() -> None:
+    marks, figures = Marks(), Statistics()
+    marks.ns = [5, 6, 7, 0, 0, 20, 30, 31, 32, 40]
+    figures.sent(marks)
+    assert {name: phase.total_ns for name, phase in figures.phases.items()} == marks.phases_ns()
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=10, max_size=10))

@@ -23,6 +23,7 @@ from hasten.serve.child import ChildRunner, part_bytes
 from hasten.serve.model import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.serve.ticket import Marks
 from hasten.tensors import Array, TensorSpec
 from hasten.testing.models import Builder
 from serve import faulty
@@ -302,3 +303,23 @@ def test_a_child_whose_answer_lies_in_the_pipe_is_alive(tmp_path: Path) -> None:
     finally:
         runner.close()
         runner.close()
+
+
+def test_a_request_that_is_cancelled_while_it_runs_is_never_answered(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = await started(path)
+        heard: list[object] = []
+        ticket = service.submit(request(marked(HANGS)), Marks(), heard.append)
+        await asyncio.to_thread(faulty.hanging.wait)
+        ticket.cancel()
+        faulty.release.set()
+        await service.infer(request(rows(1)))
+        model = service.models()[0]
+        assert heard == []
+        assert model.pool.calls == 0
+        assert (model.statistics.rows, model.statistics.refused) == (1, {"cancelled": 1})
+        await service.stop()
+
+    run(work())

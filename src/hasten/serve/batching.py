@@ -34,7 +34,9 @@ class Entry:
 
     __slots__ = ("arrived_ns", "deadline_ns", "due_ns", "feed", "key", "n_bytes", "priority", "rows", "waiting")
 
-    def __init__(self, feed: Feed, rows: int, *, key: Hashable, arrived_ns: int, priority: int = 1) -> None:
+    def __init__(
+        self, feed: Feed, rows: int, *, key: Hashable, arrived_ns: int, priority: int = 1, n_bytes: int | None = None
+    ) -> None:
         self.feed: Feed = feed
         self.rows = rows
         self.key = key
@@ -44,7 +46,7 @@ class Entry:
         """When its answer is wanted."""
         self.deadline_ns = NEVER
         """When its answer becomes useless."""
-        self.n_bytes = sum(array.nbytes for array in feed.values())
+        self.n_bytes = sum([array.nbytes for array in feed.values()]) if n_bytes is None else n_bytes
         self.waiting = False
 
 
@@ -173,18 +175,18 @@ class Batcher(Generic[E]):
 
     def _would_miss(self, earliest_ns: int, now_ns: int, rows: int, entry: E) -> bool:
         """Say whether one more makes the batch miss a time that it would meet without."""
-        if not rows:
+        if not rows or earliest_ns == NEVER:
             return False
         return now_ns + self.costs.ns(rows) <= earliest_ns < now_ns + self.costs.ns(rows + entry.rows)
 
     def _close(self, entries: list[E], heap: _Heap[E], now_ns: int) -> tuple[int, int]:
         """Give how many of ``entries`` go now, and where none does, when to look again."""
-        best, best_rows, rows = 0, 0, 0
+        best, best_rows, best_ns, rows = 0, 1, NEVER, 0
         for count, entry in enumerate(entries, 1):
             rows += entry.rows
-            # ns per row, compared without dividing; equal ones take more rows
-            if not best or self.costs.ns(rows) * best_rows <= self.costs.ns(best_rows) * rows:
-                best, best_rows = count, rows
+            ns = self.costs.ns(rows)
+            if ns * best_rows <= best_ns * rows:  # ns per row, without dividing; equal ones take more rows
+                best, best_rows, best_ns = count, rows, ns
         others = bool(heap) or len(self._heaps) > 1  # of another shape: they must not wait for a batch to fill
         if not self.waits or others or best < len(entries) or rows >= self.costs.largest:
             return best, NEVER
@@ -216,7 +218,7 @@ class Batcher(Generic[E]):
             entry = heap[0][3]
             if not entry.waiting:
                 self._gone -= 1
-            elif now_ns + self.costs.ns(entry.rows) > entry.deadline_ns:
+            elif entry.deadline_ns != NEVER and now_ns + self.costs.ns(entry.rows) > entry.deadline_ns:
                 self._leave(entry)
                 dropped.append(entry)
             else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from hasten.errors import Cancelled, ServeError
 from hasten.protocol.messages import InferRequest
 from hasten.serve.batching import Entry
+from hasten.serve.intake import TakenIn
 from hasten.serve.joining import cut, glue
 from hasten.serve.runner import Outputs
 from hasten.serve.ticket import Done, Marks
@@ -20,8 +21,10 @@ class Piece(Entry):
 
     __slots__ = ("call", "index")
 
-    def __init__(self, call: Call, index: int, *, feed: Feed, rows: int, key: Hashable) -> None:
-        super().__init__(feed, rows, key=key, arrived_ns=call.marks.ns[2], priority=call.priority)
+    def __init__(
+        self, call: Call, index: int, *, feed: Feed, rows: int, key: Hashable, n_bytes: int | None = None
+    ) -> None:
+        super().__init__(feed, rows, key=key, arrived_ns=call.marks.ns[2], priority=call.priority, n_bytes=n_bytes)
         self.call = call
         self.index = index
 
@@ -48,25 +51,27 @@ class Call:
         self._parts: list[Outputs] = []
         self._left = 0
 
-    def divide(self, feed: Feed, rows: int, *, largest: int, key: Hashable) -> None:
+    def divide(self, taken: TakenIn, largest: int) -> None:
         """Make the pieces: one, unless there are more rows than a run may have."""
-        cuts = [(feed, rows)] if rows <= largest else cut(feed, rows, largest)
-        self.rows = rows
-        self.pieces = tuple(Piece(self, i, feed=part, rows=n, key=key) for i, (part, n) in enumerate(cuts))
+        self.rows = rows = taken.rows
+        if rows <= largest:
+            self.pieces = (Piece(self, 0, feed=taken.feed, rows=rows, key=taken.key, n_bytes=taken.n_bytes),)
+            self._left = 1
+            return
+        cuts = cut(taken.feed, rows, largest)
+        self.pieces = tuple([Piece(self, i, feed=part, rows=n, key=taken.key) for i, (part, n) in enumerate(cuts)])
         self._parts = [{} for _ in cuts]
         self._left = len(cuts)
-
-    def limit(self, *, due_ns: int, deadline_ns: int) -> None:
-        """Say when the answer is wanted, and when it becomes useless."""
-        for piece in self.pieces:
-            piece.due_ns, piece.deadline_ns = due_ns, deadline_ns
 
     def part(self, index: int, outputs: Outputs) -> None:
         """Take the outputs of a piece; the last one ends the call."""
         if self.over:
             return
-        self._parts[index] = outputs
         self._left -= 1
+        if not self._parts:
+            self._end(outputs)
+            return
+        self._parts[index] = outputs
         if not self._left:
             self._end(glue(self._parts))
 

@@ -18,6 +18,8 @@ class CostCurve:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sorted(set(sizes)))
         self._ns: dict[int, float] = {}
+        self._by_rows = [0] * (self.sizes[-1] + 1)
+        """t(n) for every row count: asked several times for each request, and changed once a run."""
 
     @property
     def largest(self) -> int:
@@ -32,21 +34,27 @@ class CostCurve:
     def ns(self, rows: int) -> int:
         """Estimate the time of a run of ``rows``; where its size was never run, in proportion to the nearest that was.
 
-        0 where nothing was measured yet.
+        0 where nothing was measured yet; more rows than the largest size count as the largest.
         """
-        size = self.padded(rows)
-        known = self._ns.get(size)
-        if known is not None:
-            return int(known)
-        if not self._ns:
-            return 0
-        near = min(self._ns, key=lambda other: abs(other - size))
-        return int(self._ns[near] * size / near)
+        try:
+            return self._by_rows[rows]
+        except IndexError:
+            return self._by_rows[-1]
 
     def update(self, size: int, ns: int) -> None:
         """Learn that a run of ``size`` rows took ``ns``."""
         known = self._ns.get(size)
         if known is None:
             self._ns[size] = float(ns)
+            for other in self.sizes:
+                self._fill(other)
         else:
             self._ns[size] = known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
+            self._fill(size)
+
+    def _fill(self, size: int) -> None:
+        near = size if size in self._ns else min(self._ns, key=lambda other: abs(other - size))
+        ns = int(self._ns[near] * size / near)
+        at = self.sizes.index(size)
+        first = self.sizes[at - 1] + 1 if at else 1
+        self._by_rows[first : size + 1] = [ns] * (size + 1 - first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,18 @@ def batch_axis(signature: Signature, batch: int) -> str | int | None:
     return first if isinstance(first, str) or first in (1, batch) else None
 
 
+class TakenIn(NamedTuple):
+    """A request that fits: its feed, its rows (1 where the model has no batch axis), and its bytes.
+
+    Those with one ``key`` may share a run.
+    """
+
+    feed: Feed
+    rows: int
+    key: Hashable
+    n_bytes: int
+
+
 class Intake:
     """Checks requests and gives their feed. Shapes that were seen before cost a look-up. One thread at a time."""
 
@@ -37,11 +50,11 @@ class Intake:
         self._axis = axis
         self._signature = _opened(signature) if isinstance(axis, int) and axis > 1 else signature
         self._text = [spec.name for spec in signature.inputs if spec.dtype == "string"]
-        self._known: dict[Hashable, tuple[int, Hashable]] = {}
+        self._known: dict[Hashable, tuple[int, Hashable, int]] = {}
         self._outputs = {spec.name for spec in signature.outputs}
 
-    def take(self, request: InferRequest) -> tuple[Feed, int, Hashable]:
-        """Give the feed, its rows (1 where the model has no batch axis) and what it may share a run with.
+    def take(self, request: InferRequest) -> TakenIn:
+        """Give what a request brings.
 
         Raises:
             BadRequest: an input does not fit, or an output that was asked for is not there.
@@ -58,9 +71,9 @@ class Intake:
             self._check_outputs(request.outputs)
         for name in self._text:
             feed[name] = _text(name, feed[name])
-        return feed, *found
+        return TakenIn(feed, *found)
 
-    def _checked(self, request: InferRequest, feed: Feed) -> tuple[int, Hashable]:
+    def _checked(self, request: InferRequest, feed: Feed) -> tuple[int, Hashable, int]:
         if len(feed) < len(request.inputs):
             names = [tensor.name for tensor in request.inputs]
             raise BadRequest(f"input {max(names, key=names.count)!r} is given twice")
@@ -75,7 +88,7 @@ class Intake:
             )
         shapes = frozenset((name, array.shape[1:] if self._axis else array.shape) for name, array in feed.items())
         rows = len(next(iter(feed.values()))) if self._axis is not None else 1
-        return rows, shapes
+        return rows, shapes, sum([array.nbytes for array in feed.values()])
 
     def _check_outputs(self, asked: tuple[RequestedOutput, ...]) -> None:
         names = [output.name for output in asked]

@@ -14,13 +14,13 @@ from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, St
 from hasten.host import this_host
 from hasten.plan import Part, load_part
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
-from hasten.serve.admission import Asked, Limits
+from hasten.serve.admission import Limits
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call
 from hasten.serve.child import ALIGN, ChildRunner, input_bytes
 from hasten.serve.costs import CostCurve
 from hasten.serve.golden import Golden, read_golden
-from hasten.serve.intake import Intake, batch_axis
+from hasten.serve.intake import Intake, TakenIn, batch_axis
 from hasten.serve.pool import Pool, Seen, Work
 from hasten.serve.repository import Bundle
 from hasten.serve.runner import Clock, LocalRunner, Outputs, Runner
@@ -139,14 +139,15 @@ class Model:
             call.fail(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
             return call
         try:
-            feed, rows, key = self._intake.take(request)
-            self._check_slot(feed, rows)
+            taken = self._intake.take(request)
+            if self._slot_bytes is not None:
+                self._check_slot(taken, self._slot_bytes)
         except (BadRequest, TooLarge) as error:
             call.fail(error)
             return call
-        call.divide(feed, rows, largest=self.sizes[-1], key=key)
-        asked = self._limit(call, now_ns)
-        refused = self.pool.admit(asked, now_ns)
+        call.divide(taken, self.sizes[-1])
+        self._limit(call)
+        refused = self.pool.admit(call, taken.n_bytes, now_ns)
         if refused is not None:
             call.fail(refused)
         else:
@@ -172,7 +173,8 @@ class Model:
         rows = 1 if self._axis is None else len(next(iter(feed.values())))
         request = InferRequest(model=self.name, inputs=())
         call = Call(request, marks, done=lambda outcome: None, priority=1, finish=finish)
-        call.divide(feed, rows, largest=self.sizes[-1], key="probes")
+        n_bytes = sum([array.nbytes for array in feed.values()])
+        call.divide(TakenIn(feed, rows, "probes", n_bytes), self.sizes[-1])
         self.pool.submit(call, now_ns)
         return await waiter
 
@@ -235,29 +237,28 @@ class Model:
             config["dynamic_batching"] = {"preferred_batch_size": list(self.sizes)}
         return config
 
-    def _check_slot(self, feed: Feed, rows: int) -> None:
+    def _check_slot(self, taken: TakenIn, limit: int) -> None:
         """Check that a full batch of such rows fits a child's memory: one large request must not fail its batch.
 
         Raises:
             TooLarge: it does not.
         """
-        limit = self._slot_bytes
-        if limit is None:
-            return
         largest = self.sizes[-1] if self._axis is not None else 1
-        needed = sum(-(-array.nbytes // rows) * largest + ALIGN for array in feed.values())
+        needed = sum(-(-array.nbytes // taken.rows) * largest + ALIGN for array in taken.feed.values())
         if needed > limit:
             raise TooLarge(f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs")
 
-    def _limit(self, call: Call, now_ns: int) -> Asked:
-        arrived_ns, timeout_ns = call.marks.ns[2], self._timeout_ns
+    def _limit(self, call: Call) -> None:
+        """Say when the answer is wanted, and when it becomes useless."""
+        timeout_ns, objective_ns = self._timeout_ns, self._objective_ns
         if call.request.timeout_us:
             timeout_ns = min(call.request.timeout_us * 1000, timeout_ns or NEVER)
-        deadline_ns = NEVER if timeout_ns is None else arrived_ns + timeout_ns
-        due_ns = NEVER if self._objective_ns is None else arrived_ns + self._objective_ns
-        call.limit(due_ns=due_ns, deadline_ns=deadline_ns)
-        n_bytes = sum(piece.n_bytes for piece in call.pieces)
-        return Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        if timeout_ns is None and objective_ns is None:
+            return
+        arrived_ns = call.marks.ns[2]
+        for piece in call.pieces:
+            piece.due_ns = NEVER if objective_ns is None else arrived_ns + objective_ns
+            piece.deadline_ns = NEVER if timeout_ns is None else arrived_ns + timeout_ns
 
     def _finish(self, call: Call, outcome: Outputs | ServeError) -> None:
         self.pool.ended(call)

@@ -92,11 +92,20 @@ class Pool:
                 raise
         return found
 
-    def admit(self, asked: Asked, now_ns: int) -> ServeError | None:
-        """Say why a request may not come in, or None."""
+    def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
+        """Say why a call, divided and limited, may not come in, or None."""
+        limits, batcher, deadline_ns = self.work.limits, self.line.batcher, call.pieces[0].deadline_ns
+        roomy = (
+            self.calls < limits.concurrency
+            and batcher.rows + call.rows <= limits.rows
+            and batcher.n_bytes + n_bytes <= limits.n_bytes
+        )
+        if roomy and deadline_ns == NEVER and limits.wait_ns is None:
+            return None  # the usual case: nothing to predict
+        asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
         with self.line.lock:
             inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
-            return refusal(self.line.batcher, asked, limits=self.work.limits, inside=inside, now_ns=now_ns)
+            return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
@@ -231,7 +240,8 @@ class Pool:
         else:
             if ours:
                 self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
-            parts = split(outcome, ran.batch) if self.work.batched else [outcome]
+            whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
+            parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):
                 if not piece.call.over:
                     _mark(piece, ran)

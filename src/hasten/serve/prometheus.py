@@ -93,6 +93,6 @@ def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     """Give cumulative counts by upper bound in seconds, and the sum in seconds."""
     found, so_far = [], 0
     for bound, count in zip((*(f"{ns / 1e9:g}" for ns in BOUNDS_NS), "+Inf"), histogram.counts, strict=True):
-        so_far += count
+        so_far += int(count)
         found.append((bound, float(so_far)))
     return found, histogram.total_ns / 1e9
