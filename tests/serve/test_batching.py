@@ -246,3 +246,14 @@ def test_sizes_that_never_ran_cost_in_proportion_to_the_nearest_that_did() -> No
     assert curve.ns(3) == 0
     curve.update(4, 4 * MS)
     assert [curve.ns(rows) for rows in (1, 2, 4, 5, 8, 99)] == [MS, 4 * MS, 4 * MS, 8 * MS, 8 * MS, 8 * MS]
+
+
+def test_buffers_of_many_shapes_hold_bounded_memory() -> None:
+    buffers, kind = Reused(), np.dtype(np.uint8)
+    for length in range(200):
+        buffers("x", (1 << 20, length % 7 + 1), kind)
+        buffers("y", (length + 1, 1000), kind)
+        assert sum(array.nbytes for array in buffers._kept.values()) <= Reused.LIMIT_BYTES
+    assert buffers("z", (2, 3), kind) is buffers("z", (2, 3), kind)
+    large = (Reused.LIMIT_BYTES + 1,)
+    assert buffers("x", large, kind) is not buffers("x", large, kind)

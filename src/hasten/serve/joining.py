@@ -16,20 +16,26 @@ Buffers = Callable[[str, tuple[int, ...], np.dtype[np.generic]], Array]
 class Reused:
     """Buffers that are kept from run to run, one for each input and shape. One thread at a time."""
 
-    LIMIT = 32
-    """Shapes that are kept; beyond, all are forgotten and collected anew."""
+    LIMIT_BYTES = 64 << 20
+    """What is kept at most: beyond, all are forgotten and collected anew, and a larger one is never kept."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, tuple[int, ...]], Array] = {}
+        self._n_bytes = 0
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
         """Give the buffer; what it holds is of an earlier run."""
         found = self._kept.get((name, shape))
-        if found is None:
-            if len(self._kept) >= self.LIMIT:
-                self._kept.clear()
-            found = self._kept[name, shape] = np.empty(shape, dtype)
-        return found
+        if found is not None:
+            return found
+        made = np.empty(shape, dtype)
+        if made.nbytes <= self.LIMIT_BYTES:
+            if self._n_bytes + made.nbytes > self.LIMIT_BYTES:
+                self._kept = {}
+                self._n_bytes = 0
+            self._kept[name, shape] = made
+            self._n_bytes += made.nbytes
+        return made
 
 
 def join(batch: Batch[E], buffers: Buffers, *, copy: bool = False) -> dict[str, Array]:
