@@ -16,7 +16,7 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 """Distributions that a bare ``import hasten`` must not load."""
 
 EXTRAS = (
-    *("grpc", "httptools", "prometheus_client", "uvicorn", "uvloop"),
+    *("grpc", "hpack", "httptools", "prometheus_client", "uvicorn", "uvloop"),
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
 )
@@ -29,6 +29,7 @@ OWNERS = {
     ),
     "openvino": ("engines/openvino", "measure/peaks_openvino"),
     "grpc": ("serve/grpc_library", "serve/app", "client/"),
+    "hpack": ("serve/http2", "serve/grpc_fast"),
     "httptools": ("serve/http1", "serve/listen"),
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),

@@ -21,6 +21,7 @@ import uvloop
 from hasten.errors import BadInput, InvalidSetting, ModelNotReady
 from hasten.serve.access import AccessLog
 from hasten.serve.asgi import AsgiListener
+from hasten.serve.grpc_fast import FastGrpcListener
 from hasten.serve.grpc_library import GrpcListener
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
@@ -131,6 +132,11 @@ def make_listeners(
         )
     if listening.grpc_port is None:
         return (http,)
+    if listening.transport == "fast":
+        if tls is not None:
+            tls.set_alpn_protocols(["h2", "http/1.1"])
+        place = (listening.host, listening.grpc_port)
+        return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
     pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
     grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
     return http, grpc

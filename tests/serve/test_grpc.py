@@ -1,4 +1,4 @@
-"""gRPC through the library, called by grpcio's own client, without any generated code."""
+"""gRPC through both transports, called by grpcio's own client, without any generated code."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import grpc
 
 from hasten.protocol import grpc as codec
 from hasten.serve import grpc_side as side
-from hasten.serve.app import Listening, Open
+from hasten.serve.app import Listening, Open, Transport
 from serve.bundles import bundle
 from serve.served import CLASSES, rows_of, served
 
 SERVICE = "/inference.GRPCInferenceService/"
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+@pytest.fixture(scope="module", params=["fast", "library"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     models = tmp_path_factory.mktemp("served") / "models"
     bundle(models / "net")
-    with served(models, Listening(port=0, grpc_port=0)) as found:
+    with served(models, Listening(port=0, grpc_port=0, transport=request.param)) as found:
         yield found
 
 
@@ -135,10 +135,11 @@ def test_reflection_lists_the_services_and_gives_their_files(channel: Any, servi
     assert missing.error_response.error_code == side.NOT_FOUND
 
 
-def test_a_key_is_asked_for_except_by_probes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_a_key_is_asked_for_except_by_probes(tmp_path: Path, transport: Transport) -> None:
     key = "0123456789abcdef-key"
     (tmp_path / "keys").write_text(f"{key}\n")
-    listening = Listening(port=0, grpc_port=0, api_keys=tmp_path / "keys")
+    listening = Listening(port=0, grpc_port=0, transport=transport, api_keys=tmp_path / "keys")
     with served(bundle(tmp_path / "net"), listening) as opened, grpc.insecure_channel(str(opened.grpc)) as channel:
         assert ask(channel, "ServerLive").live
         call = channel.unary_unary(SERVICE + "ServerMetadata")
