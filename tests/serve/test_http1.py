@@ -226,6 +226,7 @@ def test_http_1_0_closes_unless_it_asks_to_stay() -> None:
             await client.send(b"GET /a HTTP/1.0\r\n\r\n")
             status, headers, body = await client.answer()
             assert (status, headers["connection"], body) == (200, "close", b"/a ")
+            assert headers["date"].endswith("GMT")
             assert await client.rest() == b""
             client = await server.client()
             for _ in range(2):

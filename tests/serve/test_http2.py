@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hasten.serve import http2_frames as h2
 from hasten.serve.http2 import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Http2Server, Route
 from hasten.serve.http2_frames import Code, frame
-from hasten.serve.http2_guards import CREDIT
+from hasten.serve.http2_guards import CREDIT, HeaderBlocks
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits
 from serve.wire import Clock, run, within
@@ -46,6 +46,17 @@ def message(body: bytes) -> bytes:
 
 def request(number: int, body: bytes = b"hi") -> bytes:
     return opening(number) + frame(h2.DATA, h2.END_STREAM, number, message(body))
+
+
+def test_a_header_block_means_what_the_table_makes_of_it_each_time() -> None:
+    blocks, newest = HeaderBlocks(4096), b"\xbe"
+    for name in (b"x", b"y"):
+        assert blocks.decode(b"\x40\x01" + name + b"\x011") == {name: b"1"}
+        assert blocks.decode(newest) == {name: b"1"}
+        assert blocks.decode(newest) is blocks.decode(newest)
+    assert blocks.decode(b"\x20" + b"\x3f\xe1\x1f" + b"\x82") == {b":method": b"GET"}  # empties the table
+    with pytest.raises(h2.Broken):
+        blocks.decode(newest)
 
 
 class Peer:
@@ -379,6 +390,22 @@ def test_a_client_that_drips_its_message_is_timed_out() -> None:
                     await server.until(lambda: True)
                 server.advance(4.0)
             assert await peer.ended_with() == Code.ENHANCE_YOUR_CALM
+
+    run(test)
+
+
+def test_a_client_whose_calls_are_answered_may_rest_for_the_idle_time_and_is_told_when_it_is_over() -> None:
+    async def test() -> None:
+        async with wire(echo) as server:
+            peer = await server.peer()
+            await peer.send(opening(1))
+            await server.until(lambda: server.server.calls == 1)
+            await peer.send(frame(h2.DATA, h2.END_STREAM, 1, message(b"hi")))
+            await peer.until(h2.DATA)
+            server.advance(LIMITS.body_s * 2)
+            assert len(server.server.connections) == 1
+            server.advance(LIMITS.idle_s)
+            assert await peer.ended_with() == Code.NO_ERROR
 
     run(test)
 

@@ -34,7 +34,7 @@ class PortOptions:
     grpc_port: int = 8001
     """Port of gRPC; 0 takes any free one, -1 leaves gRPC out."""
     transport: Literal["fast", "library"] = "fast"
-    """HTTP by hasten's own server, or by uvicorn."""
+    """HTTP and gRPC by hasten's own servers, or by uvicorn and grpcio."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
 
@@ -69,6 +69,7 @@ def serve(
     /,
     *,
     drain: Annotated[float, units.read_by(units.seconds)] = 5.0,
+    watch: Annotated[float | None, units.read_by(units.seconds)] = None,
     ports: PortOptions = PORTS,
     guards: GuardOptions = GUARDS,
     common: Common = COMMON,
@@ -85,6 +86,7 @@ def serve(
     Args:
         what: A deployment.toml, or a folder of models/NAME[/VERSION]/deployment.toml.
         drain: How long requests are still taken after the first signal.
+        watch: How often to look for new versions in the folder; without it only when a client says load.
         ports: Where to listen.
         guards: Who may call, and how much.
         common: The options of every verb.
@@ -98,7 +100,9 @@ def serve(
             f"serve(Path({str(what)!r}), listening, print)",
         )
     app = _app()
-    finished = app.serve(what, _listening(app, drain, ports, guards), lambda opened: _announce(opened, guards, common))
+    finished = app.serve(
+        what, _listening(app, (drain, watch), ports, guards), lambda opened: _announce(opened, guards, common)
+    )
     document = {"served": str(what), "finished": finished}
     return Answer(document=document, code=0 if finished else UNFINISHED)
 
@@ -111,7 +115,7 @@ def _app() -> Any:
         raise MissingDependency(f"what serving needs ({error.name or error})", FIX) from error
 
 
-def _listening(app: Any, drain_s: float, ports: PortOptions, guards: GuardOptions) -> Any:
+def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions, guards: GuardOptions) -> Any:
     bounds = {
         "body_bytes": guards.max_body,
         "requests": guards.max_requests,
@@ -126,7 +130,8 @@ def _listening(app: Any, drain_s: float, ports: PortOptions, guards: GuardOption
         grpc_port=None if ports.grpc_port < 0 else ports.grpc_port,
         transport=ports.transport,
         reuse_port=ports.reuse_port,
-        drain_s=drain_s,
+        drain_s=times_s[0],
+        watch_s=times_s[1],
         limits=app.Limits(**{name: bound for name, bound in bounds.items() if bound is not None}),
         api_keys=guards.api_keys,
         tls_cert=guards.tls_cert,

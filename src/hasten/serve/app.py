@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +19,7 @@ from typing import IO, Literal
 
 import uvloop
 
-from hasten.errors import BadInput, InvalidSetting, ModelNotReady
+from hasten.errors import BadInput, InvalidSetting, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
 from hasten.serve.asgi import AsgiListener
 from hasten.serve.grpc_fast import FastGrpcListener
@@ -31,6 +32,8 @@ from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
 from hasten.serve.worker import SWITCH_INTERVAL_S
+
+logger = logging.getLogger(__name__)
 
 Transport = Literal["fast", "library"]
 
@@ -46,7 +49,7 @@ class Listening:
     grpc_port: int | None = 8001
     """Of gRPC. 0: any free one; None: no gRPC."""
     transport: Transport = "fast"
-    """HTTP straight on asyncio, or through uvicorn."""
+    """HTTP and gRPC straight on asyncio, or through uvicorn and grpcio."""
     limits: Limits = field(default_factory=Limits)
     drain_s: float = 5.0
     """How long requests are still taken after the first signal."""
@@ -56,6 +59,8 @@ class Listening:
     """A file of keys, one a line. None: nobody needs one."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    watch_s: float | None = None
+    """How often to look whether the repository has changed. None: only when it is told to."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
     access_log: Path | None = None
@@ -100,7 +105,10 @@ async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
                 await listener.open()
             if not stop.is_set():
                 announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
+            watching = None if listening.watch_s is None else asyncio.create_task(_watch(service, listening.watch_s))
             await stop.wait()
+            if watching is not None:
+                watching.cancel()
             return await _finish(service, listeners, listening, now)
         finally:
             for listener in listeners:
@@ -118,7 +126,8 @@ def make_listeners(
     """
     if (listening.tls_cert is None) != (listening.tls_key is None):
         raise InvalidSetting("TLS takes both --tls-cert and --tls-key")
-    tls = tls_context(listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
+    pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
+    tls = None if pair is None else tls_context(*pair, speaks="http/1.1")
     rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
     if listening.transport == "library":
@@ -133,11 +142,9 @@ def make_listeners(
     if listening.grpc_port is None:
         return (http,)
     if listening.transport == "fast":
-        if tls is not None:
-            tls.set_alpn_protocols(["h2", "http/1.1"])
+        tls = None if pair is None else tls_context(*pair, speaks="h2")
         place = (listening.host, listening.grpc_port)
         return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
-    pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
     grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
     return http, grpc
 
@@ -170,6 +177,15 @@ async def _finish(service: Service, listeners: Sequence[Listener], listening: Li
         return work.result()
     work.cancel()
     return False
+
+
+async def _watch(service: Service, every_s: float) -> None:
+    """Follow the repository until cancelled; while it cannot be read, what is loaded goes on."""
+    while True:
+        try:
+            await service.follow(every_s)
+        except StoreError as error:
+            logger.warning("the repository is not followed: %s", error)
 
 
 def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from email.utils import formatdate
 from math import inf
 from time import perf_counter_ns
 
@@ -49,6 +50,7 @@ class Http1Server:
         """What every connection reads into: a read is parsed before the loop goes on to the next."""
         self.requests = 0
         self.buffered_bytes = 0
+        self.date = _date()
         self.draining = False
         """Every answer closes its connection, so that none is left when the port goes."""
 
@@ -57,7 +59,8 @@ class Http1Server:
         return Connection(self)
 
     def tick(self) -> None:
-        """Time out what is due. Called every ``TICK_S``."""
+        """Time out what is due, and read the date. Called every ``TICK_S``."""
+        self.date = _date()
         for connection in self.wheel.advance(self.clock_s()):
             connection.timed_out()
 
@@ -70,6 +73,10 @@ class Http1Server:
         """Cut every connection."""
         for connection in list(self.connections):
             connection.abort()
+
+
+def _date() -> bytes:
+    return f"Date: {formatdate(usegmt=True)}\r\n".encode()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -338,6 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         if request is None:
             return
         request.body, request.received_ns = self._body, self._read_ns
+        request.date = server.date
         self._continue = False
         self._begin()
         self._outstanding.append(request)
@@ -391,6 +399,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body, self._filled = b"", 0
         refused = Request(self, b"", self._target, {})
         refused.began_ns, refused.peer, refused.keep_alive = self._read_ns, self._peer, False
+        refused.date = self._server.date
         self._server.requests += 1
         self._outstanding.append(refused)
         refused.respond(status, error_body(text), extra=b"Retry-After: 1\r\n" if status == 503 else b"")

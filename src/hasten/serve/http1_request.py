@@ -37,6 +37,7 @@ class Request:
         "began_ns",
         "body",
         "connection",
+        "date",
         "headers",
         "keep_alive",
         "leave",
@@ -65,6 +66,8 @@ class Request:
         self.old = False
         """HTTP/1.0: keep-alive must be said."""
         self.peer = ""
+        self.date = b""
+        """The header Date as a whole line, where the transport does not write it itself."""
         self.leave: Callable[[], None] | None = None
         self.sent: Callable[[], None] | None = None
         self.status = 0
@@ -83,7 +86,10 @@ class Request:
         parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else list(body)
         length = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
         connection = b"" if self.keep_alive and not self.old else _CONNECTION[self.keep_alive]
-        head = b"%b%b\r\nContent-Length: %d\r\n%b%b\r\n" % (_STATUS_LINES[status], kind, length, connection, extra)
+        head = b"%b%b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
+            *(_STATUS_LINES[status], kind, length),
+            *(self.date, connection, extra),
+        )
         self.status, self.reply_bytes = status, length
         self.reply = [head] if self.method == b"HEAD" else [head, *parts]
         self.connection.replied(self)

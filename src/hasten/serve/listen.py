@@ -68,14 +68,15 @@ def url_of(scheme: str, bound: socket.socket) -> str:
     return f"{scheme}://{shown}:{port}"
 
 
-def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Make a server's TLS context: TLS 1.2 or newer.
+def tls_context(certificate: Path, key: Path, *, speaks: str) -> ssl.SSLContext:
+    """Make a server's TLS context: TLS 1.2 or newer; ``speaks`` is its protocol by its ALPN name.
 
     Raises:
         BadInput: a file cannot be read, or the key is not the certificate's.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([speaks])
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
