@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
@@ -94,6 +96,34 @@ def test_bytes_that_are_no_message_are_the_clients_fault(channel: Any, call: str
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(SERVICE + call)(b"\xff\xff\xff\xff", timeout=30)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=60),
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "name": st.sampled_from(["x", "y", ""]),
+                "datatype": st.sampled_from(["FP32", "BF16", "BYTES", "INT64", "BOOL", "FP33", ""]),
+                "shape": st.one_of(st.just([1, 16]), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4)),
+            },
+        ),
+        max_size=3,
+    ),
+    st.lists(st.one_of(st.binary(max_size=70), st.just(b"\x00" * 64)), max_size=3),
+)
+def test_no_message_at_all_brings_out_an_internal_error(
+    opened: Open, noise: bytes, inputs: list[dict[str, Any]], raw: list[bytes]
+) -> None:
+    built = codec.message("ModelInferRequest")(model_name="net", inputs=inputs, raw_input_contents=raw)
+    with grpc.insecure_channel(str(opened.grpc)) as channel:
+        for data in (noise, built.SerializeToString(), built.SerializeToString() + noise):
+            try:
+                channel.unary_unary(SERVICE + "ModelInfer")(data, timeout=30)
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), error
 
 
 def test_an_unknown_call_is_unimplemented(channel: Any) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
@@ -147,6 +149,62 @@ def test_what_is_wrong_is_an_error_in_json_with_its_own_status(opened: Open, cas
     status, _, data = call(opened.http, verb, path, body, headers)
     assert status == wanted, data
     assert list(json.loads(data)) == ["error"]
+
+
+SHAPES = st.lists(st.one_of(st.integers(-3, 40), st.integers(), st.floats(), st.none()), max_size=4)
+TENSORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["x", "y", "", 3, None]),
+        "datatype": st.sampled_from(["FP32", "FP16", "BF16", "BYTES", "INT64", "BOOL", "FP33", None]),
+        "shape": st.one_of(st.just([1, 16]), SHAPES, st.integers()),
+        "data": st.one_of(
+            st.lists(st.one_of(st.floats(), st.integers(), st.booleans(), st.text(max_size=3)), max_size=20),
+            st.just([0.5] * 16),
+            st.just([[float("nan")] * 16]),
+            st.recursive(st.just([]), lambda inner: st.lists(inner, max_size=3), max_leaves=5),
+        ),
+        "parameters": st.dictionaries(
+            st.sampled_from(["binary_data_size", "shared_memory_region", "a"]),
+            st.one_of(st.integers(-5, 100), st.integers(), st.text(max_size=3), st.booleans()),
+            max_size=2,
+        ),
+    },
+)
+REQUESTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "inputs": st.lists(TENSORS, max_size=3),
+        "outputs": st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"name": st.sampled_from(["y", "y", "z", 1]), "parameters": st.just({})}
+            ),
+            max_size=3,
+        ),
+        "id": st.one_of(st.text(max_size=5), st.integers()),
+        "parameters": st.dictionaries(
+            st.sampled_from(["priority", "timeout", "binary_data_output"]), st.one_of(st.integers(), st.booleans())
+        ),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(REQUESTS.map(lambda value: json.dumps(value).encode()), st.binary(max_size=80)), st.binary(max_size=80)
+)
+def test_no_body_at_all_brings_out_a_500(opened: Open, head: bytes, tail: bytes) -> None:
+    for headers in ({}, {"Inference-Header-Content-Length": str(len(head))}):
+        status, _, data = call(opened.http, "POST", INFER, head + tail if headers else head, headers)
+        assert status in (200, 400, 413, 504), (status, data)
+        if status != 200:
+            assert list(json.loads(data)) == ["error"]
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_json_that_is_nested_too_deep_is_refused(opened: Open, depth: int) -> None:
+    body = b'{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":' + b"[" * depth + b"]" * depth + b"}]}"
+    assert call(opened.http, "POST", INFER, body[:200_000])[0] == 400
 
 
 def test_statistics_and_metrics_count_what_was_answered(opened: Open) -> None:

@@ -32,11 +32,12 @@ def _server_metadata(service: Service, asked: Any) -> Message:
 
 def _model_metadata(service: Service, asked: Any) -> Message:
     known = service.model_metadata(asked.name, _version(asked))
-    made: Any = _new("ModelMetadataResponse", name=known.name, versions=known.versions, platform=known.platform)
-    for there, specs in ((made.inputs, known.inputs), (made.outputs, known.outputs)):
-        for spec in specs:
-            there.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-    return made
+    inputs, outputs = (
+        [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
+        for specs in (known.inputs, known.outputs)
+    )
+    of_model = {"name": known.name, "versions": known.versions, "platform": known.platform}
+    return _new("ModelMetadataResponse", **of_model, inputs=inputs, outputs=outputs)
 
 
 def _config(service: Service, asked: Any) -> Message:
@@ -52,10 +53,7 @@ def _statistics(service: Service, asked: Any) -> Message:
 
 
 def _index(service: Service, asked: Any) -> Message:
-    made: Any = _new("RepositoryIndexResponse")
-    for state in service.index(ready=asked.ready):
-        made.models.add(**state)
-    return made
+    return _new("RepositoryIndexResponse", models=service.index(ready=asked.ready))
 
 
 async def _load(service: Service, asked: Any) -> Message:
