@@ -87,7 +87,11 @@ class Calls:
         if isinstance(result, ServeError):
             fail(call, result)
             return
-        encoded = codec.encode_infer(result, wanted)
+        try:
+            encoded = codec.encode_infer(result, wanted)
+        except ServeError as error:  # a tensor that cannot be told as it was asked for
+            fail(call, error)
+            return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
