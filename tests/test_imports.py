@@ -16,6 +16,7 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 """Distributions that a bare ``import hasten`` must not load."""
 
 EXTRAS = (
+    *("grpc", "hpack", "httptools", "prometheus_client", "uvicorn", "uvloop"),
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
 )
@@ -27,6 +28,12 @@ OWNERS = {
         *("passes/finetune", "passes/distill", "passes/importance", "passes/prune_channels"),
     ),
     "openvino": ("engines/openvino", "measure/peaks_openvino"),
+    "grpc": ("serve/grpc_library", "serve/app", "client/"),
+    "hpack": ("serve/http2", "serve/grpc_fast"),
+    "httptools": ("serve/http1", "serve/listen"),
+    "prometheus_client": ("serve/prometheus", "serve/rest"),
+    "uvicorn": ("serve/asgi",),
+    "uvloop": ("serve/app",),
 }
 """The only files, by the beginning of their names, that import an extra: plainly, at their top."""
 

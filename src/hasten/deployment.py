@@ -7,15 +7,52 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from hasten.artifact import Artifact, Json
-from hasten.errors import StoreError
+from hasten.errors import StoreError, UsageError
+from hasten.settings import Doc, build
 from hasten.store import MANIFEST, Store, read_artifact, write_atomically, writing
 
 FILE = "deployment.toml"
 MODEL = "model"
+
+
+Count = Annotated[int, Meta(ge=1)]
+Milliseconds = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server runs a deployment. Every field has a default, so bundles from before it was there still load."""
+
+    instances: Annotated[Count | None, Doc("sessions that run at once; none: the cores divided by their threads")] = (
+        None
+    )
+    batch_sizes: Annotated[
+        tuple[Count, ...], Doc("rows that a run may have, others are padded; none: powers of two up to 8 or ``batch``")
+    ] = ()
+    queue_rows: Annotated[Count, Doc("rows that may wait")] = 1024
+    queue_bytes: Annotated[Count, Doc("bytes of inputs that may wait")] = 256 << 20
+    concurrency: Annotated[Count, Doc("requests that may be in the service at once")] = 4096
+    objective_ms: Annotated[
+        Milliseconds | None, Doc("time in which an answer is wanted: batches wait for it, admission refuses by it")
+    ] = None
+    timeout_ms: Annotated[Milliseconds | None, Doc("time after which an answer is of no use")] = None
+    run_limit_ms: Annotated[Milliseconds, Doc("time after which a run counts as hung")] = 30_000.0
+    isolation: Annotated[
+        Literal["thread", "process"], Doc("where sessions run: in the server's process, or each in its own")
+    ] = "thread"
+    slot_bytes: Annotated[
+        Count | None, Doc("bytes of shared memory for a run's inputs or outputs; none: from the signature")
+    ] = None
+    priority: Annotated[Count, Doc("priority of requests that name none; 1 is the highest")] = 8
+    max_change: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Doc("largest change of the answers from the version before; none: any")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +79,7 @@ class Deployment:
     classes: list[str] | None = None
     claims: dict[str, Json] = field(default_factory=dict)
     """What was certified: speed-up and drop with their intervals."""
+    serving: Serving = field(default_factory=Serving)
 
 
 def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:
@@ -83,10 +121,7 @@ def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
     Raises:
         StoreError: a file is missing or damaged, or the model is another than the deployment names.
     """
-    try:
-        deployment = msgspec.toml.decode(path.read_bytes(), type=Deployment)
-    except (OSError, msgspec.DecodeError) as error:
-        raise StoreError(f"{path} is no deployment that can be read: {error}") from error
+    deployment = parse_deployment(path)
     artifact = read_artifact(path.parent / MODEL)
     if artifact.digest != deployment.artifact:
         raise StoreError(
@@ -94,6 +129,20 @@ def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
         )
     Store(path.parent).verify(artifact)
     return deployment, artifact
+
+
+def parse_deployment(path: Path) -> Deployment:
+    """Read the TOML file alone; the model's files are not looked at.
+
+    Raises:
+        StoreError: it cannot be read, or is no deployment.
+    """
+    try:
+        plain = msgspec.toml.decode(path.read_bytes())
+        build(Serving, plain.get("serving", {}), name="serving")  # an unknown field must not pass for a default
+        return msgspec.convert(plain, Deployment)
+    except (OSError, msgspec.DecodeError, UsageError) as error:
+        raise StoreError(f"{path} is no deployment that can be read: {error}") from error
 
 
 def _without_none(value: Mapping[str, Json]) -> dict[str, Json]:

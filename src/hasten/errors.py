@@ -6,7 +6,9 @@ HastenError
 ├── Unsupported           this pass or engine cannot take this model: an outcome in search, not a crash
 ├── BuildFailed           cause chained, step named: ChildCrashed  ChildHung  OutOfMemory
 ├── Untrusted             too noisy or not finite: says which number and by how much
-└── StoreError            what is on disk is not what its manifest says, or cannot be written
+├── StoreError            what is on disk is not what its manifest says, or cannot be written
+└── ServeError            a request has no answer: BadRequest  TooLarge  NotAllowed  ModelNotFound  ModelNotReady
+                          Overloaded  DeadlineExceeded  Cancelled  ServerFault
 """
 
 from __future__ import annotations
@@ -89,3 +91,69 @@ class Untrusted(HastenError):
 
 class StoreError(HastenError):
     """The store cannot be read or written, or holds something else than its manifest says."""
+
+
+class ServeError(HastenError):
+    """A request that gets no answer. Transports have one table of codes for these classes."""
+
+    reason: str = "error"
+    """A word for metrics and clients, the same for every error of the class unless told."""
+
+
+class BadRequest(ServeError):
+    """The request is malformed, or does not fit the model's signature."""
+
+    reason = "bad_request"
+
+
+class TooLarge(ServeError):
+    """The request is over a size limit; nothing of that size was allocated."""
+
+    reason = "too_large"
+
+
+class NotAllowed(ServeError):
+    """No key, or a wrong one."""
+
+    reason = "not_allowed"
+
+
+class ModelNotFound(ServeError):
+    """The server has no such model, or not that version."""
+
+    reason = "model_not_found"
+
+
+class ModelNotReady(ServeError):
+    """The model is known, but is loading, draining or has failed."""
+
+    reason = "model_not_ready"
+
+
+class Overloaded(ServeError):
+    """The request would wait too long, or a queue is full; come again in ``retry_after_s``."""
+
+    reason = "overloaded"
+
+    def __init__(self, message: str, *, reason: str = "overloaded", retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServeError):
+    """Its time was over before it was answered."""
+
+    reason = "deadline_exceeded"
+
+
+class Cancelled(ServeError):
+    """The client has left, or withdrew the request."""
+
+    reason = "cancelled"
+
+
+class ServerFault(ServeError):
+    """A fault on our side: a worker that died, an answer that is not finite where it must be."""
+
+    reason = "server_fault"

@@ -327,7 +327,7 @@ _to_parent: IO[bytes] | None = None
 def _serve(request_fd: int, reply_fd: int) -> None:
     """Run in the child: answer calls until the parent closes its end."""
     global _to_parent
-    _die_with_parent()
+    die_with_parent()
     requests, replies = os.fdopen(request_fd, "rb", buffering=0), os.fdopen(reply_fd, "wb")
     _to_parent = replies
     owner: Any = None
@@ -356,7 +356,7 @@ def _make(start: Mapping[str, Any]) -> Any:
     return _resolve(start["target"])(**start["settings"])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, so that a killed search leaves nothing behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -27,6 +27,7 @@ VERBS = {
     "measure": "Time a model in one engine, or in several side by side.",
     "apply": "Apply passes to a model and write the changed model.",
     "import": "Bring a model into the store, checked.",
+    "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""

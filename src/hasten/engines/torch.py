@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from msgspec import Meta
 
 from hasten.artifact import Artifact, hash_file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import version_converter
 from onnx.inliner import inline_local_functions
 

@@ -59,7 +59,7 @@ def tune(evaluate: Callable[[Knobs], float], *, tries: int, seed: int = 0) -> Tu
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS))
     usual = Knobs()
     study.enqueue_trial({"lr": usual.lr, "temperature": usual.temperature, "alpha": usual.alpha})
-    space = {
+    space: dict[str, optuna.distributions.BaseDistribution] = {
         "lr": optuna.distributions.FloatDistribution(*LR, log=True),
         "temperature": optuna.distributions.FloatDistribution(*TEMPERATURE, log=True),
         "alpha": optuna.distributions.FloatDistribution(*ALPHA),

@@ -149,9 +149,9 @@ def _computable(x: Tensor) -> contextlib.AbstractContextManager[object]:
     Weights and states are float32 there, as autocast casts only what an operator is called with.
     """
     mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if mixed and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.autocast("cpu", enabled=False)
-    return contextlib.nullcontext()
+    missing = mixed and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    plain: contextlib.AbstractContextManager[object] = torch.autocast("cpu", enabled=False)
+    return plain if missing else contextlib.nullcontext()
 
 
 def _started(

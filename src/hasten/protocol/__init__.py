@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: messages and codecs, one definition for server, client and load generator."""

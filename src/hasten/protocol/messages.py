@@ -1,0 +1,128 @@
+"""The protocol's messages as values: what codecs read and write, and what a service takes and gives.
+
+A tensor's data is an array in row-major order, a view of the body it came in where that is possible; BYTES are object
+arrays of ``bytes``. Nothing here knows HTTP, gRPC or JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hasten.tensors import DTYPES, Array
+
+Parameter = bool | int | float | str
+Parameters = Mapping[str, Parameter]
+
+DATATYPES: dict[str, str] = {
+    "BOOL": "bool",
+    **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
+    "FP16": "float16",
+    "BF16": "bfloat16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BYTES": "string",
+}
+"""The protocol's name of a datatype -> ours (a key of ``hasten.tensors.DTYPES``)."""
+
+NAMES: dict[str, str] = {ours: theirs for theirs, ours in DATATYPES.items()}
+"""The reverse of ``DATATYPES``."""
+
+ITEM_BYTES: dict[str, int] = {name: DTYPES[ours].itemsize for name, ours in DATATYPES.items() if name != "BYTES"}
+"""Bytes of one element; BYTES has no fixed size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """A named tensor of a request or a response. ``data`` has ``shape`` and the dtype of ``datatype``."""
+
+    name: str
+    datatype: str
+    """A key of ``DATATYPES``."""
+    data: Array
+    parameters: Parameters = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of its axes."""
+        return self.data.shape
+
+    @classmethod
+    def of(cls, name: str, data: Array, parameters: Parameters | None = None) -> Tensor:
+        """Make a tensor of an array: its datatype follows from the dtype. Text becomes BYTES, in UTF-8."""
+        if data.dtype.kind in "SU" or data.dtype == object:
+            flat = [item if isinstance(item, bytes) else str(item).encode() for item in data.ravel().tolist()]
+            held = np.empty(len(flat), object)
+            held[:] = flat
+            data, datatype = held.reshape(data.shape), "BYTES"
+        else:
+            datatype = NAMES[data.dtype.name]
+        return cls(name=name, datatype=datatype, data=data, parameters=parameters or {})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestedOutput:
+    """An output that a client asks for. ``binary``: as bytes behind the JSON; None: as the request says for all."""
+
+    name: str
+    binary: bool | None = None
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferRequest:
+    """One inference request. Rows are axis 0 of the inputs."""
+
+    model: str
+    inputs: tuple[Tensor, ...]
+    version: str | None = None
+    id: str = ""
+    outputs: tuple[RequestedOutput, ...] = ()
+    """None given: all."""
+    parameters: Parameters = field(default_factory=dict)
+    priority: int = 0
+    """1 is the highest; 0: the deployment's usual one."""
+    timeout_us: int = 0
+    """Microseconds after its arrival from which its answer is of no use; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferResponse:
+    """The answer to one request."""
+
+    model: str
+    version: str
+    outputs: tuple[Tensor, ...]
+    id: str = ""
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorMetadata:
+    """What a model takes or gives: a name, a datatype, and a shape in which -1 is any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelMetadata:
+    """What a client may know of a model."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerMetadata:
+    """What a client may know of a server."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]

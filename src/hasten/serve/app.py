@@ -1,0 +1,232 @@
+"""The server as a process: load and warm, then listen, serve, and end without losing a request.
+
+SIGTERM or SIGINT: readiness turns 503 at once, requests are still taken for ``drain_s``, then the ports close, what
+is in work is finished, and the process ends with 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+from typing import IO, Literal
+
+import uvloop
+
+from hasten.errors import BadInput, InvalidSetting, ModelNotReady, StoreError
+from hasten.serve.access import AccessLog
+from hasten.serve.asgi import AsgiListener
+from hasten.serve.grpc_fast import FastGrpcListener
+from hasten.serve.grpc_library import GrpcListener
+from hasten.serve.http1 import Http1Server
+from hasten.serve.keys import Keys, read_keys
+from hasten.serve.limits import Limits
+from hasten.serve.listen import HttpListener, Listener, tls_context
+from hasten.serve.repository import open_repository
+from hasten.serve.rest import Rest
+from hasten.serve.service import Service
+from hasten.serve.worker import SWITCH_INTERVAL_S
+
+logger = logging.getLogger(__name__)
+
+Transport = Literal["fast", "library"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """How to serve: where to listen, by which transport, and within which bounds."""
+
+    host: str = "127.0.0.1"
+    """Loopback unless told: who opens a server to others says so."""
+    port: int = 8000
+    """Of HTTP. 0: any free one."""
+    grpc_port: int | None = 8001
+    """Of gRPC. 0: any free one; None: no gRPC."""
+    transport: Transport = "fast"
+    """HTTP and gRPC straight on asyncio, or through uvicorn and grpcio."""
+    limits: Limits = field(default_factory=Limits)
+    drain_s: float = 5.0
+    """How long requests are still taken after the first signal."""
+    finish_s: float = 30.0
+    """How long what is in work may take after that."""
+    api_keys: Path | None = None
+    """A file of keys, one a line. None: nobody needs one."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    watch_s: float | None = None
+    """How often to look whether the repository has changed. None: only when it is told to."""
+    reuse_port: bool = False
+    """Let another server listen on the same port."""
+    access_log: Path | None = None
+    """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """A server that answers: its addresses, and its service."""
+
+    http: str
+    grpc: str | None
+    service: Service
+
+
+Announce = Callable[[Open], None]
+
+
+def serve(path: Path, listening: Listening, announce: Announce) -> bool:
+    """Serve a deployment or a repository until a signal says otherwise. ``announce`` is called once the ports answer.
+
+    Returns:
+        True where every request was finished; False after a second signal, or where the time was over.
+
+    Raises:
+        StoreError: what ``path`` names cannot be read. ModelNotReady: no model could be loaded, and why.
+        BadInput: a port is taken; a key or certificate file cannot be used.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return uvloop.run(_serve(path, listening, announce))
+
+
+async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
+    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
+    service = Service(open_repository(path))
+    with contextlib.ExitStack() as stack:
+        stop, now = _signals(stack)
+        listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
+        try:
+            await _start(service)
+            for listener in listeners:
+                await listener.open()
+            if not stop.is_set():
+                announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
+            watching = None if listening.watch_s is None else asyncio.create_task(_watch(service, listening.watch_s))
+            await stop.wait()
+            if watching is not None:
+                watching.cancel()
+            return await _finish(service, listeners, listening, now)
+        finally:
+            for listener in listeners:
+                listener.abort()
+            await service.stop(0.0)
+
+
+def make_listeners(
+    service: Service, listening: Listening, *, keys: Keys | None, access: AccessLog | None
+) -> tuple[Listener, ...]:
+    """Make the transports of a service, closed: HTTP first, then gRPC where it is asked for.
+
+    Raises:
+        BadInput: the certificate or its key cannot be used. InvalidSetting: one without the other.
+    """
+    if (listening.tls_cert is None) != (listening.tls_key is None):
+        raise InvalidSetting("TLS takes both --tls-cert and --tls-key")
+    pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
+    tls = None if pair is None else tls_context(*pair, speaks="http/1.1")
+    rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
+    http: Listener
+    if listening.transport == "library":
+        http = AsgiListener(rest, listening.limits, host=listening.host, port=listening.port, tls=tls)
+    else:
+        clock_s = asyncio.get_running_loop().time
+        log = None if access is None else access.log
+        server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log)
+        http = HttpListener(
+            server, listening.host, listening.port, tls=tls, reuse_port=listening.reuse_port, access=access
+        )
+    if listening.grpc_port is None:
+        return (http,)
+    if listening.transport == "fast":
+        tls = None if pair is None else tls_context(*pair, speaks="h2")
+        place = (listening.host, listening.grpc_port)
+        return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
+    grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
+    return http, grpc
+
+
+async def _start(service: Service) -> None:
+    """Load every model; go on where some failed, since the index tells which, but not where all did."""
+    await service.start()
+    states = service.index()
+    if not any(state["state"] == "READY" for state in states):
+        reasons = "; ".join(f"{state['name']}: {state['reason']}" for state in states)
+        raise ModelNotReady(f"no model could be loaded: {reasons or 'the repository is empty'}")
+
+
+async def _finish(service: Service, listeners: Sequence[Listener], listening: Listening, now: asyncio.Event) -> bool:
+    """Drain, close, finish. A second signal cuts it short."""
+
+    async def orderly() -> bool:
+        service.drain()
+        for listener in listeners:
+            listener.drain()
+        await asyncio.sleep(listening.drain_s)
+        await asyncio.gather(*(listener.close(listening.finish_s) for listener in listeners))
+        return await service.stop(listening.finish_s)
+
+    work = asyncio.create_task(orderly())
+    hurry = asyncio.create_task(now.wait())
+    await asyncio.wait({work, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if work.done():
+        return work.result()
+    work.cancel()
+    return False
+
+
+async def _watch(service: Service, every_s: float) -> None:
+    """Follow the repository until cancelled; while it cannot be read, what is loaded goes on."""
+    while True:
+        try:
+            await service.follow(every_s)
+        except StoreError as error:
+            logger.warning("the repository is not followed: %s", error)
+
+
+def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]:
+    """Give two events: the first signal sets the first, the second signal the second."""
+    loop = asyncio.get_running_loop()
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def arrived() -> None:
+        (now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, arrived)
+        stack.callback(loop.remove_signal_handler, number)
+    return stop, now
+
+
+def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog | None:
+    if listening.access_log is None:
+        return None
+    stream: IO[bytes] = sys.stdout.buffer
+    if str(listening.access_log) != "-":
+        try:
+            stream = stack.enter_context(listening.access_log.open("ab"))
+        except OSError as error:
+            raise BadInput(f"the access log {listening.access_log} cannot be written: {error}") from error
+    return AccessLog(stream, time_s=time)
+
+
+@contextlib.asynccontextmanager
+async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
+    """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
+    service = Service(open_repository(path))
+    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
+    listeners = make_listeners(service, listening, keys=keys, access=None)
+    try:
+        await _start(service)
+        for listener in listeners:
+            await listener.open()
+        yield Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service)
+        await asyncio.gather(*(listener.close(listening.finish_s) for listener in listeners))
+    finally:
+        for listener in listeners:
+            listener.abort()
+        await service.stop(0.0)

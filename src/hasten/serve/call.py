@@ -1,0 +1,97 @@
+"""One request on its way through a model: its pieces in the queue, and the parts of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from hasten.errors import Cancelled, ServeError
+from hasten.protocol.messages import InferRequest
+from hasten.serve.batching import Entry
+from hasten.serve.intake import TakenIn
+from hasten.serve.joining import cut, glue
+from hasten.serve.runner import Outputs
+from hasten.serve.ticket import Done, Marks
+from hasten.tensors import Feed
+
+Finish = Callable[["Call", Outputs | ServeError], None]
+
+
+class Piece(Entry):
+    """The rows of a call that wait together; ``index`` is its place in the call."""
+
+    __slots__ = ("call", "index")
+
+    def __init__(
+        self, call: Call, index: int, *, feed: Feed, rows: int, key: Hashable, n_bytes: int | None = None
+    ) -> None:
+        super().__init__(feed, rows, key=key, arrived_ns=call.marks.ns[2], priority=call.priority, n_bytes=n_bytes)
+        self.call = call
+        self.index = index
+
+
+class Call:
+    """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone."""
+
+    __slots__ = (
+        *("_finish", "_left", "_parts", "done", "marks", "over"),
+        *("pieces", "priority", "request", "rows", "withdraw"),
+    )
+
+    def __init__(self, request: InferRequest, marks: Marks, *, done: Done, priority: int, finish: Finish) -> None:
+        self.request = request
+        self.marks = marks
+        self.done = done
+        self.priority = priority
+        self.rows = 0
+        self.pieces: tuple[Piece, ...] = ()
+        self.over = False
+        self.withdraw: Callable[[Call], None] | None = None
+        """Told once when the client has left: takes the pieces out of the queue."""
+        self._finish = finish
+        self._parts: list[Outputs] = []
+        self._left = 0
+
+    def divide(self, taken: TakenIn, largest: int) -> None:
+        """Make the pieces: one, unless there are more rows than a run may have."""
+        self.rows = rows = taken.rows
+        if rows <= largest:
+            self.pieces = (Piece(self, 0, feed=taken.feed, rows=rows, key=taken.key, n_bytes=taken.n_bytes),)
+            self._left = 1
+            return
+        cuts = cut(taken.feed, rows, largest)
+        self.pieces = tuple([Piece(self, i, feed=part, rows=n, key=taken.key) for i, (part, n) in enumerate(cuts)])
+        self._parts = [{} for _ in cuts]
+        self._left = len(cuts)
+
+    def part(self, index: int, outputs: Outputs) -> None:
+        """Take the outputs of a piece; the last one ends the call."""
+        if self.over:
+            return
+        self._left -= 1
+        if not self._parts:
+            self._end(outputs)
+            return
+        self._parts[index] = outputs
+        if not self._left:
+            self._end(glue(self._parts))
+
+    def fail(self, error: ServeError) -> None:
+        """End without an answer; what still waits is withdrawn."""
+        if self.over:
+            return
+        if self.withdraw is not None and len(self.pieces) > 1:
+            self.withdraw(self)
+        self._end(error)
+
+    def cancel(self) -> None:
+        """The client has left: ``done`` is not called any more."""
+        if self.over:
+            return
+        self.over = True
+        if self.withdraw is not None:
+            self.withdraw(self)
+        self._finish(self, Cancelled("the client has left"))
+
+    def _end(self, outcome: Outputs | ServeError) -> None:
+        self.over = True
+        self._finish(self, outcome)

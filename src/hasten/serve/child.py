@@ -1,0 +1,332 @@
+"""A session in a child process: tensors in memory that both share, a few bytes over a pipe for each run, no pickle.
+
+The slot is an anonymous file (memfd) that both map: inputs in its first part, outputs in the second, each sized from
+the signature. A run writes its inputs there once, sends where they lie, and waits for where the outputs lie; these are
+copied out, since the next run takes the slot again. ``hasten.isolation.Child`` sends arrays through its pipe and looks
+at the child's memory for each call: right for builds, too slow for requests of microseconds.
+
+A descriptor is its length (4 bytes, little-endian), then MessagePack.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hasten import registry
+from hasten.artifact import Artifact
+from hasten.deployment import Deployment
+from hasten.engine import Engine
+from hasten.errors import BuildFailed, ChildCrashed, HastenError, Unsupported
+from hasten.isolation import die_with_parent
+from hasten.plan import Part, load_part
+from hasten.store import read_artifact
+from hasten.tensors import DTYPES, Array, Feed, TensorSpec
+
+ALIGN = 64
+"""Bytes at whose multiples arrays begin: a cache line."""
+
+OPEN_SLOT_BYTES = 64 << 20
+"""Size of a slot's part where open axes leave it untold; its memory is taken only as far as it is written."""
+
+START_S = 120.0
+"""How long a child may take to load its model."""
+
+LONGEST_BYTES = 1 << 20
+"""A longer descriptor is none."""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a child is told first."""
+
+    model: str
+    engine: str
+    settings: dict[str, Any]
+    input_bytes: int
+    output_bytes: int
+    plugins: list[tuple[registry.Kind, str, registry.Entry]]
+
+
+class Where(msgspec.Struct, frozen=True, array_like=True):
+    """Where an array lies in its part of the slot."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a run gave: where the outputs lie, or why there are none."""
+
+    outputs: list[Where] = []
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """One part of the slot: memory in which arrays are laid one after the other."""
+
+    buffer: memoryview
+
+    def array(self, where: Where) -> Array:
+        """Give an array as a view."""
+        dtype = DTYPES[where.dtype]
+        count = math.prod(where.shape)
+        return np.frombuffer(self.buffer, dtype, count=count, offset=where.offset).reshape(where.shape)
+
+    def place(self, name: str, shape: tuple[int, ...], *, dtype: str, after: int) -> Where:
+        """Find room behind ``after``.
+
+        Raises:
+            BuildFailed: there is not enough.
+        """
+        offset = -(-after // ALIGN) * ALIGN
+        needed = offset + math.prod(shape) * DTYPES[dtype].itemsize
+        if needed > len(self.buffer):
+            raise BuildFailed(
+                "shared memory", f"{name!r} of shape {list(shape)} needs {needed} bytes; raise serving.slot_bytes"
+            )
+        return Where(name, dtype, shape, offset)
+
+    def end(self, where: Where) -> int:
+        """Give the offset behind an array."""
+        return where.offset + math.prod(where.shape) * DTYPES[where.dtype].itemsize
+
+
+def part_bytes(specs: tuple[TensorSpec, ...], *, rows: int, told: int | None) -> int:
+    """Give the size of a part that holds ``specs`` with ``rows`` on their first axis.
+
+    Raises:
+        Unsupported: a tensor holds text, which has no fixed size.
+    """
+    for spec in specs:
+        if spec.dtype == "string":
+            raise Unsupported("isolation", f"{spec.name!r} holds text, which has no fixed size; use isolation 'thread'")
+    if told is not None:
+        return told
+    if any(isinstance(dim, str) for spec in specs for dim in spec.shape[1:]):
+        return OPEN_SLOT_BYTES
+    shapes = [
+        (spec, (rows if isinstance(spec.shape[0], str) else spec.shape[0], *spec.shape[1:]))
+        for spec in specs
+        if spec.shape
+    ]
+    sizes = [math.prod(d for d in shape if isinstance(d, int)) * DTYPES[spec.dtype].itemsize for spec, shape in shapes]
+    return sum(-(-size // ALIGN) * ALIGN for size in sizes) + ALIGN * len(specs)
+
+
+def input_bytes(deployment: Deployment, artifact: Artifact, largest: int) -> int:
+    """Give the size of a slot's first part. Raises Unsupported, as ``part_bytes`` does."""
+    return part_bytes(artifact.signature.inputs, rows=largest, told=deployment.serving.slot_bytes)
+
+
+class ChildRunner:
+    """A session in a process of its own. Start it with ``start``; the thread that does must outlive it."""
+
+    copies = True
+
+    def __init__(self, process: subprocess.Popen[bytes], pipes: tuple[int, int], slot: tuple[Region, Region]) -> None:
+        self._process = process
+        self._to_child, self._from_child = pipes
+        self._inputs, self._outputs = slot
+        self._placed: dict[str, tuple[Where, Array]] = {}
+        self._end = 0
+
+    @classmethod
+    def start(cls, deployment: Deployment, artifact: Artifact, *, largest: int) -> ChildRunner:
+        """Start a process and load the model there.
+
+        Raises:
+            Unsupported: its tensors cannot be shared. ChildCrashed: it did not come up. BuildFailed: it says why.
+        """
+        outputs = part_bytes(artifact.signature.outputs, rows=largest, told=deployment.serving.slot_bytes)
+        sizes = [input_bytes(deployment, artifact, largest), outputs]
+        memory = os.memfd_create("hasten-slot")
+        os.ftruncate(memory, sum(sizes))
+        (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hasten.serve.child", str(to_read), str(from_write), str(memory)],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=(to_read, from_write, memory),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,
+        )
+        slot = _mapped(memory, *sizes)
+        for fd in (to_read, from_write, memory):
+            os.close(fd)
+        runner = cls(process, (to_write, from_read), slot)
+        start = Start(
+            model=str(artifact.folder.resolve()),
+            engine=deployment.engine,
+            settings=deployment.settings,
+            input_bytes=sizes[0],
+            output_bytes=sizes[1],
+            plugins=registry.registered(),
+        )
+        try:
+            runner._ask(msgspec.msgpack.encode(start), START_S)
+        except HastenError:
+            runner.close()
+            raise
+        return runner
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        """Give an input's place in the slot. Raises BuildFailed where it does not fit."""
+        if name in self._placed:
+            self._forget()
+        where = self._inputs.place(name, shape, dtype=dtype.name, after=self._end)
+        self._end = self._inputs.end(where)
+        array = self._inputs.array(where)
+        self._placed[name] = where, array
+        return array
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Run once in the child. Inputs that do not lie in the slot yet are copied there.
+
+        Raises:
+            ChildCrashed: it died. BuildFailed: what its session raised.
+        """
+        if any(name not in self._placed or self._placed[name][1] is not array for name, array in feed.items()):
+            self._forget()
+            for name, array in feed.items():
+                self.buffer(name, array.shape, array.dtype)[...] = array
+        answer = self._ask(msgspec.msgpack.encode([where for where, _ in self._placed.values()]), None)
+        self._forget()
+        return {where.name: self._outputs.array(where).copy() for where in answer.outputs}
+
+    def alive(self) -> bool:
+        """Say whether the child can be asked: it has not closed its pipe. From any thread."""
+        return self._to_child >= 0 and not _events(self._from_child, 0.0) & ~select.POLLIN
+
+    def kill(self) -> None:
+        """Kill the child: a run in it ends with ``ChildCrashed``."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the child. Closing twice is fine."""
+        if self._to_child >= 0:
+            pipes = self._to_child, self._from_child
+            self._to_child = self._from_child = -1  # first: nobody may ask a number that is another file's by then
+            self._process.kill()
+            self._process.wait()
+            for fd in pipes:
+                os.close(fd)
+
+    def _forget(self) -> None:
+        self._placed = {}
+        self._end = 0
+
+    def _ask(self, message: bytes, timeout_s: float | None) -> Answer:
+        try:
+            _send(self._to_child, message)
+            if timeout_s is not None and not _events(self._from_child, timeout_s):
+                self.kill()
+            reply = _receive(self._from_child)
+        except OSError as error:
+            raise ChildCrashed("worker", f"its pipe broke: {error.strerror or error}") from error
+        if reply is None:
+            code = self._process.wait()
+            how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            raise ChildCrashed("worker", f"its process {how}")
+        answer = msgspec.msgpack.decode(reply, type=Answer)
+        if answer.error is not None:
+            raise BuildFailed("worker", answer.error)
+        return answer
+
+
+def _events(fd: int, timeout_s: float) -> int:
+    """Wait for something to read, or for the other side to close; 0 where neither came. Poll objects are not shared."""
+    ears = select.poll()
+    ears.register(fd, select.POLLIN)
+    return sum(event for _, event in ears.poll(timeout_s * 1000))
+
+
+def _mapped(memory: int, input_bytes: int, output_bytes: int) -> tuple[Region, Region]:
+    whole = memoryview(mmap.mmap(memory, input_bytes + output_bytes))
+    return Region(whole[:input_bytes]), Region(whole[input_bytes:])
+
+
+def _send(fd: int, message: bytes) -> None:
+    left = memoryview(len(message).to_bytes(4, "little") + message)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _receive(fd: int) -> bytes | None:
+    """Read one descriptor, or None where the other side has closed."""
+    data = b""
+    needed = 4
+    while len(data) < needed:
+        got = os.read(fd, 65536)
+        if not got:
+            return None
+        data += got
+        if len(data) >= 4:
+            needed = 4 + int.from_bytes(data[:4], "little")
+            if needed > LONGEST_BYTES:
+                raise OSError(f"a descriptor of {needed} bytes")
+    return data[4:needed]
+
+
+def _serve(requests: int, replies: int, memory: int) -> None:
+    """Run in the child: load the model, then run what is asked until the parent closes its end."""
+    die_with_parent()
+    first = _receive(requests)
+    if first is None:
+        return
+    start = msgspec.msgpack.decode(first, type=Start)
+    for kind, name, entry in start.plugins:
+        registry.register(kind, name, entry)
+    inputs, outputs = _mapped(memory, start.input_bytes, start.output_bytes)
+    try:
+        engine: Engine = load_part("engine", Part(start.engine, start.settings))
+        session = engine.open(read_artifact(Path(start.model)))
+    except HastenError as error:
+        _send(replies, msgspec.msgpack.encode(Answer(error=str(error))))
+        return
+    _send(replies, msgspec.msgpack.encode(Answer()))
+    while (message := _receive(requests)) is not None:
+        places = msgspec.msgpack.decode(message, type=list[Where])
+        feed = {where.name: inputs.array(where) for where in places}
+        try:
+            answer = Answer(outputs=_written(session.run(feed), outputs))
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in's session raises is told to the parent
+            text = " ".join(str(error).split())[:2000]
+            answer = Answer(error=text if isinstance(error, HastenError) else f"{type(error).__name__}: {text}")
+        _send(replies, msgspec.msgpack.encode(answer))
+
+
+def _written(results: Mapping[str, Array], part: Region) -> list[Where]:
+    places, end = [], 0
+    for name, array in results.items():
+        where = part.place(name, array.shape, dtype=array.dtype.name, after=end)
+        part.array(where)[...] = array
+        places.append(where)
+        end = part.end(where)
+    return places
+
+
+if __name__ == "__main__":
+    # The module must be ``hasten.serve.child`` for those who import it, not a second copy called ``__main__``.
+    from hasten.serve.child import _serve as serve
+
+    serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,99 @@
+"""The unary calls of ``inference.GRPCInferenceService`` but ModelInfer: bytes in, bytes out, over any transport."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from hasten.protocol import grpc as codec
+from hasten.serve.grpc_side import parse
+from hasten.serve.service import Service
+
+SERVICE = "inference.GRPCInferenceService"
+
+Answer = Callable[[Service, Any], "Message | Awaitable[Message]"]
+
+
+def _new(kind: str, /, **fields: Any) -> Message:
+    return codec.message(kind)(**fields)
+
+
+def _version(asked: Any) -> str | None:
+    return asked.version or None
+
+
+def _server_metadata(service: Service, asked: Any) -> Message:
+    known = service.metadata()
+    return _new("ServerMetadataResponse", name=known.name, version=known.version, extensions=known.extensions)
+
+
+def _model_metadata(service: Service, asked: Any) -> Message:
+    known = service.model_metadata(asked.name, _version(asked))
+    inputs, outputs = (
+        [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
+        for specs in (known.inputs, known.outputs)
+    )
+    of_model = {"name": known.name, "versions": known.versions, "platform": known.platform}
+    return _new("ModelMetadataResponse", **of_model, inputs=inputs, outputs=outputs)
+
+
+def _config(service: Service, asked: Any) -> Message:
+    made = _new("ModelConfigResponse")
+    known = {"config": service.config(asked.name, _version(asked))}
+    return json_format.ParseDict(known, made, ignore_unknown_fields=True)
+
+
+def _statistics(service: Service, asked: Any) -> Message:
+    made = _new("ModelStatisticsResponse")
+    known = service.statistics(asked.name or None, _version(asked))
+    return json_format.ParseDict(known, made, ignore_unknown_fields=True)
+
+
+def _index(service: Service, asked: Any) -> Message:
+    return _new("RepositoryIndexResponse", models=service.index(ready=asked.ready))
+
+
+async def _load(service: Service, asked: Any) -> Message:
+    await service.load(asked.model_name)
+    return _new("RepositoryModelLoadResponse")
+
+
+async def _unload(service: Service, asked: Any) -> Message:
+    await service.unload(asked.model_name)
+    return _new("RepositoryModelUnloadResponse")
+
+
+CALLS: dict[str, Answer] = {
+    "ServerLive": lambda service, asked: _new("ServerLiveResponse", live=service.live()),
+    "ServerReady": lambda service, asked: _new("ServerReadyResponse", ready=service.ready()),
+    "ModelReady": lambda service, asked: _new(
+        "ModelReadyResponse", ready=service.model_ready(asked.name, _version(asked))
+    ),
+    "ServerMetadata": _server_metadata,
+    "ModelMetadata": _model_metadata,
+    "ModelConfig": _config,
+    "ModelStatistics": _statistics,
+    "RepositoryIndex": _index,
+    "RepositoryModelLoad": _load,
+    "RepositoryModelUnload": _unload,
+}
+"""What answers each call, by its name. Each raises ServeError."""
+
+OPEN_CALLS = ("ServerLive", "ServerReady")
+"""Calls that need no key: probes have none."""
+
+
+async def answer(service: Service, name: str, data: bytes) -> bytes:
+    """Answer a call of ``CALLS``.
+
+    Raises:
+        ServeError: the message is malformed, or the service refuses it.
+    """
+    asked = parse(codec.message(f"{name}Request"), data)
+    found = CALLS[name](service, asked)
+    made = found if isinstance(found, Message) else await found
+    done: bytes = made.SerializeToString()
+    return done

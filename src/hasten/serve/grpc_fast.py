@@ -1,0 +1,223 @@
+"""gRPC over hasten's own HTTP/2: inference in one call stack, the small calls as tasks, health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Coroutine
+from dataclasses import replace
+from functools import partial
+from time import perf_counter_ns
+from typing import Any
+
+from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
+from hasten.protocol import grpc as codec
+from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.serve import grpc_side as side
+from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
+from hasten.serve.http1 import TICK_S
+from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
+from hasten.serve.http2_stream import Call
+from hasten.serve.keys import Keys
+from hasten.serve.limits import Limits
+from hasten.serve.listen import BACKLOG, bind, url_of
+from hasten.serve.service import Service
+from hasten.serve.ticket import Marks
+
+INFER = f"/{SERVICE}/ModelInfer".encode()
+SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
+CHECK, WATCH = (f"/{side.HEALTH}/{name}".encode() for name in ("Check", "Watch"))
+REFLECT = {f"/{name}/ServerReflectionInfo".encode(): name.rpartition(".")[0] for name in side.REFLECTIONS}
+OPEN_PATHS = {CHECK, WATCH, *(path for path, name in SMALL.items() if name in OPEN_CALLS)}
+UNITS_US = {"H": 3.6e9, "M": 6e7, "S": 1e6, "m": 1e3, "u": 1.0, "n": 1e-3}
+WATCH_S = 1.0
+
+
+class Calls:
+    """The calls of one service: what an ``Http2Server`` tells of each."""
+
+    def __init__(self, service: Service, keys: Keys | None) -> None:
+        self._service = service
+        self._keys = keys
+        self._reflection = side.Reflection((codec.FILE, *side.FILES))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def opened(self, call: Call) -> None:
+        """Look at a call's headers: may it be made, and does it stream?"""
+        path = call.path
+        if path in REFLECT:
+            call.on_message = partial(self._reflect, call, REFLECT[path])
+        elif path != INFER and path not in SMALL and path not in (CHECK, WATCH):
+            call.fail(UNIMPLEMENTED, f"there is no call {path[:200].decode('latin-1')}")
+            return
+        if self._keys is not None and path not in OPEN_PATHS:
+            try:
+                self._keys.check(call.headers)
+            except ServeError as error:
+                fail(call, error)
+
+    def route(self, call: Call) -> None:
+        """Answer a unary call, now or later."""
+        try:
+            if call.path == INFER:
+                self._infer(call)
+            elif call.path == CHECK:
+                status = self._health(side.parse(side.HealthCheckRequest, call.message).service)
+                if status == side.SERVICE_UNKNOWN:
+                    raise ModelNotFound("the health of that service is not known here")
+                call.respond(side.health_reply(status))
+            elif call.path == WATCH:
+                self._later(call, self._watch(call, side.parse(side.HealthCheckRequest, call.message).service))
+            else:
+                self._later(call, self._small(call))
+        except ServeError as error:
+            fail(call, error)
+
+    def _infer(self, call: Call) -> None:
+        marks = Marks()
+        marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
+        wanted = _with_timeout(codec.decode_infer(call.message), call.headers.get(b"grpc-timeout"))
+        marks.ns[2] = perf_counter_ns()
+        ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
+        if call.trailers is None:  # a refusal is answered before submit returns
+            call.leave = ticket.cancel
+
+    def _answer(self, call: Call, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
+        if isinstance(result, ServeError):
+            fail(call, result)
+            return
+        try:
+            encoded = codec.encode_infer(result, wanted)
+        except ServeError as error:  # a tensor that cannot be told as it was asked for
+            fail(call, error)
+            return
+        marks.ns[8] = perf_counter_ns()
+        call.leave = None
+        call.sent = partial(self._sent, result, marks)
+        call.respond(encoded)
+
+    def _sent(self, response: InferResponse, marks: Marks) -> None:
+        marks.ns[9] = perf_counter_ns()
+        self._service.sent(response, marks)
+
+    async def _small(self, call: Call) -> None:
+        try:
+            call.respond(await answer(self._service, SMALL[call.path], call.message))
+        except ServeError as error:
+            fail(call, error)
+        except HastenError as error:  # a bundle that is damaged, an engine that is not installed
+            call.fail(INVALID_ARGUMENT, str(error))
+
+    def _health(self, name: str) -> int:
+        if name not in ("", SERVICE):
+            return side.SERVICE_UNKNOWN
+        return side.SERVING if self._service.ready() else side.NOT_SERVING
+
+    async def _watch(self, call: Call, name: str) -> None:
+        told = None
+        while call.connection is not None:
+            status = self._health(name)
+            if status != told:
+                call.send(side.health_reply(status))
+                told = status
+            await asyncio.sleep(WATCH_S)
+
+    def _reflect(self, call: Call, package: str, message: bytes) -> None:
+        try:
+            call.send(self._reflection.answer(package, message))
+        except ServeError as error:
+            fail(call, error)
+
+    def _later(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if call.path == WATCH:
+            call.leave = task.cancel  # type: ignore[assignment]  # whether it was still running is not asked
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        for task in self._tasks:
+            task.cancel()
+
+
+def fail(call: Call, error: ServeError) -> None:
+    """End a call with the status of an error, its reason, and when to come again."""
+    again_s = retry_after_s(error)
+    extra = {"reason": error.reason} | ({} if again_s is None else {"retry-after": str(again_s)})
+    call.fail(code_of(error).grpc, str(error), extra)
+
+
+def _with_timeout(request: InferRequest, text: bytes | None) -> InferRequest:
+    """Take the client's deadline over, where it is the earlier one. Raises BadRequest."""
+    if text is None:
+        return request
+    digits, unit = text[:-1], text[-1:].decode("latin-1")
+    if not digits.isdigit() or len(digits) > 8 or unit not in UNITS_US:
+        raise BadRequest(f"grpc-timeout is {text[:20].decode('latin-1')!r}, and must be digits and one of HMSmun")
+    timeout_us = max(1, int(int(digits) * UNITS_US[unit]))
+    if request.timeout_us and request.timeout_us <= timeout_us:
+        return request
+    return replace(request, timeout_us=timeout_us)
+
+
+class FastGrpcListener:
+    """The fast gRPC transport on a port."""
+
+    def __init__(
+        self, service: Service, limits: Limits, *, place: tuple[str, int], keys: Keys | None, tls: ssl.SSLContext | None
+    ) -> None:
+        self._calls = Calls(service, keys)
+        self._limits = limits
+        self._place = place
+        self._tls = tls
+        self._server: Http2Server | None = None
+        self._listening: asyncio.Server | None = None
+        self._ticks: asyncio.TimerHandle | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self._url
+
+    async def open(self) -> None:
+        """Bind and accept. Raises BadInput where the port is taken."""
+        loop = asyncio.get_running_loop()
+        calls = self._calls
+        self._server = Http2Server(opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time)
+        bound = bind(*self._place)
+        self._url = url_of("grpc", bound).removeprefix("grpc://")
+        self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
+        self._tick()
+
+    def drain(self) -> None:
+        """Nothing to say yet: calls are still taken, and GOAWAY follows when it closes."""
+
+    async def close(self, finish_s: float) -> None:
+        """Accept no more; connections close as their calls are answered, the rest are cut after ``finish_s``."""
+        if self._server is None or self._listening is None:
+            return
+        self._listening.close()
+        self._server.drain()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + finish_s
+        while self._server.connections and loop.time() < end_s:
+            await asyncio.sleep(0.01)  # connections end by themselves; this only looks
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut every connection and free the port."""
+        if self._listening is not None:
+            self._listening.close()
+        if self._server is not None:
+            self._server.abort()
+        if self._ticks is not None:
+            self._ticks.cancel()
+        self._calls.cancel()
+
+    def _tick(self) -> None:
+        if self._server is not None:
+            self._server.tick()
+        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)

@@ -1,0 +1,116 @@
+"""One HTTP/1.1 request as a route sees it, and its answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+logger = logging.getLogger(__name__)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+JSON = b"application/json"
+
+_STATUS_LINES = {
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\nContent-Type: ".encode() for status in HTTPStatus
+} | {499: b"HTTP/1.1 499 Client Closed Request\r\nContent-Type: "}
+
+
+class Replies(Protocol):
+    """A connection, as a request needs it."""
+
+    def replied(self, request: Request) -> None:
+        """Its reply is complete: write it when its turn comes."""
+
+
+class Request:
+    """A request that was read completely. ``respond`` is called once, on the event loop's thread.
+
+    ``leave`` is called where the client goes away before that; ``sent`` after the answer was handed to the socket.
+    """
+
+    __slots__ = (
+        "began_ns",
+        "body",
+        "connection",
+        "date",
+        "headers",
+        "keep_alive",
+        "leave",
+        "method",
+        "old",
+        "peer",
+        "received_ns",
+        "reply",
+        "reply_bytes",
+        "sent",
+        "status",
+        "target",
+    )
+
+    def __init__(self, connection: Replies, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        """As it came: path and query, percent-encoded."""
+        self.headers = headers
+        """Names in lower case; values of a repeated name joined by a comma."""
+        self.body: Buffer = b""
+        self.began_ns = 0
+        self.received_ns = 0
+        self.keep_alive = True
+        self.old = False
+        """HTTP/1.0: keep-alive must be said."""
+        self.peer = ""
+        self.date = b""
+        """The header Date as a whole line, where the transport does not write it itself."""
+        self.leave: Callable[[], None] | None = None
+        self.sent: Callable[[], None] | None = None
+        self.status = 0
+        self.reply: list[Buffer] | None = None
+        self.reply_bytes = 0
+
+    def respond(
+        self, status: int, body: Buffer | Sequence[Buffer] = b"", *, kind: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        """Answer: ``body`` is one buffer or several in order; ``extra`` holds whole header lines.
+
+        The buffers must not change any more. After the client has left, and a second time, this does nothing.
+        """
+        if self.reply is not None:
+            return
+        parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else list(body)
+        length = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+        connection = b"" if self.keep_alive and not self.old else _CONNECTION[self.keep_alive]
+        head = b"%b%b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
+            *(_STATUS_LINES[status], kind, length),
+            *(self.date, connection, extra),
+        )
+        self.status, self.reply_bytes = status, length
+        self.reply = [head] if self.method == b"HEAD" else [head, *parts]
+        self.connection.replied(self)
+
+    def refuse(self, status: int, text: str, extra: bytes = b"") -> None:
+        """Answer with an error, as JSON: ``{"error": text}``."""
+        self.respond(status, error_body(text), extra=extra)
+
+
+_CONNECTION = {True: b"Connection: keep-alive\r\n", False: b"Connection: close\r\n"}
+
+
+def pass_on(route: Callable[[Request], None], request: Request) -> None:
+    """Call a route; a defect of it is a 500, with the trace in the log."""
+    try:
+        route(request)
+    except Exception:
+        logger.exception("a route failed")
+        request.refuse(500, "the server has a defect; its log says more")
+
+
+def error_body(text: str) -> bytes:
+    """Give the JSON of an error."""
+    return msgspec.json.encode({"error": text})

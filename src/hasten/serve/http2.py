@@ -1,0 +1,527 @@
+"""HTTP/2 for gRPC, framed by hand on ``asyncio.Protocol``: one call stack per call, no tasks.
+
+Windows are kept both ways. A peer that floods (resets as in CVE-2023-44487, pings, settings, empty frames, window
+updates, continuations) uses up its credit, which calls that are answered and time give back, and is then told
+ENHANCE_YOUR_CALM. Header blocks are bounded before they are decoded, and messages before they are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from math import inf
+from time import perf_counter_ns
+
+from hasten.serve import http2_frames as h2
+from hasten.serve.http2_frames import Broken, Code
+from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
+from hasten.serve.http2_stream import OPENING, Call
+from hasten.serve.limits import Limits
+from hasten.serve.wheel import Wheel
+
+logger = logging.getLogger(__name__)
+
+Route = Callable[[Call], None]
+
+STREAMS = 256
+"""Calls of one connection at once."""
+FRAME_BYTES = 65_536
+STREAM_WINDOW = 2**20
+CONNECTION_WINDOW = 2**24
+CONTINUATIONS = 8
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 8, 12, 13, 14
+
+
+class Http2Server:
+    """The connections of one event loop, their bounds, and the routes of their calls.
+
+    ``opened`` is called with each call once its headers are there, and may set ``on_message``; ``route`` with each
+    unary call once its message is there.
+    """
+
+    def __init__(self, *, opened: Route, route: Route, limits: Limits, clock_s: Callable[[], float]) -> None:
+        self.opened = opened
+        self.route = route
+        self.limits = limits
+        self.clock_s = clock_s
+        self.connections: set[Connection] = set()
+        self.wheel: Wheel[Connection] = Wheel(0.5, clock_s())
+        self.calls = 0
+        self.buffered_bytes = 0
+
+    def protocol(self) -> Connection:
+        """Make the protocol of one connection."""
+        return Connection(self)
+
+    def tick(self) -> None:
+        """Time out what is due."""
+        for connection in self.wheel.advance(self.clock_s()):
+            connection.timed_out()
+
+    def drain(self) -> None:
+        """Tell every client to open no more calls here; those it has are answered."""
+        for connection in list(self.connections):
+            connection.drain()
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: Http2Server) -> None:
+        self.deadline_s = inf
+        self.slot = 0
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._blocks = HeaderBlocks(server.limits.header_bytes)
+        self._calls: dict[int, Call] = {}
+        self._rest = b""
+        self._greeted = False
+        self._last = 0
+        self._block: tuple[int, int, bytearray, int] | None = None
+        """A header block that goes on: stream, flags, bytes, continuations."""
+        self._receive_left = h2.FIRST_WINDOW
+        self._send_window = h2.FIRST_WINDOW
+        self._peer_window = h2.FIRST_WINDOW
+        self._peer_frame = h2.FIRST_FRAME_BYTES
+        self._credit = Credit(server.clock_s())
+        self._came_bytes = 0
+        self._looked_s = server.clock_s()
+        self._receiving = 0
+        """Unary calls whose message has not come whole."""
+        self._paused = False
+        self._draining = False
+        self._over = False
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet: our settings, and a window for bodies."""
+        server = self._server
+        self._transport = transport  # type: ignore[assignment]
+        if len(server.connections) >= server.limits.connections:
+            self._end(Code.ENHANCE_YOUR_CALM, "too many connections")
+            return
+        server.connections.add(self)
+        ours = {
+            h2.MAX_STREAMS_ID: STREAMS,
+            h2.WINDOW_ID: STREAM_WINDOW,
+            h2.FRAME_ID: FRAME_BYTES,
+            h2.LIST_ID: server.limits.header_bytes,
+        }
+        more = CONNECTION_WINDOW - self._receive_left
+        self._receive_left = CONNECTION_WINDOW
+        self._write(h2.settings(ours) + h2.window_update(0, more))
+        self._arm(server.limits.header_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and what it asked for with it."""
+        self._server.connections.discard(self)
+        self._server.wheel.forget(self)
+        self._transport, self._over = None, True
+        for call in list(self._calls.values()):
+            self._leave(call)
+
+    def eof_received(self) -> bool:
+        """A client that closes has left."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read: take nothing from it."""
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._arm(self._server.limits.write_s)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused = False
+        if self._transport is not None and not self._over:
+            self._transport.resume_reading()
+            for call in list(self._calls.values()):
+                if call.out or call.trailers is not None:
+                    self.pump(call)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take frames."""
+        if self._over:
+            return
+        self._came_bytes += len(data)
+        try:
+            self._frames(self._rest + data if self._rest else data)
+        except Broken as error:
+            self._end(error.code, str(error))
+        else:
+            self._watch()
+
+    # frames
+
+    def _frames(self, data: bytes) -> None:
+        at, end = 0, len(data)
+        if not self._greeted:
+            start = data[: len(h2.PREFACE)]
+            if not h2.PREFACE.startswith(start):
+                raise Broken(Code.PROTOCOL_ERROR, "this is no HTTP/2")
+            if len(start) < len(h2.PREFACE):
+                self._rest = data
+                return
+            self._greeted, at = True, len(h2.PREFACE)
+        view = memoryview(data)
+        while end - at >= h2.HEAD_BYTES and not self._over:
+            high, low, kind, flags, number = h2.HEAD.unpack_from(data, at)
+            length = high << 16 | low
+            if length > FRAME_BYTES:
+                raise Broken(Code.FRAME_SIZE_ERROR, f"a frame of {length} bytes; the limit is {FRAME_BYTES}")
+            if end - at - h2.HEAD_BYTES < length:
+                break
+            at += h2.HEAD_BYTES
+            if self._block is not None and kind != h2.CONTINUATION:
+                raise Broken(Code.PROTOCOL_ERROR, "a frame within a header block")
+            take = FRAMES.get(kind)
+            if take is None:
+                self._credit.pay(self._server.clock_s)
+            else:
+                take(self, flags, number & 0x7FFFFFFF, view[at : at + length])
+            at += length
+        self._rest = data[at:]
+
+    def _headers(self, flags: int, number: int, payload: memoryview) -> None:
+        payload = h2.unpadded(flags, payload)
+        if flags & h2.WITH_PRIORITY:
+            payload = payload[5:]
+        self._take_block(number, flags, bytearray(payload), 0)
+
+    def _continuation(self, flags: int, number: int, payload: memoryview) -> None:
+        if self._block is None or self._block[0] != number:
+            raise Broken(Code.PROTOCOL_ERROR, "a continuation of nothing")
+        _, first, block, count = self._block
+        block += payload
+        if count >= CONTINUATIONS:
+            raise Broken(Code.ENHANCE_YOUR_CALM, f"more than {CONTINUATIONS} continuations")
+        self._block = None
+        self._take_block(number, first | flags & h2.END_HEADERS, block, count + 1)
+
+    def _take_block(self, number: int, flags: int, block: bytearray, count: int) -> None:
+        if len(block) > self._server.limits.header_bytes:
+            raise Broken(Code.ENHANCE_YOUR_CALM, f"headers over {self._server.limits.header_bytes} bytes")
+        if not flags & h2.END_HEADERS:
+            self._block = (number, flags, block, count)
+            return
+        headers = self._blocks.decode(bytes(block))
+        if number % 2 == 0:
+            raise Broken(Code.PROTOCOL_ERROR, f"stream {number} is none of a client's")
+        if number <= self._last:
+            call = self._calls.get(number)
+            if call is None or call.ended:
+                self._credit.pay(self._server.clock_s)  # trailers of a call that we have ended
+            elif not flags & h2.END_STREAM:
+                raise Broken(Code.PROTOCOL_ERROR, "trailers that do not end their stream")
+            else:
+                self._ended(call)
+            return
+        self._last = number
+        self._open(number, headers, ended=bool(flags & h2.END_STREAM))
+
+    def _open(self, number: int, headers: dict[bytes, bytes], *, ended: bool) -> None:
+        server = self._server
+        if b":path" not in headers or headers.get(b":method") != b"POST":
+            self._credit.pay(self._server.clock_s)
+            self._write(h2.reset(number, Code.PROTOCOL_ERROR))
+            return
+        if self._draining or len(self._calls) >= STREAMS:
+            self._credit.pay(self._server.clock_s)
+            self._write(h2.reset(number, Code.REFUSED_STREAM))
+            return
+        call = Call(self, number, headers)
+        call.began_ns = perf_counter_ns()
+        call.receive_left, call.send_window = STREAM_WINDOW, self._peer_window
+        self._calls[number] = call
+        server.calls += 1
+        if server.calls > server.limits.requests:
+            call.fail(UNAVAILABLE, f"{server.limits.requests} calls are in work, the server's limit; try again")
+        elif not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            call.fail(INVALID_ARGUMENT, "this server speaks gRPC: the content type is application/grpc")
+        else:
+            self._pass_on(server.opened, call)
+            if call.on_message is None and call.trailers is None:
+                call.counted = True
+                self._receiving += 1
+            if ended:
+                self._ended(call)
+
+    def _data(self, flags: int, number: int, payload: memoryview) -> None:
+        self._receive_left -= len(payload)
+        if self._receive_left < CONNECTION_WINDOW // 2:
+            self._write(h2.window_update(0, CONNECTION_WINDOW - self._receive_left))
+            self._receive_left = CONNECTION_WINDOW
+        if number == 0 or number > self._last:
+            raise Broken(Code.PROTOCOL_ERROR, f"data of stream {number}, which is not open")
+        call = self._calls.get(number)
+        if call is None or call.ended:
+            self._credit.pay(self._server.clock_s)
+            return
+        call.receive_left -= len(payload)
+        ended = bool(flags & h2.END_STREAM)
+        if not payload and not ended:
+            self._credit.pay(self._server.clock_s)
+        if not self._grow(call, h2.unpadded(flags, payload)):
+            return
+        if ended:
+            self._ended(call)
+        elif call.receive_left < STREAM_WINDOW // 2:
+            self._write(h2.window_update(number, STREAM_WINDOW - call.receive_left))
+            call.receive_left = STREAM_WINDOW
+
+    def _grow(self, call: Call, payload: memoryview) -> bool:
+        """Keep a piece of a message, bounded by what its prefix says; False: the call is over."""
+        server, body = self._server, call.body
+        if server.buffered_bytes + len(payload) > server.limits.buffered_bytes:
+            call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again")
+            return False
+        body += payload
+        server.buffered_bytes += len(payload)
+        while len(body) >= 5:
+            length = int.from_bytes(body[1:5], "big")
+            if body[0]:
+                call.fail(UNIMPLEMENTED, "compressed messages are not taken; send them as they are")
+            elif length > server.limits.body_bytes:
+                call.fail(
+                    RESOURCE_EXHAUSTED, f"the message has {length} bytes; the limit is {server.limits.body_bytes}"
+                )
+            elif call.on_message is None and len(body) > length + 5:
+                call.fail(INVALID_ARGUMENT, "more than one message, where the call takes one")
+            elif call.on_message is not None and len(body) >= length + 5:
+                message = bytes(body[5 : length + 5])
+                del body[: length + 5]
+                server.buffered_bytes -= length + 5
+                call.on_message(message)
+                if call.trailers is None:
+                    continue
+            else:
+                return True
+            return False
+        return True
+
+    def _ended(self, call: Call) -> None:
+        """The client has sent all of a call."""
+        call.ended = True
+        self._receiving -= call.counted
+        call.counted = False
+        if call.trailers is not None:
+            return
+        if call.on_message is not None:
+            call.finish()
+        elif len(call.body) < 5 or len(call.body) != 5 + int.from_bytes(call.body[1:5], "big"):
+            call.fail(INVALID_ARGUMENT, f"the message is cut short after {len(call.body)} bytes")
+        else:
+            self._pass_on(self._server.route, call)
+
+    def _pass_on(self, route: Route, call: Call) -> None:
+        try:
+            route(call)
+        except Exception:
+            logger.exception("a route failed")
+            call.fail(INTERNAL, "the server has a defect; its log says more")
+
+    def _reset(self, flags: int, number: int, payload: memoryview) -> None:
+        if len(payload) != 4:
+            raise Broken(Code.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
+        if number == 0 or number > self._last:
+            raise Broken(Code.PROTOCOL_ERROR, f"a reset of stream {number}, which was never open")
+        self._credit.pay(self._server.clock_s)
+        call = self._calls.get(number)
+        if call is not None:
+            self._leave(call)
+
+    def _settings(self, flags: int, number: int, payload: memoryview) -> None:
+        self._credit.pay(self._server.clock_s)
+        if flags & h2.ACK:
+            return
+        found = h2.read_settings(payload)
+        self._peer_frame = min(found.get(h2.FRAME_ID, self._peer_frame), 2**20)
+        if h2.WINDOW_ID in found:
+            more = found[h2.WINDOW_ID] - self._peer_window
+            self._peer_window += more
+            for call in list(self._calls.values()):
+                self._widen(call, more)
+        self._write(h2.frame(h2.SETTINGS, h2.ACK, 0))
+
+    def _ping(self, flags: int, number: int, payload: memoryview) -> None:
+        if len(payload) != 8:
+            raise Broken(Code.FRAME_SIZE_ERROR, "PING has 8 bytes")
+        self._credit.pay(self._server.clock_s)
+        if not flags & h2.ACK:
+            self._write(h2.frame(h2.PING, h2.ACK, 0, bytes(payload)))
+
+    def _window_update(self, flags: int, number: int, payload: memoryview) -> None:
+        if len(payload) != 4:
+            raise Broken(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
+        more = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        self._credit.pay(self._server.clock_s)
+        if more == 0:
+            raise Broken(Code.PROTOCOL_ERROR, "a window update of nothing")
+        if number == 0:
+            self._send_window += more
+            if self._send_window > h2.LARGEST_WINDOW:
+                raise Broken(Code.FLOW_CONTROL_ERROR, "a window that is too large")
+            for call in list(self._calls.values()):
+                if call.out:
+                    self.pump(call)
+        elif number > self._last:
+            raise Broken(Code.PROTOCOL_ERROR, f"a window of stream {number}, which was never open")
+        elif number in self._calls:
+            self._widen(self._calls[number], more)
+
+    def _widen(self, call: Call, more: int) -> None:
+        call.send_window += more
+        if call.send_window > h2.LARGEST_WINDOW:
+            raise Broken(Code.FLOW_CONTROL_ERROR, "a window that is too large")
+        if call.out:
+            self.pump(call)
+
+    def _refused(self, flags: int, number: int, payload: memoryview) -> None:
+        raise Broken(Code.PROTOCOL_ERROR, "a client promises nothing")
+
+    def _counted(self, flags: int, number: int, payload: memoryview) -> None:
+        self._credit.pay(self._server.clock_s)
+
+    # answers
+
+    def pump(self, call: Call) -> None:
+        """Send what the windows let through: headers, messages, trailers."""
+        if self._over or call.id not in self._calls:
+            return
+        parts: list[bytes | memoryview] = []
+        if not call.started:
+            call.started = True
+            parts.append(h2.frame(h2.HEADERS, h2.END_HEADERS, call.id, OPENING))
+        while call.out and not self._paused:
+            room = min(self._send_window, call.send_window, self._peer_frame)
+            if room <= 0:
+                break
+            piece = call.out[0][:room]
+            parts += (h2.HEAD.pack(len(piece) >> 16, len(piece) & 0xFFFF, h2.DATA, 0, call.id), piece)
+            self._send_window -= len(piece)
+            call.send_window -= len(piece)
+            self._credit.earn(1)
+            if len(piece) == len(call.out[0]):
+                del call.out[0]
+            else:
+                call.out[0] = call.out[0][room:]
+        if not call.out and call.trailers is not None:
+            parts.append(h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, call.id, call.trailers))
+            if not call.ended:
+                parts.append(h2.reset(call.id, Code.NO_ERROR))
+            self._write(b"".join(parts))
+            self._credit.earn(CREDIT_PER_CALL)
+            sent = call.sent
+            self._forget(call)
+            if sent is not None:
+                sent()
+            self._watch()
+        elif parts:
+            self._write(b"".join(parts))
+
+    def _leave(self, call: Call) -> None:
+        leave = call.leave
+        self._forget(call)
+        if leave is not None:
+            leave()
+
+    def _forget(self, call: Call) -> None:
+        if self._calls.pop(call.id, None) is not None:
+            self._server.calls -= 1
+            self._server.buffered_bytes -= len(call.body)
+            self._receiving -= call.counted
+            call.counted = False
+        call.connection = call.leave = call.sent = call.on_message = None
+        if self._draining and not self._calls and self._transport is not None:
+            self._over = True
+            self._transport.close()
+
+    # the end
+
+    def drain(self) -> None:
+        """Say that no more calls are taken here, and close once those that are open are answered."""
+        if self._draining or self._transport is None:
+            return
+        self._draining = True
+        self._write(h2.goaway(self._last, Code.NO_ERROR))
+        if not self._calls:
+            self._over = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, code: Code, text: str) -> None:
+        """Tell the client what it did, and close."""
+        if self._transport is not None:
+            self._write(h2.goaway(self._last, code, text))
+            self._over = True
+            self._transport.close()
+        for call in list(self._calls.values()):
+            self._leave(call)
+
+    def timed_out(self) -> None:
+        """The deadline is over: of a greeting, of bytes that were to come, of an answer unread, or of idleness."""
+        server, now_s = self._server, self._server.clock_s()
+        if self._paused or not self._greeted or self._over:
+            self.abort()
+        elif self._incomplete():
+            enough = server.limits.body_rate * (now_s - self._looked_s)
+            if self._came_bytes < enough:
+                self._end(Code.ENHANCE_YOUR_CALM, f"less than {server.limits.body_rate:.0f} bytes per second")
+            self._came_bytes, self._looked_s = 0, now_s
+            self._watch()
+        elif not self._calls:
+            self.drain()
+
+    def _incomplete(self) -> bool:
+        if self._block is not None or self._rest:
+            return True
+        return self._receiving > 0
+
+    def _watch(self) -> None:
+        """Set the deadline by what the connection waits for."""
+        limits = self._server.limits
+        if self._over or self._paused or not self._greeted:
+            return
+        if self._incomplete():
+            if self.deadline_s == inf or self.deadline_s > self._server.clock_s() + limits.body_s:
+                self._came_bytes, self._looked_s = 0, self._server.clock_s()
+                self._arm(limits.body_s)
+        elif self._calls:
+            self._server.wheel.arm(self, inf)
+        else:
+            self._arm(limits.idle_s)
+
+    def _arm(self, after_s: float) -> None:
+        self._server.wheel.arm(self, self._server.clock_s() + after_s)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._over:
+            self._transport.write(data)
+
+
+Take = Callable[[Connection, int, int, memoryview], None]
+FRAMES: dict[int, Take] = {
+    h2.DATA: Connection._data,
+    h2.HEADERS: Connection._headers,
+    h2.PRIORITY: Connection._counted,
+    h2.RST_STREAM: Connection._reset,
+    h2.SETTINGS: Connection._settings,
+    h2.PUSH_PROMISE: Connection._refused,
+    h2.PING: Connection._ping,
+    h2.GOAWAY: Connection._counted,
+    h2.WINDOW_UPDATE: Connection._window_update,
+    h2.CONTINUATION: Connection._continuation,
+}

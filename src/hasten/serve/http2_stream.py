@@ -1,0 +1,88 @@
+"""One gRPC call on an HTTP/2 connection, as a route sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+from urllib.parse import quote
+
+from hasten.serve.http2_frames import FIRST_WINDOW, literal
+
+OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
+"""``:status: 200`` and the content type, by HPACK's static table alone."""
+GOOD_END = literal(b"grpc-status", b"0")
+
+
+class Sends(Protocol):
+    """A connection, as a call needs it."""
+
+    def pump(self, call: Call) -> None:
+        """Send what the windows let through."""
+
+
+class Call:
+    """One call. Its methods are called on the event loop's thread; after the client has left they do nothing."""
+
+    __slots__ = (
+        *("began_ns", "body", "connection", "counted", "ended", "headers", "id", "leave", "on_message", "out"),
+        *("path", "receive_left", "send_window", "sent", "started", "trailers"),
+    )
+
+    def __init__(self, connection: Sends, number: int, headers: Mapping[bytes, bytes]) -> None:
+        self.connection: Sends | None = connection
+        self.id = number
+        self.headers = headers
+        self.path = headers[b":path"]
+        self.body = bytearray()
+        """What came of a message, its prefix of 5 bytes with it."""
+        self.began_ns = 0
+        self.ended = False
+        """The client has sent all."""
+        self.counted = False
+        """The connection counts it among those whose message has not come whole."""
+        self.started = False
+        self.receive_left = 0
+        self.send_window = FIRST_WINDOW
+        self.out: list[memoryview] = []
+        self.trailers: bytes | None = None
+        self.leave: Callable[[], None] | None = None
+        self.sent: Callable[[], None] | None = None
+        self.on_message: Callable[[bytes], None] | None = None
+        """Set by a route that answers each message of a stream; None: one message, and then the call is routed."""
+
+    @property
+    def message(self) -> bytes:
+        """The only message of a unary call."""
+        return bytes(memoryview(self.body)[5:])
+
+    def send(self, message: bytes) -> None:
+        """Send one message; the call stays open."""
+        if self.trailers is None:
+            self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
+            self._pump()
+
+    def respond(self, message: bytes) -> None:
+        """Send one message and end the call well."""
+        if self.trailers is None:
+            self.trailers = GOOD_END
+            self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
+            self._pump()
+
+    def finish(self) -> None:
+        """End the call well."""
+        if self.trailers is None:
+            self.trailers = GOOD_END
+            self._pump()
+
+    def fail(self, status: int, text: str, extra: Mapping[str, str] | None = None) -> None:
+        """End the call with a gRPC status and the reason for it."""
+        if self.trailers is None:
+            said = quote(text[:1000], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
+            pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
+            pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
+            self.trailers = b"".join(literal(name, value) for name, value in pairs)
+            self._pump()
+
+    def _pump(self) -> None:
+        if self.connection is not None:
+            self.connection.pump(self)

@@ -1,0 +1,118 @@
+"""Requests against a model's signature: what fits is taken in, what does not is told which tensor, wanted and got."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from hasten.errors import BadRequest, SignatureMismatch
+from hasten.protocol.messages import InferRequest, RequestedOutput
+from hasten.tensors import Array, Feed, Signature, TensorSpec
+
+KNOWN_SHAPES = 256
+"""Shapes of requests that are remembered as fitting; beyond, all are forgotten."""
+
+ROWS = "rows"
+"""What a fixed batch axis is called in messages, once it is open to fewer rows."""
+
+
+def batch_axis(signature: Signature, batch: int) -> str | int | None:
+    """Say what axis 0 of every tensor is: a symbolic dimension, the fixed length of a batch, or None: no batch.
+
+    A fixed length counts as a batch where it is 1, or what the deployment says that its batch is.
+    """
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
+    if len(firsts) != 1:
+        return None
+    first = firsts.pop()
+    return first if isinstance(first, str) or first in (1, batch) else None
+
+
+class TakenIn(NamedTuple):
+    """A request that fits: its feed, its rows (1 where the model has no batch axis), and its bytes.
+
+    Those with one ``key`` may share a run.
+    """
+
+    feed: Feed
+    rows: int
+    key: Hashable
+    n_bytes: int
+
+
+class Intake:
+    """Checks requests and gives their feed. Shapes that were seen before cost a look-up. One thread at a time."""
+
+    def __init__(self, signature: Signature, axis: str | int | None) -> None:
+        self._axis = axis
+        self._signature = _opened(signature) if isinstance(axis, int) and axis > 1 else signature
+        self._text = [spec.name for spec in signature.inputs if spec.dtype == "string"]
+        self._known: dict[Hashable, tuple[int, Hashable, int]] = {}
+        self._outputs = {spec.name for spec in signature.outputs}
+
+    def take(self, request: InferRequest) -> TakenIn:
+        """Give what a request brings.
+
+        Raises:
+            BadRequest: an input does not fit, or an output that was asked for is not there.
+        """
+        feed = {tensor.name: tensor.data for tensor in request.inputs}
+        described = tuple([(t.name, t.data.dtype, t.data.shape) for t in request.inputs])
+        found = self._known.get(described)
+        if found is None:
+            found = self._checked(request, feed)
+            if len(self._known) >= KNOWN_SHAPES:
+                self._known.clear()
+            self._known[described] = found
+        if request.outputs:
+            self._check_outputs(request.outputs)
+        for name in self._text:
+            feed[name] = _text(name, feed[name])
+        return TakenIn(feed, *found)
+
+    def _checked(self, request: InferRequest, feed: Feed) -> tuple[int, Hashable, int]:
+        if len(feed) < len(request.inputs):
+            names = [tensor.name for tensor in request.inputs]
+            raise BadRequest(f"input {max(names, key=names.count)!r} is given twice")
+        try:
+            self._signature.check(feed)
+        except SignatureMismatch as error:
+            raise BadRequest(str(error)) from error
+        empty = [name for name, array in feed.items() if not array.size]
+        if empty:
+            raise BadRequest(
+                f"input {empty[0]!r} is empty: its shape is {list(feed[empty[0]].shape)}; send a row or more"
+            )
+        shapes = frozenset((name, array.shape[1:] if self._axis else array.shape) for name, array in feed.items())
+        rows = len(next(iter(feed.values()))) if self._axis is not None else 1
+        return rows, shapes, sum([array.nbytes for array in feed.values()])
+
+    def _check_outputs(self, asked: tuple[RequestedOutput, ...]) -> None:
+        names = [output.name for output in asked]
+        for name in names:
+            if name not in self._outputs:
+                raise BadRequest(f"the model has no output {name!r}; it has {sorted(self._outputs)}")
+        if len(set(names)) < len(names):
+            raise BadRequest(f"output {max(names, key=names.count)!r} is asked for twice")
+
+
+def _opened(signature: Signature) -> Signature:
+    """Give the signature of a fixed batch with that axis open."""
+
+    def opened(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=(ROWS, *spec.shape[1:]))
+
+    return Signature(tuple(map(opened, signature.inputs)), tuple(map(opened, signature.outputs)))
+
+
+def _text(name: str, data: Array) -> Array:
+    """Give BYTES as the text that engines take."""
+    held = np.empty(data.size, object)
+    try:
+        held[:] = [item.decode() if isinstance(item, bytes) else str(item) for item in data.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"input {name!r} holds bytes that are no UTF-8: {error.reason} at {error.start}") from error
+    return held.reshape(data.shape)

@@ -1,0 +1,177 @@
+"""The versions of one model: which one is routed to, and how another takes its place without a pause.
+
+absent -> loading -> ready -> draining -> gone | failed. A new version is loaded and warmed beside the old one, answers
+the probes, and only then gets the requests, in one assignment; the old one finishes what is inside. If anything fails,
+the old one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError, Untrusted
+from hasten.serve.model import Model, State, Surroundings, read_bundle
+from hasten.serve.repository import Bundle
+from hasten.serve.warm import Warm
+from hasten.tensors import relative_error
+
+DRAIN_S = 30.0
+"""How long an old version may take to finish what is inside."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a version that is not routed to: its state, and why."""
+
+    state: State
+    reason: str = ""
+
+
+class Family:
+    """One model's versions. On the event loop's thread alone; loads and unloads happen one after the other."""
+
+    def __init__(self, name: str, around: Surroundings) -> None:
+        self.name = name
+        self.routed: Model | None = None
+        self.fates: dict[str, Fate] = {}
+        """By version, of those that are not routed to."""
+        self.expected = False
+        """It shall serve: the server is not ready while it does not."""
+        self.change: float | None = None
+        """Largest relative difference between the answers of the routed version and of the one before."""
+        self._before: Bundle | None = None
+        self._around = around
+        self._turn = asyncio.Lock()
+        self._draining: set[asyncio.Task[bool]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """It has a version that takes requests."""
+        return self.routed is not None and self.routed.ready
+
+    def model(self, version: str | None = None) -> Model:
+        """Give the version that is routed to.
+
+        Raises:
+            ModelNotFound: another version was asked for, and was never here. ModelNotReady: there is none just now.
+        """
+        routed = self.routed
+        if routed is not None and version in (None, routed.version):
+            return routed
+        shown = version or max(self.fates, default=None)
+        fate = self.fates.get(shown) if shown else None
+        if fate is None:
+            have = routed.version if routed else "none"
+            raise ModelNotFound(f"model {self.name!r} has no version {str(version)[:128]!r}; it serves {have}")
+        why = f": {fate.reason}" if fate.reason else ""
+        raise ModelNotReady(f"version {shown} of model {self.name!r} is {fate.state.name.lower()}{why}")
+
+    async def load(self, bundle: Bundle) -> None:
+        """Load a version and route to it; nothing happens where it is routed to already.
+
+        Raises:
+            ModelNotReady: why it failed; what was routed to before still is.
+        """
+        async with self._turn:
+            old = self.routed
+            if old is not None and old.bundle == bundle:
+                return
+            if old is None or old.version != bundle.version:
+                self.fates[bundle.version] = Fate(State.LOADING)
+            try:
+                fresh, change = await self._prepared(bundle, old)
+            except asyncio.CancelledError:
+                self.fates[bundle.version] = Fate(State.FAILED, "its load was cancelled")
+                raise
+            except HastenError as error:
+                reason = str(error)
+                self.fates[bundle.version] = Fate(State.FAILED, reason)
+                kept = f"; version {old.version} stays" if old else ""
+                raise ModelNotReady(
+                    f"version {bundle.version} of model {self.name!r} failed to load: {reason}{kept}"
+                ) from error
+            self.change = change
+            self.expected = True
+            self.routed = fresh  # from here on every request goes to the new one
+            self.fates.pop(bundle.version, None)
+            if old is not None:
+                self._before = old.bundle
+                self._retire(old)
+
+    async def unload(self) -> None:
+        """Route nowhere, and finish what is inside.
+
+        Raises:
+            ModelNotFound: nothing is loaded.
+        """
+        async with self._turn:
+            old = self.routed
+            if old is None:
+                raise ModelNotFound(f"model {self.name!r} is not loaded")
+            self.routed = None
+            self.expected = False
+            self._before = old.bundle
+            self._retire(old)
+
+    async def rollback(self) -> None:
+        """Route to the version before.
+
+        Raises:
+            ModelNotFound: there is none. ModelNotReady: it cannot be loaded any more.
+        """
+        if self._before is None:
+            raise ModelNotFound(f"model {self.name!r} has no version before this one")
+        await self.load(self._before)
+
+    async def close(self, limit_s: float) -> bool:
+        """End everything; True if all that was inside was finished."""
+        async with self._turn:
+            old, self.routed = self.routed, None
+            if old is not None:
+                self._retire(old, limit_s)
+            return all(await asyncio.gather(*self._draining))
+
+    async def _prepared(self, bundle: Bundle, old: Model | None) -> tuple[Model, float | None]:
+        read = await asyncio.to_thread(read_bundle, bundle)
+        fresh = Model(bundle, read, self._around)
+        try:
+            warm = await fresh.load()
+            return fresh, None if old is None else await _compared(fresh, warm, old)
+        except BaseException:  # also where the one who asked for it has left
+            fresh.fail()
+            raise
+
+    def _retire(self, old: Model, limit_s: float = DRAIN_S) -> None:
+        if self.routed is None or self.routed.version != old.version:
+            self.fates[old.version] = Fate(State.DRAINING)
+        task = self._around.loop.create_task(old.drain(limit_s))
+        self._draining.add(task)
+        task.add_done_callback(lambda ended: self._gone(old, ended))
+
+    def _gone(self, old: Model, task: asyncio.Task[bool]) -> None:
+        self._draining.discard(task)
+        if self.fates.get(old.version) == Fate(State.DRAINING):
+            self.fates[old.version] = Fate(State.GONE, "unloaded")
+
+
+async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
+    """Give how far the new version's answers to its probes lie from the old one's.
+
+    Raises:
+        Untrusted: its tensors are others, or its answers changed by more than the deployment allows.
+    """
+    was, now = old.read.artifact.signature, fresh.read.artifact.signature
+    names = [[(s.name, s.dtype, len(s.shape)) for s in (*both.inputs, *both.outputs)] for both in (was, now)]
+    if names[0] != names[1]:
+        raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
+    try:
+        before = await old.answers(warm.probes)
+    except ServeError:
+        return None  # the old one cannot answer: no reason to keep it
+    own = {name: array for name, array in warm.answers.items() if array.dtype.kind in "fiub"}
+    change = max((relative_error(before[name], array) for name, array in own.items()), default=0.0)
+    limit = fresh.read.deployment.serving.max_change
+    if limit is not None and change > limit:
+        raise Untrusted(f"its answers differ from version {old.version} by {change:.2g} (allowed: {limit:.2g})")
+    return change

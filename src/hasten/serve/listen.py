@@ -1,0 +1,152 @@
+"""Ports: sockets that are bound once everything behind them works, TLS, and the listeners of an app."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+from typing import Protocol
+
+from hasten.errors import BadInput
+from hasten.serve.access import AccessLog
+from hasten.serve.http1 import TICK_S, Http1Server
+
+BACKLOG = 1024
+
+
+class Listener(Protocol):
+    """A transport with a port of its own. All methods run on the event loop."""
+
+    @property
+    def url(self) -> str:
+        """Its address, as a client writes it. Known once it is open."""
+
+    async def open(self) -> None:
+        """Bind and accept. Raises BadInput where the port is taken."""
+
+    def drain(self) -> None:
+        """Still accept, but let connections end with their answers where the protocol can say so."""
+
+    async def close(self, finish_s: float) -> None:
+        """Accept no more, finish what is in work for at most ``finish_s``, and close."""
+
+    def abort(self) -> None:
+        """End at once."""
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Bind a TCP socket that listens. Port 0: any free one.
+
+    Raises:
+        BadInput: the port is taken or not allowed, or the host is none of this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
+    except OSError as error:
+        raise BadInput(f"{host!r} is no address of this machine: {error.strerror or error}") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror or error}; name another --port") from error
+    return bound
+
+
+def url_of(scheme: str, bound: socket.socket) -> str:
+    """Give the address of a bound socket as a client on this machine writes it."""
+    host, port = bound.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"{scheme}://{shown}:{port}"
+
+
+def tls_context(certificate: Path, key: Path, *, speaks: str) -> ssl.SSLContext:
+    """Make a server's TLS context: TLS 1.2 or newer; ``speaks`` is its protocol by its ALPN name.
+
+    Raises:
+        BadInput: a file cannot be read, or the key is not the certificate's.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([speaks])
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise BadInput(f"the certificate {certificate} with the key {key} cannot be used: {error}") from error
+    return context
+
+
+class HttpListener:
+    """The fast HTTP transport on a port."""
+
+    def __init__(
+        self,
+        server: Http1Server,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        reuse_port: bool = False,
+        access: AccessLog | None = None,
+    ) -> None:
+        self._server = server
+        self._place = (host, port, reuse_port)
+        self._tls = tls
+        self._access = access
+        self._listening: asyncio.Server | None = None
+        self._ticks: asyncio.TimerHandle | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self._url
+
+    async def open(self) -> None:
+        """Bind and accept."""
+        host, port, reuse_port = self._place
+        loop = asyncio.get_running_loop()
+        bound = bind(host, port, reuse_port=reuse_port)
+        self._url = url_of("https" if self._tls else "http", bound)
+        self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
+        self._tick()
+
+    def drain(self) -> None:
+        """Answers close their connections from now on."""
+        self._server.draining = True
+
+    async def close(self, finish_s: float) -> None:
+        """Accept no more; connections close as their answers go out, the rest are cut after ``finish_s``."""
+        if self._listening is not None:
+            self._listening.close()
+        self._server.draining = True
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + finish_s
+        while self._server.connections and loop.time() < end_s:
+            self._server.close_idle()
+            await asyncio.sleep(0.01)  # connections end by themselves; this only looks
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut every connection and free the port."""
+        if self._listening is not None:
+            self._listening.close()
+        self._server.abort()
+        if self._ticks is not None:
+            self._ticks.cancel()
+        if self._access is not None:
+            self._access.flush()
+
+    def _tick(self) -> None:
+        self._server.tick()
+        if self._access is not None:
+            self._access.flush()
+        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)

@@ -1,0 +1,349 @@
+"""One version of a model, alive: it is loaded, takes requests, and goes. It knows its signature, not its siblings."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from dataclasses import dataclass
+
+from hasten.artifact import Artifact, Json
+from hasten.deployment import Deployment, read_deployment
+from hasten.engine import Engine
+from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, StoreError, TooLarge
+from hasten.host import this_host
+from hasten.plan import Part, load_part
+from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
+from hasten.serve.admission import Limits
+from hasten.serve.batching import NEVER, Batcher
+from hasten.serve.call import Call
+from hasten.serve.child import ALIGN, ChildRunner, input_bytes
+from hasten.serve.costs import CostCurve
+from hasten.serve.golden import Golden, read_golden
+from hasten.serve.intake import Intake, TakenIn, batch_axis
+from hasten.serve.pool import Pool, Seen, Work
+from hasten.serve.repository import Bundle
+from hasten.serve.runner import Clock, LocalRunner, Outputs, Runner
+from hasten.serve.statistics import Statistics
+from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.warm import Warm, Warming, warm
+from hasten.serve.worker import Line, Ran
+from hasten.tensors import Feed
+
+DEFAULT_SIZES = (1, 2, 4, 8)
+
+END_S = 5.0
+"""How long the instances may take to end once nothing is inside."""
+
+
+class State(enum.Enum):
+    """Where a version is in its life; the values are those of the repository extension."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "UNLOADING"
+    GONE = "UNAVAILABLE"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a model gets from its server: the loop and clock, and the cores that are its share."""
+
+    loop: asyncio.AbstractEventLoop
+    clock_ns: Clock
+    cores: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A bundle that was read and verified, with its engine."""
+
+    deployment: Deployment
+    artifact: Artifact
+    engine: Engine
+    golden: Golden | None
+
+
+def read_bundle(bundle: Bundle) -> Read:
+    """Read a bundle, check its digests and that this host can run it. Blocks.
+
+    Raises:
+        StoreError: it is damaged, or was built for another processor. HastenError: its engine cannot be had.
+    """
+    deployment, artifact = read_deployment(bundle.path)
+    here = this_host()
+    if artifact.host not in (None, here.binding):
+        raise StoreError(f"{bundle.path} was built for another processor ({artifact.host}); build it on this one")
+    engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
+    return Read(deployment, artifact, engine, read_golden(bundle.path.parent))
+
+
+class Model:
+    """A version that was read. ``await load()`` before the first ``submit``; on the event loop's thread alone."""
+
+    def __init__(self, bundle: Bundle, read: Read, around: Surroundings) -> None:
+        self.name = bundle.name
+        self.version = bundle.version
+        self.bundle = bundle
+        self.read = read
+        self.statistics = Statistics()
+        self.state = State.LOADING
+        self._around = around
+        serving, signature = read.deployment.serving, read.artifact.signature
+        self._axis = batch_axis(signature, read.deployment.batch)
+        self.sizes = _sizes(read.deployment, self._axis)
+        objective_ms = serving.objective_ms or read.deployment.p99_ms
+        self._objective_ns = None if objective_ms is None else int(objective_ms * 1e6)
+        self._timeout_ns = None if serving.timeout_ms is None else int(serving.timeout_ms * 1e6)
+        self._intake = Intake(signature, self._axis)
+        isolated = serving.isolation == "process"
+        self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
+        self._kinds = {spec.name: NAMES[spec.dtype] for spec in signature.outputs}
+        self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
+        self.pool = Pool(self._work(), self.line, seen=Seen(ran=self._ran, restarted=self._restarted), loop=around.loop)
+
+    async def load(self) -> Warm:
+        """Open, warm and check the instances; give what the first one found.
+
+        Raises:
+            HastenError: why it cannot serve; it is ``FAILED`` then.
+        """
+        try:
+            found = await self.pool.start()
+        except HastenError:
+            self.state = State.FAILED
+            raise
+        first = found[0]
+        with self.line.lock:
+            for size, ns in first.costs.items():
+                self.line.batcher.costs.update(size, ns)
+        self.state = State.READY
+        return first
+
+    @property
+    def ready(self) -> bool:
+        """It takes requests, and has an instance to run them."""
+        if self.state is State.READY:
+            self.pool.look(self._around.clock_ns())
+        return self.state is State.READY and self.pool.ready > 0
+
+    def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
+        """Take a request in; see ``Infers.submit``."""
+        now_ns = self._around.clock_ns()
+        if not marks.ns[2]:
+            marks.ns[2] = now_ns
+        serving = self.read.deployment.serving
+        call = Call(request, marks, done=done, priority=request.priority or serving.priority, finish=self._finish)
+        if self.state is not State.READY:
+            call.fail(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
+            return call
+        try:
+            taken = self._intake.take(request)
+            if self._slot_bytes is not None:
+                self._check_slot(taken, self._slot_bytes)
+        except (BadRequest, TooLarge) as error:
+            call.fail(error)
+            return call
+        call.divide(taken, self.sizes[-1])
+        self._limit(call)
+        refused = self.pool.admit(call, taken.n_bytes, now_ns)
+        if refused is not None:
+            call.fail(refused)
+        else:
+            self.pool.submit(call, now_ns)
+        return call
+
+    async def answers(self, feed: Feed) -> Outputs:
+        """Run a feed of our own, past admission, as if it were a request. Raises ServeError."""
+        waiter: asyncio.Future[Outputs] = self._around.loop.create_future()
+
+        def finish(call: Call, outcome: Outputs | ServeError) -> None:
+            self.pool.ended(call)
+            if waiter.done():
+                return
+            if isinstance(outcome, ServeError):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+
+        now_ns = self._around.clock_ns()
+        marks = Marks()
+        marks.ns[2] = now_ns
+        rows = 1 if self._axis is None else len(next(iter(feed.values())))
+        request = InferRequest(model=self.name, inputs=())
+        call = Call(request, marks, done=lambda outcome: None, priority=1, finish=finish)
+        n_bytes = sum([array.nbytes for array in feed.values()])
+        call.divide(TakenIn(feed, rows, "probes", n_bytes), self.sizes[-1])
+        self.pool.submit(call, now_ns)
+        return await waiter
+
+    async def drain(self, limit_s: float) -> bool:
+        """Take no more requests, finish those inside for at most ``limit_s``, then close; True if all were finished."""
+        if self.state is State.READY:
+            self.state = State.DRAINING
+        try:
+            await asyncio.wait_for(self.pool.emptied(), limit_s)
+            finished = True
+        except TimeoutError:
+            finished = False
+        self.pool.close()
+        try:
+            await asyncio.wait_for(self.pool.over(), END_S)
+        except TimeoutError:
+            finished = False  # a run goes on: its thread is a daemon, and ends with the process
+        if self.state is State.DRAINING:
+            self.state = State.GONE
+        return finished
+
+    def fail(self) -> None:
+        """It was loaded, and is not good enough: close it."""
+        self.state = State.FAILED
+        self.pool.close()
+
+    def metadata(self, versions: tuple[str, ...]) -> ModelMetadata:
+        """Give what a client may know."""
+        signature = self.read.artifact.signature
+        return ModelMetadata(
+            name=self.name,
+            versions=versions,
+            platform=f"hasten_{self.read.deployment.engine}",
+            inputs=tuple(self._described(spec.name, spec.dtype, spec.shape) for spec in signature.inputs),
+            outputs=tuple(self._described(spec.name, spec.dtype, spec.shape) for spec in signature.outputs),
+        )
+
+    def config(self) -> dict[str, Json]:
+        """Give the configuration as Triton's extension has it: without the batch axis where there is one."""
+        signature = self.read.artifact.signature
+        batched = self._axis is not None and self.sizes[-1] > 1
+
+        def listed(tensor: TensorMetadata) -> dict[str, Json]:
+            dims = tensor.shape[1:] if batched else tensor.shape
+            return {"name": tensor.name, "data_type": f"TYPE_{_triton(tensor.datatype)}", "dims": list(dims)}
+
+        about = self.metadata((self.version,))
+        config: dict[str, Json] = {
+            "name": self.name,
+            "platform": about.platform,
+            "backend": self.read.deployment.engine,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": self.sizes[-1] if batched else 0,
+            "input": [listed(tensor) for tensor in about.inputs],
+            "output": [listed(tensor) for tensor in about.outputs],
+            "instance_group": [{"name": self.name, "count": self.pool.work.instances, "kind": "KIND_CPU"}],
+            "parameters": {"batch_axis": {"string_value": str(signature.inputs[0].shape[0])}} if batched else {},
+        }
+        if batched:
+            config["dynamic_batching"] = {"preferred_batch_size": list(self.sizes)}
+        return config
+
+    def _check_slot(self, taken: TakenIn, limit: int) -> None:
+        """Check that a full batch of such rows fits a child's memory: one large request must not fail its batch.
+
+        Raises:
+            TooLarge: it does not.
+        """
+        largest = self.sizes[-1] if self._axis is not None else 1
+        needed = sum(-(-array.nbytes // taken.rows) * largest + ALIGN for array in taken.feed.values())
+        if needed > limit:
+            raise TooLarge(f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs")
+
+    def _limit(self, call: Call) -> None:
+        """Say when the answer is wanted, and when it becomes useless."""
+        timeout_ns, objective_ns = self._timeout_ns, self._objective_ns
+        if call.request.timeout_us:
+            timeout_ns = min(call.request.timeout_us * 1000, timeout_ns or NEVER)
+        if timeout_ns is None and objective_ns is None:
+            return
+        arrived_ns = call.marks.ns[2]
+        for piece in call.pieces:
+            piece.due_ns = NEVER if objective_ns is None else arrived_ns + objective_ns
+            piece.deadline_ns = NEVER if timeout_ns is None else arrived_ns + timeout_ns
+
+    def _finish(self, call: Call, outcome: Outputs | ServeError) -> None:
+        self.pool.ended(call)
+        marks = call.marks
+        marks.ns[7] = self._around.clock_ns()
+        if isinstance(outcome, ServeError):
+            self.statistics.failed(outcome, spent_ns=marks.ns[7] - marks.ns[2])
+            if outcome.reason != "cancelled":
+                call.done(outcome)
+            return
+        self.statistics.answered(marks, rows=call.rows, wall_ms=time.time_ns() // 1_000_000)
+        call.done(self._response(call.request, outcome))
+
+    def _response(self, request: InferRequest, outputs: Outputs) -> InferResponse:
+        names = [output.name for output in request.outputs] if request.outputs else list(self._kinds)
+        return InferResponse(
+            model=self.name,
+            version=self.version,
+            outputs=tuple([self._tensor(name, outputs) for name in names]),
+            id=request.id,
+        )
+
+    def _tensor(self, name: str, outputs: Outputs) -> Tensor:
+        kind, data = self._kinds[name], outputs[name]
+        return Tensor.of(name, data) if kind == "BYTES" else Tensor(name=name, datatype=kind, data=data)
+
+    def _ran(self, ran: Ran) -> None:
+        now_ns = self._around.clock_ns()
+        self.statistics.ran(
+            ran.batch.rows,
+            ran.batch.size,
+            input_ns=ran.joined_ns - ran.batch.closed_ns,
+            infer_ns=ran.ended_ns - ran.joined_ns,
+            output_ns=now_ns - ran.ended_ns,
+        )
+
+    def _restarted(self) -> None:
+        self.statistics.restarts += 1
+
+    def _work(self) -> Work:
+        read, serving = self.read, self.read.deployment.serving
+        warming = Warming(
+            signature=read.artifact.signature,
+            axis=self._axis,
+            sizes=self.sizes,
+            golden=read.golden,
+            precision=read.engine.precision,
+            clock_ns=self._around.clock_ns,
+        )
+        wait_ms = serving.objective_ms
+        return Work(
+            name=self.name,
+            open_runner=lambda: _open(read, max(self.sizes)),
+            prepare=lambda runner: warm(runner, warming),
+            instances=serving.instances or max(1, self._around.cores // read.engine.threads),
+            limits=Limits(
+                rows=serving.queue_rows,
+                n_bytes=serving.queue_bytes,
+                concurrency=serving.concurrency,
+                wait_ns=None if wait_ms is None else int(wait_ms * 1e6),
+            ),
+            run_limit_ns=int(serving.run_limit_ms * 1e6),
+            batched=self._axis is not None,
+        )
+
+    def _described(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> TensorMetadata:
+        lengths = tuple(dim if isinstance(dim, int) else -1 for dim in shape)
+        if isinstance(self._axis, int) and self._axis > 1:
+            lengths = (-1, *lengths[1:])
+        return TensorMetadata(name=name, datatype=NAMES[dtype], shape=lengths)
+
+
+def _open(read: Read, largest: int) -> Runner:
+    if read.deployment.serving.isolation == "process":
+        return ChildRunner.start(read.deployment, read.artifact, largest=largest)
+    return LocalRunner(read.engine.open(read.artifact))
+
+
+def _sizes(deployment: Deployment, axis: str | int | None) -> tuple[int, ...]:
+    if axis is None:
+        return (1,)
+    if isinstance(axis, int):
+        return (axis,)
+    return tuple(sorted({*(deployment.serving.batch_sizes or (*DEFAULT_SIZES, deployment.batch))}))
+
+
+def _triton(datatype: str) -> str:
+    return "STRING" if datatype == "BYTES" else datatype

@@ -1,0 +1,317 @@
+"""The instances of one model, seen from the event loop: requests in, results out, and a watch over both."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
+from hasten.serve.admission import Asked, Inside, Limits, refusal
+from hasten.serve.batching import NEVER, Batch
+from hasten.serve.call import Call, Piece
+from hasten.serve.joining import split
+from hasten.serve.runner import Runner
+from hasten.serve.warm import Warm
+from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.1
+LAST_RETRY_S = 10.0
+"""A worker that cannot be replaced is tried again after these times, each twice the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a pool runs and how.
+
+    ``batched``: rows are axis 0 of every input and output; else a request is one run, as it is.
+    ``prepare`` warms and checks a runner in its instance's thread.
+    """
+
+    name: str
+    open_runner: Callable[[], Runner]
+    prepare: Callable[[Runner], Warm]
+    instances: int
+    limits: Limits
+    run_limit_ns: int
+    batched: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Who is told what happens: a run's times, and a worker's replacement."""
+
+    ran: Callable[[Ran], None]
+    restarted: Callable[[], None]
+
+
+class Pool:
+    """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
+
+    def __init__(self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.line = line
+        self.calls = 0
+        """Calls that have not ended."""
+        self._seen = seen
+        self._loop = loop
+        self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
+        self._ready: set[Instance] = set()
+        self._alone: set[Instance] = set()
+        """Instances that hang: told to end, and no more ours."""
+        self._retry_s = FIRST_RETRY_S
+        self._closing = False
+        self._over = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_ns = NEVER
+
+    @property
+    def ready(self) -> int:
+        """Instances that take batches."""
+        return len(self._ready)
+
+    async def start(self) -> list[Warm]:
+        """Open and prepare the instances one after the other; give what ``prepare`` gave for each.
+
+        Raises:
+            HastenError: why the first that failed did; the others are told to end.
+        """
+        found = []
+        for _ in range(self.work.instances):
+            opened: asyncio.Future[Warm] = self._loop.create_future()
+            self._start_one(opened)
+            try:
+                found.append(await opened)
+            except HastenError:
+                self.close()
+                raise
+        return found
+
+    def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
+        """Say why a call, divided and limited, may not come in, or None."""
+        limits, batcher, deadline_ns = self.work.limits, self.line.batcher, call.pieces[0].deadline_ns
+        roomy = (
+            self.calls < limits.concurrency
+            and batcher.rows + call.rows <= limits.rows
+            and batcher.n_bytes + n_bytes <= limits.n_bytes
+        )
+        if roomy and deadline_ns == NEVER and limits.wait_ns is None:
+            return None  # the usual case: nothing to predict
+        asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        with self.line.lock:
+            inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
+            return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
+
+    def submit(self, call: Call, now_ns: int) -> None:
+        """Let a call that was admitted wait for its run."""
+        self.calls += 1
+        self._emptied.clear()
+        call.withdraw = self._withdraw
+        self.line.put(call.pieces, now_ns)
+        self._arm(min(call.pieces[0].deadline_ns, now_ns + self.work.run_limit_ns), now_ns)
+
+    def ended(self, call: Call) -> None:
+        """A call has ended, one way or another."""
+        if call.withdraw is None:
+            return
+        call.withdraw = None
+        self.calls -= 1
+        if not self.calls:
+            self._emptied.set()
+
+    async def emptied(self) -> None:
+        """Wait until no call is inside."""
+        await self._emptied.wait()
+
+    async def over(self) -> None:
+        """Wait, after ``close``, until every instance has ended, save those that hang."""
+        await self._over.wait()
+
+    def close(self) -> None:
+        """Fail what is inside, let the instances end after the run they are in."""
+        self._closing = True
+        self._check_over()
+        self.line.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        with self.line.lock:
+            left = self.line.batcher.empty()
+        for piece in left:
+            piece.call.fail(ModelNotReady(f"model {self.work.name!r} was unloaded while this request waited"))
+        for instance in list(self._ready):
+            for piece in _pieces_of(instance.running):
+                piece.call.fail(ModelNotReady(f"model {self.work.name!r} was unloaded before this request was done"))
+
+    def look(self, now_ns: int) -> None:
+        """End calls whose time is over, replace instances that hang, and see when to look again."""
+        with self.line.lock:
+            late = self.line.batcher.expire(now_ns)
+        again_ns = NEVER
+        for instance in list(self._ready):
+            running = instance.running
+            if running is None:
+                if not instance.alive():
+                    self._lose(instance)
+                continue
+            late += [piece for piece in running.entries if piece.deadline_ns <= now_ns]
+            if now_ns - instance.began_ns >= self.work.run_limit_ns:
+                self._abandon(instance, running)
+            else:
+                again_ns = min(again_ns, instance.began_ns + self.work.run_limit_ns, *(_deadlines(running, now_ns)))
+        for piece in late:
+            piece.call.fail(DeadlineExceeded("its time was over before it was answered; give it a longer timeout"))
+        if self.calls:
+            with self.line.lock:
+                again_ns = min(again_ns, self.line.batcher.next_deadline_ns(), now_ns + self.work.run_limit_ns)
+            self._arm(again_ns, now_ns)
+
+    def _arm(self, when_ns: int, now_ns: int) -> None:
+        if when_ns >= self._watch_ns or self._closing:
+            return
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch_ns = when_ns
+        self._watch = self._loop.call_later(max(when_ns - now_ns, 0) / 1e9, self._wake)
+
+    def _wake(self) -> None:
+        self._watch, self._watch_ns = None, NEVER
+        self.look(self.line.clock_ns())
+
+    def _free_ns(self, now_ns: int) -> int:
+        """Say how long until an instance is free; while one is replaced, a whole run."""
+        if self.line.idle():
+            return 0
+        costs = self.line.batcher.costs
+        left = [
+            max(i.began_ns + costs.ns(batch.size) - now_ns, 1) for i in self._ready if (batch := i.running) is not None
+        ]
+        if not left:
+            return costs.ns(costs.largest) if not self._ready else 0
+        return min(left)
+
+    def _withdraw(self, call: Call) -> None:
+        with self.line.lock:
+            for piece in call.pieces:
+                self.line.batcher.remove(piece)
+
+    def _start_one(self, opened: asyncio.Future[Warm] | None = None) -> None:
+        work = self.work
+        instance = Instance(
+            f"hasten {work.name}", self.line, open_runner=work.open_runner, prepare=work.prepare, post=self._post
+        )
+        self._opening[instance] = opened
+        instance.start()
+
+    def _post(self, instance: Instance, news: News) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._hear, instance, news)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # The server has ended, and with it everyone who could be told.
+
+    def _hear(self, instance: Instance, news: News) -> None:
+        match news:
+            case Ran():
+                self._ran(instance, news)
+            case Dropped():
+                for piece in news.pieces:
+                    piece.call.fail(
+                        DeadlineExceeded("its time would be over before it could be answered; it was not run")
+                    )
+            case Opened():
+                self._opened(instance, news)
+            case Ended():
+                self._instance_ended(instance, news)
+
+    def _ran(self, instance: Instance, ran: Ran) -> None:
+        outcome = ran.outcome
+        ours = (
+            instance not in self._alone
+        )  # else a run that hung has ended: its calls have, long ago, and t(n) is no time
+        if isinstance(outcome, ServerFault):
+            for piece in ran.batch.entries:
+                piece.call.fail(outcome)
+        else:
+            if ours:
+                self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
+            whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
+            parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
+            for piece, part in zip(ran.batch.entries, parts, strict=True):
+                if not piece.call.over:
+                    _mark(piece, ran)
+                    piece.call.part(piece.index, part)
+        if ours:
+            self._seen.ran(ran)
+
+    def _opened(self, instance: Instance, news: Opened) -> None:
+        waiter = self._opening.pop(instance)
+        self._ready.add(instance)
+        self._retry_s = FIRST_RETRY_S
+        if waiter is not None and not waiter.done():
+            waiter.set_result(news.found)
+
+    def _instance_ended(self, instance: Instance, news: Ended) -> None:
+        if instance in self._alone:
+            self._alone.discard(instance)
+            return
+        waiter = self._opening.pop(instance, None)
+        self._ready.discard(instance)
+        self._check_over()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(news.error or ModelNotReady(f"model {self.work.name!r} was unloaded"))
+        if waiter is not None or self._closing:
+            return
+        if news.error is None:
+            self._replace()
+        else:
+            logger.warning("a worker of model %r cannot be replaced: %s", self.work.name, news.error)
+            self._loop.call_later(self._retry_s, self._replace)
+            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+
+    def _abandon(self, instance: Instance, running: Batch[Piece]) -> None:
+        """Fail what a hanging instance runs, and put another in its place."""
+        self._lose(instance)
+        seconds = self.work.run_limit_ns / 1e9
+        for piece in running.entries:
+            piece.call.fail(ServerFault(f"the worker did not answer within {seconds:g} s and was replaced"))
+
+    def _lose(self, instance: Instance) -> None:
+        self._ready.discard(instance)
+        self._alone.add(instance)
+        self.line.leave(instance)
+        instance.kill()
+        self._replace()
+
+    def _check_over(self) -> None:
+        if self._closing and not self._ready and not self._opening:
+            self._over.set()
+
+    def _replace(self) -> None:
+        if not self._closing:
+            logger.warning("a worker of model %r has ended and is replaced", self.work.name)
+            self._seen.restarted()
+            self._start_one()
+
+
+def _pieces_of(batch: Batch[Piece] | None) -> list[Piece]:
+    return [] if batch is None else list(batch.entries)
+
+
+def _deadlines(batch: Batch[Piece], now_ns: int) -> list[int]:
+    return [piece.deadline_ns for piece in batch.entries if piece.deadline_ns > now_ns]
+
+
+def _mark(piece: Piece, ran: Ran) -> None:
+    """Write the marks of queue to infer: begun with the first piece, ended with the last."""
+    ns = piece.call.marks.ns
+    if not ns[5]:
+        ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
+        ns[4] = max(ran.batch.closed_ns, ns[2])
+        ns[5] = ran.joined_ns
+    ns[6] = max(ns[6], ran.ended_ns)

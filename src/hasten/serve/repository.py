@@ -1,0 +1,126 @@
+"""The deployments that a server may load: one bundle, or a folder of models/NAME[/VERSION]/deployment.toml."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.deployment import FILE, parse_deployment
+from hasten.errors import ModelNotFound, StoreError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a folder must be called to be a model or a version; others are none of ours."""
+
+FIRST = "1"
+"""The version of a bundle that lies in its model's folder itself."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Where a version of a model lies; ``stamp`` changes when its TOML file is written anew."""
+
+    name: str
+    version: str
+    path: Path
+    stamp: tuple[int, int]
+    """Modification time in nanoseconds, and inode: bundles are replaced by renaming."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder of models; with ``single``, ``root`` is the TOML file of the only one.
+
+    A name from a request is looked up among the names found here; it never becomes part of a path.
+    """
+
+    root: Path
+    single: str | None = None
+    """The name of the only model."""
+
+    def scan(self) -> dict[str, dict[str, Bundle]]:
+        """Read the folder: the versions of each model, by name.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        if self.single is not None:
+            bundle = _bundle(self.single, FIRST, self.root)
+            return {self.single: {FIRST: bundle}} if bundle else {}
+        home = self.root.resolve()
+        found: dict[str, dict[str, Bundle]] = {}
+        try:
+            for folder in sorted(self.root.iterdir()):
+                if NAME.fullmatch(folder.name) and _inside(folder, home):
+                    versions = _versions(folder, home)
+                    if versions:
+                        found[folder.name] = versions
+        except OSError as error:
+            raise StoreError(f"{self.root} cannot be read: {error.strerror or error}") from error
+        return found
+
+    def find(self, name: str, version: str | None = None) -> Bundle:
+        """Give a model's bundle: that version, or the newest.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+        versions = self.scan().get(name)
+        if versions is None:
+            raise ModelNotFound(f"no model is called {name[:128]!r} here")
+        if version is None:
+            return versions[newest(versions)]
+        if version not in versions:
+            raise ModelNotFound(
+                f"model {name!r} has no version {version[:128]!r}; it has {', '.join(sorted(versions))}"
+            )
+        return versions[version]
+
+
+def open_repository(path: Path) -> Repository:
+    """Give the repository at ``path``: a deployment.toml, a bundle's folder, or a folder of models.
+
+    Raises:
+        StoreError: there is nothing to serve.
+    """
+    file = path / FILE if path.is_dir() else path
+    if file.is_file():
+        return Repository(file, single=parse_deployment(file).name)
+    repository = Repository(path)
+    if not path.is_dir() or not repository.scan():
+        raise StoreError(
+            f"{path} holds no deployment: give a {FILE}, or a folder of NAME/{FILE} or NAME/VERSION/{FILE}"
+        )
+    return repository
+
+
+def newest(versions: dict[str, Bundle]) -> str:
+    """Give the highest version: as numbers where they are numbers, which come after words."""
+    return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
+
+
+def _versions(folder: Path, home: Path) -> dict[str, Bundle]:
+    own = _bundle(folder.name, FIRST, folder / FILE)
+    if own:
+        return {FIRST: own}
+    found = {}
+    for below in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (
+            NAME.fullmatch(below.name)
+            and _inside(below, home)
+            and (bundle := _bundle(folder.name, below.name, below / FILE))
+        ):
+            found[below.name] = bundle
+    return found
+
+
+def _inside(path: Path, home: Path) -> bool:
+    return path.resolve().is_relative_to(home)
+
+
+def _bundle(name: str, version: str, path: Path) -> Bundle | None:
+    try:
+        stat = path.stat()
+    except OSError:  # not there, or gone between looking and asking: either way there is none
+        return None
+    return Bundle(name, version, path, (stat.st_mtime_ns, stat.st_ino))

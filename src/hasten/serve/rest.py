@@ -1,0 +1,285 @@
+"""The REST side of the Open Inference Protocol: every call of ``openapi.CALLS``, over any transport of requests.
+
+An inference is one call stack down to the service, and one back up from its ``done``: no task, no future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter_ns
+from typing import TypeVar
+
+import msgspec
+
+from hasten.errors import BadRequest, HastenError, ServeError
+from hasten.protocol import rest as codec
+from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.serve import openapi, prometheus
+from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
+from hasten.serve.http1_request import JSON, Buffer, Request, error_body
+from hasten.serve.keys import Keys
+from hasten.serve.paths import Target, find_target
+from hasten.serve.service import Service
+from hasten.serve.ticket import PHASES, Marks
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BINARY = b"application/octet-stream"
+KEPT_TARGETS = 1024
+"""Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
+
+OPEN_CALLS = ("live", "ready")
+"""Calls that need no key: probes have none."""
+
+_TIMING = b"Server-Timing: " + b", ".join(b"%b;dur=%%.3f" % name.encode() for name in PHASES[:-1]) + b"\r\n"
+
+
+class Rest:
+    """The calls of one service. ``route`` is what an HTTP server calls with each request."""
+
+    def __init__(self, service: Service, *, body_bytes: int, keys: Keys | None = None) -> None:
+        self._service = service
+        self._body_bytes = body_bytes
+        self._keys = keys
+        self._targets: dict[bytes, Target] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def route(self, request: Request) -> None:
+        """Answer a request, now or later. Raises nothing for anything a client can send."""
+        try:
+            target = self._targets.get(request.target) or self._find(request.target)
+            if self._keys is not None and target.call not in OPEN_CALLS:
+                self._keys.check(request.headers)
+            verb = openapi.CALLS[target.call].verb.encode()
+            if request.method != verb and (request.method, verb) != (b"HEAD", b"GET"):
+                text = f"{target.call} is called with {verb.decode()}, not {request.method.decode('latin-1')}"
+                request.refuse(405, text, b"Allow: %b\r\n" % (b"GET, HEAD" if verb == b"GET" else verb))
+                return
+            if target.call == "infer":
+                self._infer(request, target)
+            else:
+                CALLS[target.call](self, request, target)
+        except ServeError as error:
+            fail(request, error)
+
+    def _find(self, raw: bytes) -> Target:
+        target = find_target(raw)
+        if len(self._targets) >= KEPT_TARGETS:
+            self._targets.clear()
+        self._targets[raw] = target
+        return target
+
+    # inference
+
+    def _infer(self, request: Request, target: Target) -> None:
+        marks = Marks()
+        marks.ns[0], marks.ns[1] = request.began_ns, perf_counter_ns()
+        model = str(target.model)
+        wanted = codec.decode_request(
+            self._body(request),
+            header_bytes=_header_bytes(request),
+            model=model,
+            version=target.version,
+            metadata=partial(self._service.model_metadata, model, target.version),
+        )
+        marks.ns[2] = perf_counter_ns()
+        ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
+        if request.reply is None:  # a refusal is answered before submit returns
+            request.leave = ticket.cancel
+
+    def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
+        """Take what became of a request: the service's ``done``."""
+        if isinstance(result, ServeError):
+            fail(request, result)
+            return
+        try:
+            parts, header_bytes = codec.encode_response(result, wanted)
+        except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
+            fail(request, error)
+            return
+        ns = marks.ns
+        extra = b"" if header_bytes is None else b"Inference-Header-Content-Length: %d\r\n" % header_bytes
+        body, coding = self._encoded(request, parts)
+        ns[8] = perf_counter_ns()
+        request.sent = partial(self._sent, result, marks)
+        timing = _TIMING % tuple(length / 1e6 for length in [*marks.phases_ns().values()][:-1])
+        kind = JSON if header_bytes is None else BINARY
+        request.respond(200, body, kind=kind, extra=extra + coding + timing)
+
+    def _sent(self, response: InferResponse, marks: Marks) -> None:
+        marks.ns[9] = perf_counter_ns()
+        self._service.sent(response, marks)
+
+    # bodies
+
+    def _body(self, request: Request) -> Buffer:
+        coding = request.headers.get(b"content-encoding", b"identity")
+        if coding in (b"identity", b""):
+            return request.body
+        return decompress(request.body, coding, limit_bytes=self._body_bytes)
+
+    def _encoded(self, request: Request, parts: list[bytes | memoryview]) -> tuple[list[Buffer] | bytes, bytes]:
+        """Give a body in the encoding that the client asked for, and the header that says so."""
+        accepted = request.headers.get(b"accept-encoding")
+        if accepted is None:
+            return [*parts], b""
+        coding = chosen(accepted)
+        if coding is None or sum(memoryview(part).nbytes for part in parts) < LEAST_BYTES:
+            return [*parts], b"Vary: Accept-Encoding\r\n"
+        return compress(parts, coding), b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding
+
+    def _parameters(self, request: Request, known: type[T]) -> T:
+        """Read the small JSON body of a repository call; an empty one is {}."""
+        body = self._body(request)
+        try:
+            return msgspec.json.decode(bytes(body) or b"{}", type=known)
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"the body is not what this call takes: {error}") from error
+
+    # the other calls
+
+    def _json(self, request: Request, value: object, *, status: int = 200) -> None:
+        self._send(request, msgspec.json.encode(value), status=status)
+
+    def _send(self, request: Request, body: bytes, *, kind: bytes = JSON, status: int = 200) -> None:
+        encoded, coding = self._encoded(request, [body])
+        request.respond(status, encoded, kind=kind, extra=coding)
+
+    def _live(self, request: Request, target: Target) -> None:
+        live = self._service.live()
+        self._json(request, {"live": live}, status=200 if live else 503)
+
+    def _ready(self, request: Request, target: Target) -> None:
+        ready, live = self._service.ready(), self._service.live()
+        self._json(request, {"ready": ready, "live": live}, status=200 if ready else 503)
+
+    def _server(self, request: Request, target: Target) -> None:
+        self._send(request, codec.encode_server_metadata(self._service.metadata()))
+
+    def _model(self, request: Request, target: Target) -> None:
+        metadata = self._service.model_metadata(str(target.model), target.version)
+        self._send(request, codec.encode_model_metadata(metadata))
+
+    def _model_ready(self, request: Request, target: Target) -> None:
+        ready = self._service.model_ready(str(target.model), target.version)
+        self._json(request, {"name": target.model, "ready": ready}, status=200 if ready else 503)
+
+    def _config(self, request: Request, target: Target) -> None:
+        self._json(request, self._service.config(str(target.model), target.version))
+
+    def _stats(self, request: Request, target: Target) -> None:
+        self._json(request, self._service.statistics(target.model, target.version))
+
+    def _index(self, request: Request, target: Target) -> None:
+        asked = self._parameters(request, _Index)
+        self._json(request, self._service.index(asked.ready))
+
+    def _load(self, request: Request, target: Target) -> None:
+        self._parameters(request, _Load)
+        self._later(request, self._service.load(str(target.model)))
+
+    def _unload(self, request: Request, target: Target) -> None:
+        self._parameters(request, _Unload)
+        self._later(request, self._service.unload(str(target.model)))
+
+    def _later(self, request: Request, work: Awaitable[None]) -> None:
+        """Answer with {} once ``work`` is done. It goes on where the client leaves."""
+
+        async def finish() -> None:
+            try:
+                await work
+            except ServeError as error:
+                fail(request, error)
+            except HastenError as error:  # a bundle that is damaged, an engine that is not installed
+                request.refuse(400, str(error))
+            else:
+                request.respond(200, b"{}")
+
+        task = asyncio.get_running_loop().create_task(finish())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _metrics(self, request: Request, target: Target) -> None:
+        kind = prometheus.CONTENT_TYPE.encode()
+        self._send(request, prometheus.exposition(self._service), kind=kind)
+
+    def _openapi(self, request: Request, target: Target) -> None:
+        self._json(request, openapi.document(self._service.metadata().version))
+
+    def _docs(self, request: Request, target: Target) -> None:
+        self._send(request, openapi.page(self._service.metadata().version), kind=b"text/html; charset=utf-8")
+
+
+Answer = Callable[[Rest, Request, Target], None]
+
+CALLS: dict[str, Answer] = {
+    "live": Rest._live,
+    "ready": Rest._ready,
+    "server": Rest._server,
+    "model": Rest._model,
+    "model_ready": Rest._model_ready,
+    "config": Rest._config,
+    "stats": Rest._stats,
+    "index": Rest._index,
+    "load": Rest._load,
+    "unload": Rest._unload,
+    "metrics": Rest._metrics,
+    "openapi": Rest._openapi,
+    "docs": Rest._docs,
+}
+"""What answers each call but ``infer``, the hot one."""
+
+
+class _Index(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an index."""
+
+    ready: bool = False
+
+
+class _LoadParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """What a load takes: nothing; a configuration sent along is refused, not dropped."""
+
+
+class _Load(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a load."""
+
+    parameters: _LoadParameters = msgspec.field(default_factory=_LoadParameters)
+
+
+class _UnloadParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """What Triton's clients always send: here no model depends on another."""
+
+    unload_dependents: bool = False
+
+
+class _Unload(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an unload."""
+
+    parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
+
+
+def fail(request: Request, error: ServeError) -> None:
+    """Answer with an error, and say when to come again where that helps."""
+    again_s = retry_after_s(error)
+    extra = b"" if again_s is None else b"Retry-After: %d\r\n" % again_s
+    if code_of(error).http == 401:
+        extra += b"WWW-Authenticate: Bearer\r\n"
+    extra += b"X-Reason: %b\r\n" % error.reason.encode()
+    request.respond(code_of(error).http, error_body(str(error)), extra=extra)
+
+
+def _header_bytes(request: Request) -> int | None:
+    """Read Inference-Header-Content-Length; None where it is absent."""
+    text = request.headers.get(b"inference-header-content-length")
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 12:
+        shown = text[:32].decode("latin-1")
+        raise BadRequest(f"Inference-Header-Content-Length is {shown!r}, and must be a number of bytes")
+    return int(text)

@@ -1,0 +1,257 @@
+"""The service: models by name, requests in, answers out. It knows no HTTP and no gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from hasten.artifact import Json
+from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
+from hasten.host import this_host, versions
+from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
+from hasten.serve.lifecycle import Family
+from hasten.serve.model import Model, State, Surroundings
+from hasten.serve.repository import Bundle, Repository, newest
+from hasten.serve.runner import Clock
+from hasten.serve.ticket import Done, Marks, Ticket
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    *("binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)"),
+    *("schedule_policy", "statistics"),
+)
+"""What the service can do beyond the protocol; the transports speak it."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The ticket of a request that reached no model."""
+
+    def cancel(self) -> None:
+        """It has ended already."""
+
+
+class Service:
+    """Deployments alive. ``await start()`` first; every method on the event loop's thread.
+
+    It has no port and no signal handlers, and starts nothing before ``start``.
+    """
+
+    def __init__(self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns) -> None:
+        self.repository = repository
+        self._clock_ns = clock_ns
+        self._families: dict[str, Family] = {}
+        self._known: dict[str, dict[str, Bundle]] = {}
+        self._around: Surroundings | None = None
+        self._draining = False
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Load the newest version of every model. One that fails is told by ``index``, and ``ready`` is then False.
+
+        Raises:
+            StoreError: the repository cannot be read.
+        """
+        found = await asyncio.to_thread(self.repository.scan)
+        cores = max(1, this_host().usable_cores // max(len(found), 1))
+        loop = asyncio.get_running_loop()
+        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores)
+        self._known = found
+        for name in found:
+            self._family(name).expected = True  # all of them, before the first is loaded: ready means all
+        for name, bundles in found.items():
+            await self._try(bundles[newest(bundles)], name)
+
+    def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
+        """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
+        family = self._families.get(request.model)
+        try:
+            if family is None:
+                raise self._unknown(request.model)
+            model = family.model(request.version or None)
+        except ServeError as error:
+            done(error)
+            return Refused()
+        return model.submit(request, marks, done)
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer one request, for callers in this process. Raises ServeError."""
+        waiter: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: InferResponse | ServeError) -> None:
+            if waiter.done():
+                return
+            if isinstance(outcome, ServeError):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+
+        marks = Marks()
+        marks.ns[0] = marks.ns[1] = marks.ns[2] = self._clock_ns()
+        ticket = self.submit(request, marks, done)
+        try:
+            response = await waiter
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        marks.ns[8] = marks.ns[9] = marks.ns[7]
+        self.sent(response, marks)
+        return response
+
+    def sent(self, response: InferResponse, marks: Marks) -> None:
+        """Count the phases of an answer that has gone out, all marks set."""
+        family = self._families.get(response.model)
+        if family is not None and family.routed is not None and family.routed.version == response.version:
+            family.routed.statistics.sent(marks)
+
+    def live(self) -> bool:
+        """The service runs."""
+        return not self._stopped
+
+    def ready(self) -> bool:
+        """Every model takes requests and has an instance to run them, and the service is not about to end.
+
+        A model counts that was there at ``start`` or has served since, until it is unloaded: one that is added later
+        and is still loading, or fails to, does not take the server out of rotation.
+        """
+        if self._draining or not self._families:
+            return False
+        return all(family.ready for family in self._families.values() if family.expected)
+
+    def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Say whether a model takes requests. Raises ModelNotFound."""
+        try:
+            return not self._draining and self._model(name, version).ready
+        except ModelNotReady:
+            return False
+
+    def metadata(self) -> ServerMetadata:
+        """Give what a client may know of the server."""
+        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=EXTENSIONS)
+
+    def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
+        model = self._model(name, version)
+        return model.metadata((model.version,))
+
+    def config(self, name: str, version: str | None = None) -> dict[str, Json]:
+        """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
+        return self._model(name, version).config()
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Json]:
+        """Give ``model_stats`` of one model, or of all. Raises ModelNotFound, ModelNotReady."""
+        models = self.models() if name is None else [self._model(name, version)]
+        return {"model_stats": [model.statistics.json(model.name, model.version) for model in models]}
+
+    def models(self) -> list[Model]:
+        """Give the versions that are routed to."""
+        return [family.routed for family in self._families.values() if family.routed is not None]
+
+    def index(self, ready: bool = False) -> list[dict[str, Json]]:
+        """Give every version that is known, with its state and why it is in it; with ``ready``, those that serve."""
+        listed: list[dict[str, Json]] = []
+        for name in sorted(self._known.keys() | self._families.keys()):
+            family = self._families.get(name)
+            routed = family.routed if family else None
+            fates = family.fates if family else {}
+            every = self._known.get(name, {}).keys() | fates.keys() | ({routed.version} if routed else set())
+            for version in sorted(every):
+                fate = fates.get(version)
+                if routed is not None and routed.version == version:
+                    state, reason = ("READY", "") if routed.ready else ("UNAVAILABLE", "no worker is ready")
+                    if fate is not None and fate.state is State.FAILED:
+                        reason = f"a newer bundle of it failed to load: {fate.reason}"
+                elif fate is not None:
+                    state = "UNAVAILABLE" if fate.state is State.FAILED else fate.state.value
+                    reason = fate.reason
+                else:
+                    state, reason = "UNAVAILABLE", "not loaded"
+                if not ready or state == "READY":
+                    listed.append({"name": name, "version": version, "state": state, "reason": reason})
+        return listed
+
+    async def load(self, name: str, version: str | None = None) -> None:
+        """Load a model's newest version, or the one named, from the repository as it is now, and route to it.
+
+        Raises:
+            ModelNotFound: it is not in the repository. ModelNotReady: why it failed to load.
+        """
+        bundle = await asyncio.to_thread(self.repository.find, name, version)
+        self._known.setdefault(name, {})[bundle.version] = bundle
+        await self._family(name).load(bundle)
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service; what is inside is finished. Raises ModelNotFound."""
+        family = self._families.get(name)
+        if family is None:
+            raise self._unknown(name)
+        await family.unload()
+
+    async def rollback(self, name: str) -> None:
+        """Route to the version before. Raises ModelNotFound, ModelNotReady."""
+        family = self._families.get(name)
+        if family is None:
+            raise self._unknown(name)
+        await family.rollback()
+
+    async def refresh(self) -> None:
+        """Look at the repository again: load what is new or was written anew, unload what has gone.
+
+        Raises:
+            StoreError: the repository cannot be read; nothing is changed.
+        """
+        found = await asyncio.to_thread(self.repository.scan)
+        before, self._known = self._known, found
+        for name in before.keys() - found.keys():
+            if name in self._families and self._families[name].routed is not None:
+                await self._families[name].unload()
+        for name, bundles in found.items():
+            if bundles != before.get(name):
+                await self._try(bundles[newest(bundles)], name)
+
+    async def follow(self, every_s: float = 2.0) -> None:
+        """Refresh every ``every_s`` seconds until cancelled; what cannot be read is logged, and tried again."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.refresh()
+            except StoreError as error:
+                logger.warning("the watched folder was left as it was: %s", error)
+
+    def drain(self) -> None:
+        """Say from now on that the service is not ready; requests are still taken."""
+        self._draining = True
+
+    async def stop(self, drain_s: float = 30.0) -> bool:
+        """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
+        self.drain()
+        finished = await asyncio.gather(*[family.close(drain_s) for family in self._families.values()])
+        self._stopped = True
+        return all(finished)
+
+    async def _try(self, bundle: Bundle, name: str) -> None:
+        try:
+            await self._family(name).load(bundle)
+        except ModelNotReady as error:  # its family keeps the reason, and ``index`` tells it
+            logger.warning("%s", error)
+
+    def _family(self, name: str) -> Family:
+        if self._around is None:
+            raise ModelNotReady("the service was not started yet")
+        return self._families.setdefault(name, Family(name, self._around))
+
+    def _model(self, name: str, version: str | None) -> Model:
+        family = self._families.get(name)
+        if family is None:
+            raise self._unknown(name)
+        return family.model(version)
+
+    def _unknown(self, name: str) -> ServeError:
+        if self._stopped:
+            return Cancelled("the server has ended")
+        if name in self._known:
+            return ModelNotReady(f"model {name!r} is not loaded")
+        return ModelNotFound(f"no model is called {name[:128]!r} here")

@@ -1,0 +1,56 @@
+"""What a transport and a service say to each other of one request: the marks of its phases, and its end.
+
+The life of a request: received, decoded, admitted to a queue, taken into a batch, prepared, inferred, finished,
+encoded, sent. Each mark is written once, by whoever reaches it, in nanoseconds of ``time.perf_counter_ns``; the phases
+are the differences of neighbouring marks, so they add up to the total by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from hasten.errors import ServeError
+from hasten.protocol.messages import InferRequest, InferResponse
+
+PHASES = ("receive", "decode", "queue", "batch_wait", "pre", "infer", "post", "encode", "send")
+"""In order; phase k lies between marks k and k + 1."""
+
+
+class Marks:
+    """The times of one request. ``ns[k]`` is when phase k began; 0: it was not reached."""
+
+    __slots__ = ("ns",)
+
+    def __init__(self) -> None:
+        self.ns = [0] * (len(PHASES) + 1)
+
+    def phases_ns(self) -> dict[str, int]:
+        """Give the length of every phase that ended; one that was skipped (its mark is missing) has length 0."""
+        found, before = {}, self.ns[0]
+        for name, at in zip(PHASES, self.ns[1:], strict=True):
+            found[name] = max(at - before, 0) if at else 0
+            before = at or before
+        return found
+
+
+Done = Callable[[InferResponse | ServeError], None]
+"""Called once, on the event loop's thread, with the answer or the reason that there is none."""
+
+
+class Ticket(Protocol):
+    """A request that was handed in."""
+
+    def cancel(self) -> None:
+        """The client has left: drop it if it still waits; its ``done`` is then not called any more. Idempotent."""
+
+
+class Infers(Protocol):
+    """The part of a service that a transport needs to pass a request on."""
+
+    def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
+        """Take a request in, on the event loop's thread. Never blocks, never raises ``ServeError``: ``done`` gets it.
+
+        ``marks.ns[0..2]`` are set by the transport (receive began, decode began, decoded); the service sets the rest
+        up to the end of ``post`` (index 7); the transport sets the last two.
+        """

@@ -1,0 +1,246 @@
+"""Instances: threads that take batches from a model's line and run them.
+
+The event loop puts requests into the line, an idle instance is woken by its bell, and the results go back with
+``loop.call_soon_threadsafe``. ``Session.run`` releases the interpreter's lock, so threads scale as processes do, but
+each return from it waits for a switch interval where another thread is busy in Python: hence ``SWITCH_INTERVAL_S``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
+from hasten.serve.batching import Batch, Batcher
+from hasten.serve.call import Piece
+from hasten.serve.joining import join
+from hasten.serve.runner import Clock, Outputs, Runner
+from hasten.serve.warm import Warm
+
+SWITCH_INTERVAL_S = 0.0005
+"""For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
+
+LONGEST_WAIT_S = 3600.0
+"""A bell that is not rung is looked at this often."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a batch: outputs [size, ...], or the error; when the inputs were joined, and the run ended."""
+
+    batch: Batch[Piece]
+    outcome: Outputs | ServerFault
+    idle_ns: int
+    joined_ns: int
+    ended_ns: int
+    lost: bool = False
+    """The runner cannot be used any more."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An instance is ready; ``found`` is what its ``prepare`` gave."""
+
+    found: Warm
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An instance has ended: why it could not open, or None where it was told to end or was lost."""
+
+    error: HastenError | None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Pieces whose deadline could not be met any more."""
+
+    pieces: tuple[Piece, ...]
+
+
+News = Ran | Opened | Ended | Dropped
+Post = Callable[["Instance", News], None]
+"""Tell the event loop; called from an instance's thread."""
+
+
+class Line:
+    """The queue of one model, and the instances that wait at it. Any thread; its batcher is behind ``lock``."""
+
+    def __init__(self, batcher: Batcher[Piece], clock_ns: Clock) -> None:
+        self.batcher = batcher
+        self.lock = threading.Lock()
+        self.clock_ns = clock_ns
+        self._closed = False
+        self._idle: list[Instance] = []
+
+    def put(self, pieces: tuple[Piece, ...], now_ns: int) -> None:
+        """Add pieces, and wake an instance."""
+        with self.lock:
+            for piece in pieces:
+                self.batcher.put(piece, now_ns)
+            self._ring()
+
+    def take(self, instance: Instance) -> Batch[Piece] | None:
+        """Wait for a batch; None where the line is closed or the instance shall end."""
+        while True:
+            with self.lock:
+                if self._closed or instance.leaves:
+                    return None
+                now_ns = self.clock_ns()
+                taken = self.batcher.take(now_ns)
+                if taken.batch is not None:
+                    instance.began_ns = (
+                        now_ns  # before ``running``: who watches must not see a new batch with an old time
+                    )
+                    instance.running = taken.batch
+                    if self.batcher.rows:
+                        self._ring()
+                else:
+                    self._idle.append(instance)
+            if taken.dropped:
+                instance.tell(Dropped(tuple(taken.dropped)))
+            if taken.batch is not None:
+                return taken.batch
+            wait_s = min((taken.again_ns - now_ns) / 1e9, LONGEST_WAIT_S)
+            rung = instance.bell.acquire(timeout=max(wait_s, 0.0))
+            with self.lock:
+                if instance in self._idle:
+                    self._idle.remove(instance)
+                elif not rung:  # rung just after its wait was over: the ring is used up, or the next would find it
+                    instance.bell.acquire()
+
+    def back(self, instance: Instance, batch: Batch[Piece]) -> None:
+        """Put back a batch that was taken and not begun."""
+        with self.lock:
+            instance.running = None
+            for piece in batch.entries:
+                if not piece.call.over:
+                    self.batcher.put(piece, self.clock_ns())
+            self._ring()
+
+    def idle(self) -> int:
+        """Count the instances that wait."""
+        return len(self._idle)
+
+    def close(self) -> None:
+        """Let every instance end; what waits stays."""
+        with self.lock:
+            self._closed = True
+            while self._idle:
+                self._ring()
+
+    def leave(self, instance: Instance) -> None:
+        """Let one instance end once its run is over."""
+        with self.lock:
+            instance.leaves = True
+            if instance in self._idle:
+                self._idle.remove(instance)
+                instance.bell.release()
+
+    def _ring(self) -> None:
+        if self._idle:
+            self._idle.pop().bell.release()
+
+
+class Instance:
+    """One thread with one opened model. ``start`` it once.
+
+    Args:
+        name: The thread's name.
+        line: Where it takes its batches.
+        open_runner: Opens the model, in the instance's own thread.
+        prepare: Warms and checks the model before the first batch; what it gives is told with ``Opened``.
+        post: Tells the event loop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        line: Line,
+        *,
+        open_runner: Callable[[], Runner],
+        prepare: Callable[[Runner], Warm],
+        post: Post,
+    ) -> None:
+        self.line = line
+        self.bell = threading.Lock()
+        self.running: Batch[Piece] | None = None
+        self.began_ns = 0
+        self.leaves = False
+        self._name = name
+        self._open = open_runner
+        self._prepare = prepare
+        self._post = post
+        self._runner: Runner | None = None
+
+    def start(self) -> None:
+        """Start the thread. It is a daemon: a run that hangs forever must not keep the process from ending."""
+        self.bell.acquire()
+        threading.Thread(target=self._main, name=self._name, daemon=True).start()
+
+    def tell(self, news: News) -> None:
+        """Tell the event loop."""
+        self._post(self, news)
+
+    def kill(self) -> None:
+        """End a run that hangs, where that is possible. From any thread."""
+        if self._runner is not None:
+            self._runner.kill()
+
+    def alive(self) -> bool:
+        """Say whether its runner can be used."""
+        return self._runner is not None and self._runner.alive()
+
+    def _main(self) -> None:
+        try:
+            self._runner = runner = self._open()
+            found = self._prepare(runner)
+        except HastenError as error:
+            self._give_up(error)
+            return
+        except Exception as error:  # noqa: BLE001 - a plug-in's session may raise anything: who waits must be told
+            self._give_up(BuildFailed("opening", _one_line(error)))
+            return
+        self.tell(Opened(found))
+        lost = False
+        while not lost:
+            idle_ns = self.line.clock_ns()
+            batch = self.line.take(self)
+            if batch is None:
+                break
+            if runner.alive():
+                ran = self._run(runner, batch, idle_ns)
+                self.running = None
+                lost = ran.lost
+                self.tell(ran)
+            else:
+                self.line.back(self, batch)
+                lost = True
+        runner.close()
+        self.tell(Ended(None))
+
+    def _give_up(self, error: HastenError) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        self.tell(Ended(error))
+
+    def _run(self, runner: Runner, batch: Batch[Piece], idle_ns: int) -> Ran:
+        clock_ns = self.line.clock_ns
+        joined_ns = batch.closed_ns
+        outcome: Outputs | ServerFault
+        lost = False
+        try:
+            feed = join(batch, runner.buffer, copy=runner.copies)
+            joined_ns = clock_ns()
+            outcome = runner.run(feed)
+        except ChildCrashed as error:
+            outcome, lost = ServerFault(f"the worker that ran this request is gone: {error}"), True
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in's session raises fails its batch, not the instance
+            outcome = ServerFault(f"the model failed on this batch of {batch.rows} rows: {_one_line(error)}")
+        return Ran(batch, outcome, idle_ns, joined_ns, clock_ns(), lost)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, HastenError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,127 @@
+"""Every malformed request is one clear line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hasten.errors import BadRequest
+from hasten.protocol import rest
+from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
+
+NET = ModelMetadata(
+    name="net",
+    versions=("1",),
+    platform="onnxruntime",
+    inputs=(TensorMetadata(name="x", datatype="FP32", shape=(-1, 4)),),
+    outputs=(TensorMetadata(name="y", datatype="FP32", shape=(-1, 2)),),
+)
+
+
+def read(body, header_bytes=None, metadata=NET):
+    return rest.decode_request(body, header_bytes=header_bytes, model="net", version=None, metadata=lambda: metadata)
+
+
+def asked(**changed):
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]} | changed
+    return json.dumps({"inputs": [{k: v for k, v in tensor.items() if v is not None}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"shape": [1, -4]}, "negative"),
+        ({"shape": [2**40, 2**40]}, "claims"),
+        ({"shape": [1] * 40}, "40 dimensions"),
+        ({"shape": [1, 5]}, "wants 5"),
+        ({"datatype": "FP31"}, "known"),
+        ({"datatype": "FP16"}, "binary"),
+        ({"datatype": "INT32", "data": [1, 2, 3, "4"]}, "not INT32"),
+        ({"datatype": "INT8", "data": [1, 2, 3, 300]}, "range of INT8"),
+        ({"datatype": "UINT64", "data": [1, 2, 3, -1]}, "range of UINT64"),
+        ({"data": [1, 2, 3, 1e39]}, "range of FP32"),
+        ({"data": [[1, 2], [3, 4]]}, "not nested"),
+        ({"data": [[[1, 2, 3, 4]]]}, "nested 3 deep"),
+        ({"data": None}, "neither data"),
+        ({"parameters": {"binary_data_size": 16}, "data": None}, "Inference-Header-Content-Length is missing"),
+        ({"parameters": {"shared_memory_region": "r"}}, "shared memory"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_told(changed, told) -> None:
+    with pytest.raises(BadRequest, match=told):
+        read(asked(**changed))
+
+
+def test_nan_and_infinity_are_no_json() -> None:
+    for value in ("NaN", "Infinity", "-Infinity"):
+        with pytest.raises(BadRequest):
+            read(b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [%s]}]}' % value.encode())
+
+
+def test_deep_json_is_refused_not_followed() -> None:
+    deep = b"[" * 100_000
+    for body in (deep, b'{"inputs": ' + deep, b'{"inputs": [], "other": ' + deep):
+        with pytest.raises(BadRequest):
+            read(body)
+    with pytest.raises(BadRequest, match="deep"):
+        read(b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 90 + b"]" * 90 + b"}]}")
+
+
+@pytest.mark.parametrize("header_bytes", [-1, 10**9])
+def test_a_header_length_out_of_range_is_told(header_bytes) -> None:
+    with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
+        read(asked(), header_bytes)
+
+
+def test_what_is_there_twice_is_told() -> None:
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    with pytest.raises(BadRequest, match="input 'x' is there twice"):
+        read(json.dumps({"inputs": [tensor, tensor]}).encode())
+    with pytest.raises(BadRequest, match="output 'y' is there twice"):
+        read(json.dumps({"inputs": [tensor], "outputs": [{"name": "y"}, {"name": "y"}]}).encode())
+
+
+def test_bytes_behind_the_last_tensor_are_told() -> None:
+    parts, header_bytes = rest.encode_request(
+        InferRequest(model="net", inputs=(Tensor.of("x", np.zeros((1, 4), np.float32)),)), binary=True
+    )
+    with pytest.raises(BadRequest, match="1 bytes more"):
+        read(b"".join(parts) + b"!", header_bytes)
+
+
+@pytest.mark.parametrize("parameters", [{"priority": -1}, {"timeout": True}, {"timeout": "5"}, {"priority": 1.5}])
+def test_priority_and_timeout_are_whole_numbers(parameters) -> None:
+    with pytest.raises(BadRequest, match="whole number"):
+        read(json.dumps({"inputs": [], "parameters": parameters}).encode())
+
+
+def test_a_raw_body_is_the_only_input_and_its_answer_is_binary() -> None:
+    got = read(np.arange(4, dtype=np.float32).tobytes(), 0)
+    assert got.inputs[0].shape == (1, 4)
+    assert got.parameters["binary_data_output"] is True
+    with pytest.raises(BadRequest, match="wants 16"):
+        read(b"123", 0)
+    two = ModelMetadata(name="n", versions=(), platform="", inputs=NET.inputs * 2, outputs=())
+    with pytest.raises(BadRequest, match="one input"):
+        read(b"", 0, two)
+
+
+def test_a_raw_body_may_leave_one_dimension_open() -> None:
+    spec = (TensorMetadata(name="x", datatype="INT8", shape=(-1, 2, -1)),)
+    open_ = ModelMetadata(name="n", versions=(), platform="", inputs=spec, outputs=())
+    assert read(bytes(6), 0, open_).inputs[0].shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_json_cannot_hold_says_to_ask_for_binary(value) -> None:
+    response = InferResponse(model="n", version="1", outputs=(Tensor.of("y", np.full((1, 2), value, np.float32)),))
+    with pytest.raises(BadRequest, match="binary"):
+        rest.encode_response(response, InferRequest(model="n", inputs=()))
+
+
+def test_an_output_of_no_elements_has_its_size_told() -> None:
+    response = InferResponse(model="n", version="1", outputs=(Tensor.of("y", np.zeros((0, 3), np.float32)),))
+    asks = InferRequest(model="n", inputs=(), parameters={"binary_data_output": True})
+    parts, header_bytes = rest.encode_response(response, asks)
+    assert header_bytes == len(parts[0])
+    assert json.loads(parts[0])["outputs"][0]["parameters"] == {"binary_data_size": 0}

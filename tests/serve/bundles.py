@@ -1,0 +1,68 @@
+"""Bundles of small real models, as the optimizer writes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hasten.deployment import Deployment, Serving, write_deployment
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.host import this_host
+from hasten.protocol.messages import InferRequest, Tensor
+from hasten.store import Store
+from hasten.tensors import Array
+from hasten.testing.models import mlp, stored
+from hasten.transform import Context, run_pass
+
+FEATURES = 16
+
+
+def bundle(
+    folder: Path,
+    *,
+    model: onnx.ModelProto | None = None,
+    serving: Serving | None = None,
+    engine: str = "onnxruntime",
+    batch: int | None = None,
+) -> Path:
+    """Build a model for ONNX Runtime and write a bundle of it; gives its TOML file."""
+    store = Store(folder.parent / f".store-{folder.name}")
+    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
+    built = run_pass(OnnxRuntime(batch=batch), stored(model or mlp(), store), store, ctx)
+    deployment = Deployment(
+        name="net",
+        artifact=built.digest,
+        engine=engine,
+        settings={},
+        source=built.digest,
+        plan="",
+        verdict="MEETS",
+        host=this_host().binding,
+        batch=batch or 1,
+        serving=serving or Serving(instances=1),
+    )
+    return write_deployment(deployment, built, folder)
+
+
+def rows(n: int, *, seed: int = 0) -> Array:
+    """Give rows [n, features]."""
+    return np.random.default_rng(seed).standard_normal((n, FEATURES)).astype(np.float32)
+
+
+def request(x: Array, *, model: str = "net", **more: Any) -> InferRequest:
+    """Ask for everything that a model says of ``x``."""
+    return InferRequest(model=model, inputs=(Tensor.of("x", x),), **more)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine, for at most a minute."""
+
+    async def limited() -> None:
+        await asyncio.wait_for(work, 60)
+
+    asyncio.run(limited())

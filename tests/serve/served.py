@@ -1,0 +1,84 @@
+"""A real small deployment, served in a thread of its own, and plain clients to it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import uvloop
+
+from hasten.serve.app import Listening, Open, open_app
+
+FEATURES, CLASSES = 16, 4
+
+
+@contextmanager
+def served(path: Path, listening: Listening) -> Iterator[Open]:
+    """Serve in a thread until the block ends."""
+    opened: list[Open] = []
+    failed: list[BaseException] = []
+    ready = threading.Event()
+    loop = uvloop.new_event_loop()
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        async with open_app(path, listening) as found:
+            opened.append(found)
+            ready.set()
+            await stop.wait()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(main())
+        except BaseException as error:  # noqa: BLE001 - handed to the test's thread
+            failed.append(error)
+        finally:
+            ready.set()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(60)
+    try:
+        if failed:
+            raise failed[0]
+        yield opened[0]
+    finally:
+        if not failed:
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+    assert not thread.is_alive()
+    if failed:
+        raise failed[0]
+
+
+def call(
+    url: str, verb: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Make one call over a connection of its own."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    try:
+        connection.request(verb, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def infer_body(rows: np.ndarray[Any, Any], **more: Any) -> bytes:
+    """Write a JSON request of the small network."""
+    tensor = {"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+def rows_of(n: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).standard_normal((n, FEATURES)).astype(np.float32)

@@ -1,0 +1,68 @@
+"""Who is refused, why, and when to come again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hasten.errors import DeadlineExceeded, Overloaded
+from hasten.serve.admission import Asked, Inside, Limits, predicted_ns, refusal
+from hasten.serve.batching import Batcher, Entry
+from hasten.serve.costs import CostCurve
+
+MS = 1_000_000
+ROOMY = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000)
+
+
+def queue(rows: int, *, priority: int = 8) -> Batcher[Entry]:
+    curve = CostCurve((1, 4))
+    curve.update(1, 1 * MS)
+    curve.update(4, 2 * MS)
+    batcher: Batcher[Entry] = Batcher(curve)
+    for _ in range(rows):
+        batcher.put(Entry({"x": np.zeros((1, 4), np.float32)}, 1, key=0, arrived_ns=0, priority=priority), 0)
+    return batcher
+
+
+def asked(rows: int = 1, **more: int) -> Asked:
+    return Asked(**{"rows": rows, "n_bytes": 16 * rows, "priority": 8, **more})
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(rows=8, n_bytes=1 << 30, concurrency=1000), "queue_full"),
+        (Limits(rows=1000, n_bytes=128, concurrency=1000), "queue_full"),
+        (Limits(rows=1000, n_bytes=1 << 30, concurrency=8), "concurrency"),
+        (Limits(rows=1000, n_bytes=1 << 30, concurrency=1000, wait_ns=4 * MS), "predicted_wait"),
+    ],
+)
+def test_every_bound_refuses_with_its_own_reason(limits: Limits, reason: str) -> None:
+    error = refusal(queue(8), asked(), limits=limits, inside=Inside(calls=8, instances=1, free_ns=1), now_ns=0)
+    assert isinstance(error, Overloaded)
+    assert error.reason == reason
+    assert error.retry_after_s > 0
+
+
+def test_the_predicted_time_counts_batches_not_requests() -> None:
+    inside = Inside(calls=8, instances=1, free_ns=MS)
+    assert predicted_ns(queue(8), asked(), inside) == MS + 2 * 2 * MS + MS
+
+
+def test_those_behind_do_not_count() -> None:
+    inside = Inside(calls=8, instances=1, free_ns=MS)
+    assert predicted_ns(queue(8), asked(priority=1), inside) == MS + MS
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    inside = Inside(calls=8, instances=1, free_ns=MS)
+    error = refusal(queue(8), asked(deadline_ns=2 * MS), limits=ROOMY, inside=inside, now_ns=0)
+    assert isinstance(error, Overloaded)
+    assert error.reason == "deadline"
+    over = refusal(queue(0), asked(deadline_ns=5), limits=ROOMY, inside=inside, now_ns=5)
+    assert isinstance(over, DeadlineExceeded)
+
+
+def test_an_idle_server_refuses_nobody_for_the_wait() -> None:
+    limits = Limits(rows=1, n_bytes=1, concurrency=10, wait_ns=1)
+    assert refusal(queue(0), asked(9), limits=limits, inside=Inside(calls=0, instances=1), now_ns=0) is None

@@ -1,0 +1,188 @@
+"""``hasten serve`` as a process: what it prints works when pasted, and it ends without losing a request."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("httptools", reason="needs the extra 'serve'")
+pytest.importorskip("grpc", reason="needs the extra 'serve'")
+
+import grpc
+
+from hasten.cli.app import run
+from serve.bundles import bundle
+from serve.served import call, infer_body, rows_of
+
+INFER = "/v2/models/net/infer"
+
+
+@contextmanager
+def serving(path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, object]]]:
+    """Run the command on free ports; gives the process and the line of JSON that it prints once it answers."""
+    command = [
+        sys.executable,
+        "-m",
+        "hasten",
+        "serve",
+        str(path),
+        "--json",
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        *options,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=60)[1].decode()
+        yield process, json.loads(line)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(tmp_path_factory.mktemp("bundle") / "net")
+
+
+def test_the_lines_that_it_prints_work_when_pasted(toml: Path) -> None:
+    with serving(toml, "--drain", "1ms") as (process, told):
+        assert told["models"] == [{"name": "net", "version": "1", "state": "READY", "reason": ""}]
+        calls = told["calls"]
+        assert isinstance(calls, list)
+        assert [line.split()[0] for line in calls] == ["curl", "python3"]
+        for line in calls:
+            done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=60)
+            assert b'"model_name"' in done.stdout
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_after_the_first_signal_it_is_not_ready_but_answers_and_after_the_second_it_ends_at_once(toml: Path) -> None:
+    with serving(toml, "--drain", "1h") as (process, told):
+        url = str(told["http"])
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection.request("GET", "/v2/health/ready")
+        first = connection.getresponse()
+        assert (first.status, first.getheader("Connection"), first.read()) == (200, None, b'{"ready":true,"live":true}')
+        process.send_signal(signal.SIGTERM)
+        while call(url, "GET", "/v2/health/ready")[0] == 200:
+            continue
+        status, headers, body = call(url, "GET", "/v2/health/ready")
+        assert (status, json.loads(body), headers["connection"]) == (503, {"ready": False, "live": True}, "close")
+        connection.request("POST", INFER, infer_body(rows_of(1)))
+        last = connection.getresponse()
+        assert (last.status, last.getheader("Connection")) == (200, "close")
+        last.read()
+        assert call(url, "POST", INFER, infer_body(rows_of(1)))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        connection.close()
+
+
+def test_a_new_version_in_a_watched_folder_is_served(toml: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(toml.parent, models / "net" / "1")
+    with serving(models, "--drain", "1ms", "--watch", "50ms") as (process, told):
+        shutil.copytree(toml.parent, models / "net" / ".2")
+        (models / "net" / ".2").rename(models / "net" / "2")
+        while json.loads(call(str(told["http"]), "GET", "/v2/models/net")[2])["versions"] != ["2"]:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_no_port_is_bound_where_no_model_can_be_loaded(toml: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "models" / "net"
+    broken.mkdir(parents=True)
+    (broken / "deployment.toml").write_text(toml.read_text())
+    command = [sys.executable, "-m", "hasten", "serve", str(tmp_path / "models"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("hasten: error: no model could be loaded: net")
+
+
+def test_a_port_that_is_taken_is_named(toml: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "hasten", "serve", str(toml), "--port", str(port), "--grpc-port", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 1
+        assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_the_access_log_is_appended_to_a_file(toml: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    with serving(toml, "--drain", "1ms", "--access-log", str(log)) as (process, told):
+        assert call(str(told["http"]), "GET", "/v2", None, {"X-Request-Id": "mine"})[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    (line,) = log.read_text().splitlines()
+    found = json.loads(line)
+    assert (found["id"], found["method"], found["target"], found["status"]) == ("mine", "GET", "/v2", 200)
+
+
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_over_tls_it_answers_those_who_trust_its_certificate(toml: Path, tmp_path: Path, transport: str) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, *names, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    with serving(
+        toml, "--drain", "1ms", *("--tls-cert", str(cert), "--tls-key", str(key), "--transport", transport)
+    ) as (process, told):
+        assert str(told["http"]).startswith("https://127.0.0.1:")
+        trusting = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(str(told["grpc"]), trusting) as channel:
+            assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30) == b"\x08\x01"
+        calls = told["calls"]
+        assert isinstance(calls, list)
+        for line in calls:
+            done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=60)
+            assert b'"model_name"' in done.stdout
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_one_half_of_tls_is_a_usage_error(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(toml), "--tls-cert", "cert.pem", "--port", "0", "--grpc-port", "0"]) == 2
+    assert "--tls-key" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(toml: Path) -> None:
+    code = (
+        "import sys; sys.modules['httptools'] = None\n"
+        f"from hasten.cli.app import run; sys.exit(run(['serve', {str(toml)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 1
+    assert "pip install 'hasten[serve]'" in done.stderr

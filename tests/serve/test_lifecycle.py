@@ -1,0 +1,301 @@
+"""Versions come and go while requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.deployment import FILE, Serving, parse_deployment
+from hasten.errors import ModelNotFound, ModelNotReady, StoreError
+from hasten.serve.golden import Golden, read_golden, write_golden
+from hasten.serve.repository import Repository, open_repository
+from hasten.serve.service import Service
+from hasten.testing.models import convnet, mlp
+from serve.bundles import bundle, request, rows, run
+
+
+def instances() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("hasten")]
+
+
+async def started(path: Path) -> Service:
+    service = Service(open_repository(path))
+    await service.start()
+    return service
+
+
+def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        answered: set[str] = set()
+        over = asyncio.Event()
+
+        async def client() -> None:
+            while not over.is_set():
+                routed = service.models()[0].version
+                answer = await service.infer(request(rows(1)))
+                assert answer.version == routed, "whoever was routed to when it came has answered it"
+                answered.add(answer.version)
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        await asyncio.to_thread(bundle, home / "net" / "2", model=mlp(seed=1))
+        await service.load("net")
+        assert (await service.infer(request(rows(1)))).version == "2"
+        over.set()
+        await asyncio.gather(*clients)
+        assert "1" in answered
+        await service.stop()
+
+    run(work())
+
+
+def test_going_back_routes_to_the_version_before(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+    bundle(home / "net" / "2", model=mlp(seed=1))
+
+    async def work() -> None:
+        service = await started(home)
+        with pytest.raises(ModelNotFound, match="no version before"):
+            await service.rollback("net")
+        await service.load("net", "1")
+        assert (await service.infer(request(rows(1)))).version == "1"
+        await service.rollback("net")
+        assert (await service.infer(request(rows(1)))).version == "2"
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("fault", ["damaged", "other tensors", "golden", "changed answers"])
+def test_a_version_that_fails_leaves_the_old_one_in_place(tmp_path: Path, fault: str) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        serving = Serving(instances=1, max_change=0.01 if fault == "changed answers" else None)
+        model = convnet() if fault == "other tensors" else mlp(seed=1)
+        path = bundle(home / "net" / "2", model=model, serving=serving)
+        if fault == "damaged":
+            (path.parent / "model" / "model.onnx").write_bytes(b"nothing")
+        if fault == "golden":
+            write_golden(path.parent, Golden({"x": rows(3)}, {"y": np.zeros((3, 4), np.float32)}))
+        says = {
+            "damaged": "is not what its manifest says",
+            "other tensors": "tensors are not those of version 1",
+            "golden": "golden output 'y' is off",
+            "changed answers": "answers differ from version 1",
+        }[fault]
+        with pytest.raises(ModelNotReady, match=says):
+            await service.load("net")
+        assert (await service.infer(request(rows(1)))).version == "1"
+        assert service.ready()
+        reasons = {entry["version"]: entry["reason"] for entry in service.index()}
+        assert says in reasons["2"]
+        while len(instances()) > 1:  # the new one's instance ends by itself
+            await asyncio.sleep(0.001)
+        await service.stop()
+        assert not instances()
+
+    run(work())
+
+
+def test_a_model_that_never_loaded_is_told_with_its_reason(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+    (path.parent / "model" / "model.onnx").write_bytes(b"nothing")
+
+    async def work() -> None:
+        service = await started(path)
+        assert not service.ready()
+        assert "manifest" in service.index()[0]["reason"]
+        with pytest.raises(ModelNotReady, match="manifest"):
+            await service.infer(request(rows(1)))
+        assert not service.model_ready("net")
+        await service.stop()
+
+    run(work())
+
+
+def test_golden_answers_are_checked_before_it_is_ready(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        first = await started(path)
+        answer = await first.infer(request(rows(11)))
+        await first.stop()
+        write_golden(path.parent, Golden({"x": rows(11)}, {"y": answer.outputs[0].data}))
+        again = await started(path)
+        assert again.ready()
+        await again.stop()
+
+    run(work())
+
+
+def test_an_unloaded_model_is_gone_and_can_come_back(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        await service.unload("net")
+        with pytest.raises(ModelNotReady):
+            await service.infer(request(rows(1)))
+        assert service.index(ready=True) == []
+        await service.load("net")
+        assert (await service.infer(request(rows(1)))).version == "1"
+        await service.stop()
+
+    run(work())
+
+
+def test_the_watched_folder_loads_what_is_new_and_unloads_what_has_gone(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        bundle(home / "net" / "2", model=mlp(seed=1))
+        bundle(home / "more", model=mlp(seed=2))
+        await service.refresh()
+        assert {(e["name"], e["version"]) for e in service.index(ready=True)} == {("net", "2"), ("more", "1")}
+        shutil.rmtree(home / "more")
+        await service.refresh()
+        assert {e["name"] for e in service.index(ready=True)} == {"net"}
+        assert service.ready()
+        await service.stop()
+
+    run(work())
+
+
+def test_a_bundle_that_is_written_anew_replaces_itself(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        before = (await service.infer(request(rows(2)))).outputs[0].data
+        bundle(tmp_path / "net", model=mlp(seed=5))
+        await service.refresh()
+        after = (await service.infer(request(rows(2)))).outputs[0].data
+        assert not np.allclose(before, after)
+        await service.stop()
+
+    run(work())
+
+
+def test_names_never_leave_the_folder(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    bundle(tmp_path / "secret")
+    (home / "link").symlink_to(tmp_path / "secret")
+    repository = open_repository(home)
+    assert set(repository.scan()) == {"net"}
+    for name in ("../secret", "link", "net/../../secret", "", ".", str(tmp_path / "secret")):
+        with pytest.raises(ModelNotFound):
+            repository.find(name)
+        with pytest.raises(ModelNotFound):
+            repository.find("net", name or "..")
+
+
+def test_the_newest_version_is_the_highest_number(tmp_path: Path) -> None:
+    for version in ("2", "10", "beta"):
+        folder = tmp_path / "net" / version
+        folder.mkdir(parents=True)
+        (folder / FILE).write_text("")
+    assert Repository(tmp_path).find("net").version == "10"
+
+
+def test_a_folder_without_a_deployment_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no deployment"):
+        open_repository(tmp_path)
+
+
+def test_golden_answers_come_back_and_pickles_do_not(tmp_path: Path) -> None:
+    golden = Golden({"a/b:0": rows(2)}, {"y": np.arange(3)})
+    write_golden(tmp_path, golden)
+    back = read_golden(tmp_path)
+    assert back is not None
+    np.testing.assert_array_equal(back.inputs["a/b:0"], rows(2))
+    np.savez(tmp_path / "golden", **{"inputs:x": np.array([{}], object)})
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_golden(tmp_path)
+
+
+def test_a_bundle_from_before_there_were_serving_fields_still_loads(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+    text = path.read_text()
+    path.write_text(text[: text.index("[serving]")])
+    assert parse_deployment(path).serving == Serving()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("instnaces = 2", "did you mean 'instances'"), ("queue_rows = 0", "queue_rows"), ('isolation = "x"', "isolation")],
+)
+def test_a_wrong_serving_field_is_told(tmp_path: Path, line: str, says: str) -> None:
+    path = bundle(tmp_path / "net")
+    text = path.read_text()
+    path.write_text(text[: text.index("[serving]")] + f"[serving]\n{line}\n")
+    with pytest.raises(StoreError, match=says):
+        parse_deployment(path)
+
+
+def test_a_load_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        bundle(home / "net" / "2", model=mlp(seed=1))
+        loading = asyncio.create_task(service.load("net"))
+        await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert (await service.infer(request(rows(1)))).version == "1"
+        await service.load("net")
+        assert (await service.infer(request(rows(1)))).version == "2"
+        await service.stop()
+
+    run(work())
+
+
+def test_a_model_that_is_added_and_fails_does_not_take_the_server_out_of_rotation(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+
+    async def work() -> None:
+        service = await started(home)
+        path = bundle(home / "more", model=mlp(seed=2))
+        (path.parent / "model" / "model.onnx").write_bytes(b"nothing")
+        await service.refresh()
+        assert service.ready()
+        assert not service.model_ready("more")
+        await service.stop()
+
+    run(work())
+
+
+def test_the_server_is_not_ready_before_every_model_of_the_folder_is(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    for name in ("a", "b", "c"):
+        bundle(home / name)
+
+    async def work() -> None:
+        service = Service(open_repository(home))
+        starting = asyncio.create_task(service.start())
+        while not starting.done():
+            serving = len(service.index(ready=True))
+            assert service.ready() == (serving == 3)
+            await asyncio.sleep(0)
+        assert service.ready()
+        await service.stop()
+
+    run(work())

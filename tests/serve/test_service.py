@@ -1,0 +1,230 @@
+"""What the service answers, refuses and tells, on real models."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.deployment import Serving
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, ServeError
+from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
+from hasten.serve.ticket import Marks
+from hasten.store import read_artifact
+from hasten.tensors import Array
+from hasten.testing.models import encoder, mlp
+from serve.bundles import bundle, request, rows, run
+
+
+def alone(path: Path, x: Array) -> Array:
+    """Give what a bare session of a bundle says."""
+    return OnnxRuntime().open(read_artifact(path.parent / "model")).run({"x": x})["y"]
+
+
+async def started(path: Path) -> Service:
+    service = Service(open_repository(path))
+    await service.start()
+    assert service.ready(), service.index()
+    return service
+
+
+def test_a_request_gets_what_a_bare_session_says(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        answer = await service.infer(request(rows(3), id="seven"))
+        await service.stop()
+        assert (answer.id, answer.model, answer.version) == ("seven", "net", "1")
+        np.testing.assert_allclose(answer.outputs[0].data, alone(path, rows(3)), rtol=1e-5, atol=1e-6)
+
+    run(work())
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_hundred_requests_at_once_each_get_their_own_rows(tmp_path: Path, isolation: str) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=2, isolation=isolation))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        service = await started(path)
+        asked = [rows(1 + seed % 3, seed=seed) for seed in range(100)]
+        answers = await asyncio.gather(*[service.infer(request(x)) for x in asked])
+        stats = service.statistics("net")["model_stats"][0]
+        await service.stop()
+        for x, answer in zip(asked, answers, strict=True):
+            np.testing.assert_allclose(answer.outputs[0].data, alone(path, x), rtol=1e-4, atol=1e-5)
+        assert stats["inference_count"] == sum(map(len, asked))
+        assert stats["execution_count"] < 100, "they were batched"
+        assert {entry["batch_size"] for entry in stats["batch_stats"]} <= {1, 2, 4, 8}
+
+    run(work())
+
+
+def test_a_request_larger_than_the_largest_batch_comes_back_whole(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=2, batch_sizes=(1, 4)))
+
+    async def work() -> None:
+        service = await started(path)
+        answer = await service.infer(request(rows(11)))
+        await service.stop()
+        np.testing.assert_allclose(answer.outputs[0].data, alone(path, rows(11)), rtol=1e-4, atol=1e-5)
+
+    run(work())
+
+
+def test_a_model_with_a_fixed_batch_takes_fewer_rows(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", batch=4)
+
+    async def work() -> None:
+        service = await started(path)
+        answer = await service.infer(request(rows(3)))
+        about = service.model_metadata("net")
+        await service.stop()
+        padded = np.concatenate([rows(3), rows(1)])
+        np.testing.assert_allclose(answer.outputs[0].data, alone(path, padded)[:3], rtol=1e-4, atol=1e-5)
+        assert about.inputs[0].shape == (-1, 16)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (InferRequest(model="net", inputs=()), "input 'x' is missing"),
+        (request(rows(2).astype(np.float64)), "wants dtype float32, got float64"),
+        (request(rows(2)[:, :5]), "wants length 16 on axis 1"),
+        (request(rows(0)), "is empty"),
+        (request(rows(1), outputs=(RequestedOutput(name="z"),)), "no output 'z'; it has ['y']"),
+        (request(rows(1), outputs=(RequestedOutput(name="y"), RequestedOutput(name="y"))), "asked for twice"),
+        (InferRequest(model="net", inputs=(Tensor.of("x", rows(1)), Tensor.of("x", rows(1)))), "given twice"),
+        (InferRequest(model="net", inputs=(Tensor.of("w", rows(1)), Tensor.of("x", rows(1)))), "no input 'w'"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_tensor(tmp_path: Path, asked: InferRequest, says: str) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        with pytest.raises(BadRequest, match=says.replace("[", r"\[").replace("]", r"\]")):
+            await service.infer(asked)
+        await service.stop()
+
+    run(work())
+
+
+def test_unknown_names_and_versions_are_not_found(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        for asked in (request(rows(1), model="other"), request(rows(1), version="9")):
+            with pytest.raises(ModelNotFound):
+                await service.infer(asked)
+        with pytest.raises(ModelNotFound):
+            await service.load("../net")
+        await service.stop()
+        with pytest.raises(ServeError):
+            await service.infer(request(rows(1)))
+
+    run(work())
+
+
+def test_the_phases_of_an_answer_add_up_to_its_time(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        heard: list[InferResponse | ServeError] = []
+        arrived, marks = asyncio.Event(), Marks()
+        marks.ns[0] = marks.ns[1] = marks.ns[2] = service._clock_ns()
+
+        def done(outcome: InferResponse | ServeError) -> None:
+            heard.append(outcome)
+            arrived.set()
+
+        service.submit(request(rows(2)), marks, done)
+        await arrived.wait()
+        marks.ns[8] = marks.ns[9] = service._clock_ns()
+        assert marks.ns == sorted(marks.ns), "every mark is later than the one before"
+        assert sum(marks.phases_ns().values()) == marks.ns[9] - marks.ns[0]
+        (answer,) = heard
+        assert isinstance(answer, InferResponse)
+        service.sent(answer, marks)
+        figures = service.models()[0].statistics
+        assert figures.total.total_ns == sum(phase.total_ns for phase in figures.phases.values())
+        assert figures.total.count == 1
+        await service.stop()
+
+    run(work())
+
+
+def test_a_cancelled_request_is_not_answered(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        heard: list[object] = []
+        ticket = service.submit(request(rows(1)), Marks(), heard.append)
+        ticket.cancel()
+        ticket.cancel()
+        await service.infer(request(rows(1)))
+        assert heard == []
+        assert service.models()[0].statistics.refused == {"cancelled": 1}
+        assert service.models()[0].pool.calls == 0
+        await service.stop()
+
+    run(work())
+
+
+def test_stopping_finishes_what_is_inside(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net")
+
+    async def work() -> None:
+        service = await started(path)
+        answers = [asyncio.create_task(service.infer(request(rows(1, seed=s)))) for s in range(40)]
+        await asyncio.sleep(0)
+        service.drain()
+        assert not service.ready()
+        assert await service.stop()
+        assert len(await asyncio.gather(*answers)) == 40
+        with pytest.raises(ModelNotReady):
+            await service.infer(request(rows(1)))
+
+    run(work())
+
+
+def test_inputs_of_other_lengths_run_apart(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", model=encoder())
+
+    async def work() -> None:
+        service = await started(path)
+        x = np.random.default_rng(0).standard_normal((2, 8, 16)).astype(np.float32)
+        answer = await service.infer(request(x))
+        await service.stop()
+        np.testing.assert_allclose(answer.outputs[0].data, alone(path, x), rtol=1e-4, atol=1e-5)
+
+    run(work())
+    gc.collect()
+
+
+def test_every_model_of_a_folder_is_served_under_the_name_of_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "one" / "1")
+    bundle(home / "one" / "2", model=mlp(seed=1))
+    bundle(home / "two", model=mlp(seed=2))
+
+    async def work() -> None:
+        service = await started(home)
+        assert (await service.infer(request(rows(1), model="one"))).version == "2"
+        assert (await service.infer(request(rows(1), model="two"))).version == "1"
+        states = {(entry["name"], entry["version"]): entry["state"] for entry in service.index()}
+        assert states == {("one", "1"): "UNAVAILABLE", ("one", "2"): "READY", ("two", "1"): "READY"}
+        await service.stop()
+
+    run(work())

@@ -1,0 +1,108 @@
+"""What the figures say after requests whose number and fate are known."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from hasten.deployment import Serving
+from hasten.errors import BadRequest
+from hasten.serve.prometheus import exposition
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
+from hasten.serve.statistics import BOUNDS_NS, Histogram, Statistics
+from hasten.serve.ticket import PHASES, Marks
+from serve.bundles import bundle, request, rows, run
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=50))
+def test_a_histogram_counts_every_time_in_the_first_bucket_that_holds_it(times: list[int]) -> None:
+    histogram = Histogram()
+    histogram.add(np.array(times, np.int64))
+    assert histogram.count == len(times)
+    assert histogram.total_ns == sum(times)
+    for i, bound in enumerate(BOUNDS_NS):
+        assert sum(histogram.counts[: i + 1]) == sum(ns <= bound for ns in times)
+
+
+def test_a_phase_that_was_skipped_has_no_length() -> None:
+    marks, figures = Marks(), Statistics()
+    marks.ns = [5, 6, 7, 0, 0, 20, 30, 31, 32, 40]
+    figures.sent(marks)
+    assert {name: phase.total_ns for name, phase in figures.phases.items()} == marks.phases_ns()
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=10, max_size=10))
+def test_the_phases_of_a_request_add_up_to_its_total(lengths: list[int]) -> None:
+    marks, figures = Marks(), Statistics()
+    marks.ns = [int(at) for at in np.cumsum([1, *lengths[1:]])]
+    figures.sent(marks)
+    assert figures.total.total_ns == sum(p.total_ns for p in figures.phases.values()) == marks.ns[-1] - marks.ns[0]
+
+
+def test_prometheus_reads_what_the_service_did(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, batch_sizes=(1, 4)))
+
+    async def work() -> None:
+        service = Service(open_repository(path))
+        await service.start()
+        await asyncio.gather(*[service.infer(request(rows(3, seed=s))) for s in range(5)])
+        with pytest.raises(BadRequest):
+            await service.infer(request(rows(0)))
+        samples = {
+            (
+                sample.name,
+                *(sample.labels[key] for key in ("phase", "size", "reason", "le") if key in sample.labels),
+            ): sample.value
+            for family in text_string_to_metric_families(exposition(service).decode())
+            for sample in family.samples
+            if "model" not in sample.labels or sample.labels["model"] == "net"
+        }
+        await service.stop()
+        assert samples["hasten_ready",] == 1
+        assert samples["hasten_rows_total",] == 15
+        assert samples["hasten_batches_total", "4"] == 5
+        assert samples["hasten_padded_rows_total",] == 5
+        assert samples["hasten_refused_total", "bad_request"] == 1
+        assert samples["hasten_worker_restarts_total",] == 0
+        assert (samples["hasten_in_flight",], samples["hasten_queue_rows",], samples["hasten_workers",]) == (0, 0, 1)
+        assert samples["hasten_request_seconds_count",] == 5
+        assert all(samples["hasten_phase_seconds_count", phase] == 5 for phase in PHASES)
+        phases = sum(samples["hasten_phase_seconds_sum", phase] for phase in PHASES)
+        assert phases == pytest.approx(samples["hasten_request_seconds_sum",], rel=1e-9)
+
+    run(work())
+
+
+def test_the_statistics_extension_counts_requests_rows_and_runs(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, batch_sizes=(1, 4)))
+
+    async def work() -> None:
+        service = Service(open_repository(path))
+        await service.start()
+        for seed in range(3):
+            await service.infer(request(rows(2, seed=seed)))
+        (entry,) = service.statistics()["model_stats"]
+        config = service.config("net")
+        await service.stop()
+        assert (entry["inference_count"], entry["execution_count"]) == (6, 3)
+        stats = entry["inference_stats"]
+        assert {name: stats[name]["count"] for name in ("success", "fail", "queue", "compute_infer")} == {
+            "success": 3,
+            "fail": 0,
+            "queue": 3,
+            "compute_infer": 3,
+        }
+        inside = sum(stats[name]["ns"] for name in ("queue", "compute_input", "compute_infer", "compute_output"))
+        assert inside == stats["success"]["ns"]
+        assert entry["batch_stats"][0]["batch_size"] == 4
+        assert config["max_batch_size"] == 4
+        assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [16]}]
+
+    run(work())

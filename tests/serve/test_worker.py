@@ -1,0 +1,325 @@
+"""Workers that raise, hang and die: who gets what answer, and what comes after."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from hasten import registry
+from hasten.deployment import Serving
+from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFault, TooLarge, Unsupported
+from hasten.protocol.messages import InferResponse
+from hasten.serve import child
+from hasten.serve.child import ChildRunner, part_bytes
+from hasten.serve.model import read_bundle
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
+from hasten.serve.ticket import Marks
+from hasten.tensors import Array, TensorSpec
+from hasten.testing.models import Builder
+from serve import faulty
+from serve.bundles import bundle, request, rows, run
+from serve.faulty import HANGS, RAISES
+
+
+@pytest.fixture(autouse=True)
+def _faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(registry._registered["engine"], "faulty", faulty.ENTRY)
+    faulty.release.clear()
+    faulty.hanging.clear()
+    yield
+    faulty.release.set()
+
+
+def wide() -> onnx.ModelProto:
+    """x [batch, any] -> y [batch, 1], the sum of each row."""
+    net = Builder(0)
+    net.add("ReduceSum", "x", net.constant(np.array([1], np.int64)))
+    return net.model(("x", ("batch", "any")), ("y", ("batch", 1)))
+
+
+def marked(value: float) -> Array:
+    x = rows(1)
+    x[0, 0] = value
+    return x
+
+
+async def started(path: Path) -> Service:
+    service = Service(open_repository(path))
+    await service.start()
+    assert service.ready(), service.index()
+    return service
+
+
+async def until(what: object, holds: object) -> None:
+    """Let the loop run until ``holds()``."""
+    assert callable(holds)
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_session_that_raises_fails_its_batch_and_goes_on(tmp_path: Path, isolation: str) -> None:
+    serving = Serving(instances=1, isolation=isolation)  # type: ignore[arg-type]
+    path = bundle(tmp_path / "net", engine="faulty", serving=serving)
+
+    async def work() -> None:
+        service = await started(path)
+        with pytest.raises(ServerFault, match="ValueError: this session raises"):
+            await service.infer(request(marked(RAISES)))
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        assert service.models()[0].statistics.restarts == 0
+        await service.stop()
+
+    run(work())
+
+
+def test_a_session_that_hangs_fails_its_requests_and_is_replaced(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, run_limit_ms=60_000))
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        waiting = asyncio.create_task(service.infer(request(rows(2))))
+        await asyncio.sleep(0)
+        model = service.models()[0]
+        model.pool.look(time.perf_counter_ns() + 59 * 10**9)
+        assert not hung.done()
+        model.pool.look(time.perf_counter_ns() + 61 * 10**9)
+        assert not service.ready(), "its only worker is being replaced"
+        with pytest.raises(ServerFault, match="did not answer within 60 s"):
+            await hung
+        assert isinstance(await waiting, InferResponse)
+        assert service.ready()
+        assert model.statistics.restarts == 1
+        faulty.release.set()
+        await service.stop()
+
+    run(work())
+
+
+def test_a_hanging_child_is_killed(tmp_path: Path) -> None:
+    serving = Serving(instances=1, isolation="process", run_limit_ms=1000)
+    path = bundle(tmp_path / "net", engine="faulty", serving=serving)
+
+    async def work() -> None:
+        service = await started(path)
+        (worker,) = children(service)
+        with pytest.raises(ServerFault, match="was replaced"):
+            await service.infer(request(marked(HANGS)))
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        await until("the old child is gone", lambda: not Path(f"/proc/{worker.pid}").exists())
+        await service.stop()
+
+    run(work())
+
+
+def test_a_killed_child_fails_only_what_it_ran(tmp_path: Path) -> None:
+    path = bundle(
+        tmp_path / "net", engine="faulty", serving=Serving(instances=1, isolation="process", batch_sizes=(1,))
+    )
+
+    async def work() -> None:
+        service = await started(path)
+        (worker,) = children(service)
+        running = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await until("it runs", lambda: any(i.running for i in service.models()[0].pool._ready))
+        waiting = [asyncio.create_task(service.infer(request(rows(1, seed=s)))) for s in range(5)]
+        await asyncio.sleep(0)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(ServerFault, match="SIGKILL"):
+            await running
+        assert len(await asyncio.gather(*waiting)) == 5
+        assert service.ready()
+        assert service.models()[0].statistics.restarts == 1
+        await service.stop()
+
+    run(work())
+
+
+def test_a_child_that_was_killed_while_idle_costs_no_request(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation="process"))
+
+    async def work() -> None:
+        service = await started(path)
+        (worker,) = children(service)
+        os.kill(worker.pid, signal.SIGKILL)
+        await until("its pipe is closed", lambda: not worker.alive())
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        await service.stop()
+
+    run(work())
+
+
+def test_readiness_tells_of_a_dead_idle_child(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation="process"))
+
+    async def work() -> None:
+        service = await started(path)
+        (worker,) = children(service)
+        os.kill(worker.pid, signal.SIGKILL)
+        await until("its pipe is closed", lambda: not worker.alive())
+        assert not service.ready()
+        await until("it is replaced", service.ready)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_request_whose_time_is_over_is_told_so_though_its_worker_hangs(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        with pytest.raises((DeadlineExceeded, Overloaded)):
+            await service.infer(request(rows(1), timeout_us=20_000))
+        faulty.release.set()
+        assert isinstance(await hung, InferResponse)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, queue_rows=4))
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        waiting = [asyncio.create_task(service.infer(request(rows(1)))) for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await service.infer(request(rows(1)))
+        assert refused.value.reason == "queue_full"
+        assert refused.value.retry_after_s > 0
+        faulty.release.set()
+        await asyncio.gather(hung, *waiting)
+        await service.stop()
+
+    run(work())
+
+
+def test_stopping_with_a_worker_that_hangs_fails_its_requests_and_ends(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        stopping = asyncio.create_task(service.stop(drain_s=0.01))
+        with pytest.raises(ModelNotReady, match="unloaded"):
+            await hung
+        faulty.release.set()
+        assert not await stopping
+
+    run(work())
+
+
+def test_text_cannot_go_to_a_child(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="holds text"):
+        part_bytes((TensorSpec("s", "string", ("n",)),), rows=1, told=None)
+    np.testing.assert_equal(part_bytes((TensorSpec("x", "float32", ("n", 16)),), rows=4, told=None), 256 + 64)
+
+
+def children(service: Service) -> list[ChildRunner]:
+    found = [instance._runner for instance in service.models()[0].pool._ready]
+    return [runner for runner in found if isinstance(runner, ChildRunner)]
+
+
+def test_rows_that_do_not_fit_a_childs_memory_are_refused_alone(tmp_path: Path) -> None:
+    serving = Serving(instances=1, isolation="process", batch_sizes=(1, 4), slot_bytes=1024)
+    path = bundle(tmp_path / "net", model=wide(), serving=serving)
+
+    async def work() -> None:
+        service = await started(path)
+        with pytest.raises(TooLarge, match="slot has 1024"):
+            await service.infer(request(np.zeros((1, 100), np.float32)))
+        answer = await service.infer(request(np.ones((1, 8), np.float32)))
+        np.testing.assert_array_equal(answer.outputs[0].data, [[8.0]])
+        await service.stop()
+
+    run(work())
+
+
+def test_an_objective_makes_requests_ride_together_and_none_is_lost(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=2, objective_ms=10_000))
+
+    async def work() -> None:
+        service = await started(path)
+        answers = await asyncio.gather(*[service.infer(request(rows(1, seed=s))) for s in range(200)])
+        assert len(answers) == 200
+        await service.stop()
+
+    run(work())
+
+
+def test_a_session_that_cannot_be_warmed_fails_the_load_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path / "net", engine="faulty")
+
+    def broken(self: faulty.FaultySession, feed: object) -> dict[str, Array]:
+        raise ValueError("no run at all")
+
+    monkeypatch.setattr(faulty.FaultySession, "_run", broken)
+
+    async def work() -> None:
+        service = Service(open_repository(path))
+        await service.start()
+        assert not service.ready()
+        assert "no run at all" in service.index()[0]["reason"]
+        await service.stop()
+
+    run(work())
+
+
+def test_a_child_whose_answer_lies_in_the_pipe_is_alive(tmp_path: Path) -> None:
+    read = read_bundle(open_repository(bundle(tmp_path / "net")).find("net"))
+    runner = ChildRunner.start(read.deployment, read.artifact, largest=8)
+    try:
+        runner.buffer("x", (1, 16), np.dtype(np.float32))[...] = rows(1)
+        asked = [where for where, _ in runner._placed.values()]
+        child._send(runner._to_child, msgspec.msgpack.encode(asked))
+        assert child._events(runner._from_child, 30.0)
+        assert runner.alive()
+        runner.kill()
+        runner._process.wait()
+        assert not runner.alive(), "dead, though an answer is still there to be read"
+    finally:
+        runner.close()
+        runner.close()
+
+
+def test_a_request_that_is_cancelled_while_it_runs_is_never_answered(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = await started(path)
+        heard: list[object] = []
+        ticket = service.submit(request(marked(HANGS)), Marks(), heard.append)
+        await asyncio.to_thread(faulty.hanging.wait)
+        ticket.cancel()
+        faulty.release.set()
+        await service.infer(request(rows(1)))
+        model = service.models()[0]
+        assert heard == []
+        assert model.pool.calls == 0
+        assert (model.statistics.rows, model.statistics.refused) == (1, {"cancelled": 1})
+        await service.stop()
+
+    run(work())
