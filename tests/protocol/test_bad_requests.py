@@ -31,7 +31,7 @@ def asked(**changed):
     ("changed", "told"),
     [
         ({"shape": [1, -4]}, "negative"),
-        ({"shape": [2**40, 2**40]}, "claims"),
+        ({"shape": [2**40, 2**40]}, "the limit is"),
         ({"shape": [1] * 40}, "40 dimensions"),
         ({"shape": [1, 5]}, "wants 5"),
         ({"datatype": "FP31"}, "known"),
@@ -42,6 +42,8 @@ def asked(**changed):
         ({"data": [1, 2, 3, 1e39]}, "range of FP32"),
         ({"data": [[1, 2], [3, 4]]}, "not nested"),
         ({"data": [[[1, 2, 3, 4]]]}, "nested 3 deep"),
+        ({"data": 1.0, "shape": []}, "nested 0 deep"),
+        ({"data": [], "shape": [0, 2**48, 2**48]}, "the limit is"),
         ({"data": None}, "neither data"),
         ({"parameters": {"binary_data_size": 16}, "data": None}, "Inference-Header-Content-Length is missing"),
         ({"parameters": {"shared_memory_region": "r"}}, "shared memory"),
@@ -56,6 +58,34 @@ def test_nan_and_infinity_are_no_json() -> None:
     for value in ("NaN", "Infinity", "-Infinity"):
         with pytest.raises(BadRequest):
             read(b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [%s]}]}' % value.encode())
+
+
+def test_text_that_is_no_utf8_is_told() -> None:
+    with pytest.raises(BadRequest):
+        read(b'{"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["\xff\xfe"]}]}')
+
+
+def test_an_empty_binary_tensor_of_huge_dimensions_is_told() -> None:
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [0, 2**48, 2**48],
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": 0},
+                }
+            ]
+        }
+    ).encode()
+    with pytest.raises(BadRequest, match="the limit is"):
+        read(head, len(head))
+
+
+def test_a_parameter_that_json_cannot_carry_is_not_sent() -> None:
+    asks = InferRequest(model="n", inputs=(), parameters={"scale": np.nan})
+    with pytest.raises(BadRequest, match="scale"):
+        rest.encode_request(asks, binary=True)
 
 
 def test_deep_json_is_refused_not_followed() -> None:

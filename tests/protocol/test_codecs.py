@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("google.protobuf")
 
-from hasten.errors import BadRequest, ServeError
+from hasten.errors import BadRequest, InvalidSetting, ServeError
 from hasten.protocol import grpc, rest
 from hasten.protocol.messages import DATATYPES, InferRequest, InferResponse, RequestedOutput, Tensor
 from hasten.tensors import DTYPES
@@ -130,6 +130,26 @@ def test_binary_tensors_are_views_of_the_body() -> None:
     got = read(body, header_bytes)
     body[-4:] = np.float32(42).tobytes()
     assert got.inputs[0].data[-1] == 42
+
+
+def test_arrays_of_the_other_byte_order_arrive_with_their_values() -> None:
+    sent = InferRequest(model="m", inputs=(Tensor.of("x", np.array([1, 2, 3], ">f4")),))
+    parts, header_bytes = rest.encode_request(sent, binary=True)
+    assert read(body_of(parts), header_bytes).inputs[0].data.tolist() == [1, 2, 3]
+    assert grpc.decode_infer(grpc.encode_infer_request(sent)).inputs[0].data.tolist() == [1, 2, 3]
+
+
+def test_a_dtype_that_the_protocol_lacks_is_told() -> None:
+    with pytest.raises(InvalidSetting, match="complex128"):
+        Tensor.of("x", np.zeros(2, complex))
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, 2**63, 2**64 - 1])
+def test_whole_numbers_of_64_bits_travel_as_parameters(value) -> None:
+    sent = InferRequest(model="m", inputs=(), parameters={"n": value})
+    assert grpc.decode_infer(grpc.encode_infer_request(sent)).parameters["n"] == value
+    with pytest.raises(BadRequest, match="64 bits"):
+        grpc.encode_infer_request(InferRequest(model="m", inputs=(), parameters={"n": 2**64}))
 
 
 @settings(max_examples=200, deadline=None)

@@ -40,7 +40,8 @@ def encode(array: Array, datatype: str) -> Buffer:
         return b"".join(part for item in array.ravel().tolist() for part in (_LENGTH.pack(len(item)), item))
     if not array.size:
         return b""
-    flat = np.ascontiguousarray(array).reshape(-1)
+    ordered = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
+    flat = np.ascontiguousarray(array, ordered).reshape(-1)
     return memoryview(flat.view(np.uint8).data)
 
 

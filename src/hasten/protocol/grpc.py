@@ -196,7 +196,12 @@ def _put(there: Any, parameters: Mapping[str, Parameter]) -> None:
         if isinstance(value, bool):
             entry.bool_param = value
         elif isinstance(value, int):
-            entry.int64_param = value
+            if not -(2**63) <= value < 2**64:
+                raise BadRequest(f"the parameter {name!r} is {value}; whole numbers have 64 bits")
+            if value < 2**63:
+                entry.int64_param = value
+            else:
+                entry.uint64_param = value
         elif isinstance(value, float):
             entry.double_param = value
         else:

@@ -36,10 +36,10 @@ def count_of(name: str, shape: Sequence[int]) -> int:
         raise BadRequest(f"tensor {name!r} has {len(shape)} dimensions; {LARGEST_RANK} are the most")
     if any(length < 0 for length in shape):
         raise BadRequest(f"tensor {name!r} has shape {list(shape)}; no length may be negative")
-    count = math.prod(shape)
-    if count > LARGEST_COUNT or max(shape, default=0) > LARGEST_COUNT:
-        raise BadRequest(f"tensor {name!r} claims {count} elements; the limit is {LARGEST_COUNT}")
-    return count
+    claimed = math.prod(length for length in shape if length)  # an empty tensor must not claim more either
+    if claimed > LARGEST_COUNT:
+        raise BadRequest(f"tensor {name!r} has shape {list(shape)}; the limit is {LARGEST_COUNT} elements")
+    return math.prod(shape)
 
 
 def check_datatype(name: str, datatype: str) -> None:
@@ -64,11 +64,11 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryv
     if datatype in BINARY_ONLY:
         raise BadRequest(f"tensor {name!r} is {datatype}, which JSON cannot carry; send it as binary data")
     depth = _depth(data)
-    if depth not in (1, len(shape)):
+    if depth == 0 or depth not in (1, len(shape)):
         raise BadRequest(f"tensor {name!r} has data nested {depth} deep, and shape {list(shape)}")
     try:
         values = _decoder(_ELEMENT.get(datatype, int), depth).decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the data of tensor {name!r} is not {datatype}: {error}") from error
     if depth > 1:
         values = _flat(name, values, shape)

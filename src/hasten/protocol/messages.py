@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hasten.errors import InvalidSetting
 from hasten.tensors import DTYPES, Array
 
 Parameter = bool | int | float | str
@@ -51,14 +52,20 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, data: Array, parameters: Parameters | None = None) -> Tensor:
-        """Make a tensor of an array: its datatype follows from the dtype. Text becomes BYTES, in UTF-8."""
+        """Make a tensor of an array: its datatype follows from the dtype. Text becomes BYTES, in UTF-8.
+
+        Raises:
+            InvalidSetting: the protocol has no datatype for the dtype.
+        """
         if data.dtype.kind in "SU" or data.dtype == object:
             flat = [item if isinstance(item, bytes) else str(item).encode() for item in data.ravel().tolist()]
             held = np.empty(len(flat), object)
             held[:] = flat
             data, datatype = held.reshape(data.shape), "BYTES"
-        else:
+        elif data.dtype.name in NAMES:
             datatype = NAMES[data.dtype.name]
+        else:
+            raise InvalidSetting(f"tensor {name!r} has dtype {data.dtype}; the protocol has {', '.join(NAMES)}")
         return cls(name=name, datatype=datatype, data=data, parameters=parameters or {})
 
 

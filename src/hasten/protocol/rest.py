@@ -7,6 +7,7 @@ extension: Triton's "binary tensor data".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -165,6 +166,8 @@ def encode_request(request: InferRequest, *, binary: bool) -> tuple[list[bytes |
         BadRequest: JSON cannot hold an input.
     """
     parameters = dict(request.parameters)
+    if bad := [name for name, value in parameters.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise BadRequest(f"the parameter {bad[0]!r} is {parameters[bad[0]]}, which JSON cannot carry")
     if binary:
         parameters.setdefault(ALL, True)
     numbers = {"priority": request.priority, "timeout": request.timeout_us}
