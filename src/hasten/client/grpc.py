@@ -56,7 +56,7 @@ class Grpc:
         """Send a call and give its answer, or the status that the server or the library ended it with."""
         stub: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method_of(call))
         try:
-            body, done = stub.with_call(call.body[0], timeout=timeout_s, metadata=metadata_of(self.address))
+            body, done = stub.with_call(bytes(call.body[0]), timeout=timeout_s, metadata=metadata_of(self.address))
         except grpc.RpcError as error:
             return Reply(error.code().value[0], headers_of(error.trailing_metadata()), (error.details() or "").encode())
         return Reply(0, headers_of(done.trailing_metadata()), body)

@@ -26,7 +26,7 @@ class AsyncGrpc:
         if self._channel is None:  # made within the loop that it belongs to
             self._channel = self._open()
         stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method_of(call))
-        under_way = stub(call.body[0], timeout=timeout_s, metadata=metadata_of(self.address))
+        under_way = stub(bytes(call.body[0]), timeout=timeout_s, metadata=metadata_of(self.address))
         try:
             body = await under_way
             trailing = await under_way.trailing_metadata()

@@ -58,7 +58,7 @@ def lost(address: Address, error: BaseException, timeout_s: float) -> NoAnswer |
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{address.url} has not answered in {timeout_s:g} s")
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return NoAnswer(f"{address.url} gives no answer: {text}")
+    return NoAnswer(f"{address.url} gives no answer: {' '.join(text.split())}")
 
 
 @dataclass(frozen=True)

@@ -87,15 +87,14 @@ class AsyncHttp:
             for part in _written(self.address, call):
                 connection.writer.write(part)
                 await connection.writer.drain()
-            parser = httptools.HttpResponseParser(answer)
             while not answer.complete:
                 data = await connection.reader.read(READ_BYTES)
                 if data:
-                    answer.take(parser, data)
+                    answer.take(data)
                 elif not answer.finish():
                     raise _cut(self.address, answer)
-            kept = parser.should_keep_alive() and not answer.until_end and not answer.more
-            return Reply(parser.get_status_code(), answer.headers, bytes(answer.body))
+            kept = answer.keeps and not answer.until_end and not answer.more
+            return Reply(answer.status, answer.headers, bytes(answer.body))
         except GONE as error:
             if not answer.began:  # nothing was answered: the call may be sent once more
                 raise
@@ -119,17 +118,21 @@ class Answer:
         """Its body ends where the connection does."""
         self.more = False
         """Something follows it that nobody asked for."""
+        self.keeps = False
+        """The connection may be used again."""
+        self.status = 0
+        self._parser = httptools.HttpResponseParser(self)
         self._address = address
         self._head_bytes = 0
         self._in_head = True
         self._refused: NoAnswer | None = None
 
-    def take(self, parser: Any, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Parse more bytes. Raises NoAnswer: it is larger than what is read."""
         self.began = True
         if self._in_head:
             self._head_bytes += len(data)
-        parser.feed_data(data)
+        self._parser.feed_data(data)
         if self._refused is not None:
             raise self._refused
         if self._in_head and self._head_bytes > LONGEST_HEAD_BYTES:
@@ -152,7 +155,10 @@ class Answer:
 
     def on_headers_complete(self) -> None:
         """Look at how the body comes, before it does."""
+        if self.more:
+            return
         self._in_head = False
+        self.status = self._parser.get_status_code()
         length = self.headers.get("content-length")
         self.until_end = length is None and "transfer-encoding" not in self.headers
         if length is not None and length.isdecimal():
@@ -161,11 +167,13 @@ class Answer:
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, unless there is too much of it."""
         self._check(len(self.body) + len(body))
-        if self._refused is None:
+        if self._refused is None and not self.more:
             self.body += body
 
     def on_message_complete(self) -> None:
-        """It is whole."""
+        """It is whole. Only here does the parser know whether the connection is kept."""
+        if not self.complete:
+            self.keeps = self._parser.should_keep_alive()
         self.complete = True
 
     def _check(self, claimed_bytes: int) -> None:
