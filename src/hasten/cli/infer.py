@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,10 @@ def joined(results: Sequence[InferResult]) -> dict[str, Array]:
 def write_npz(path: Path, outputs: Mapping[str, Array]) -> None:
     """Write outputs whole or not at all: text as fixed-width, bfloat16 as float32. Raises StoreError."""
     held = io.BytesIO()
-    plain: dict[str, Any] = {name: plain_array(array) for name, array in outputs.items()}
-    np.savez(held, **plain)
+    with zipfile.ZipFile(held, "w") as archive:  # numpy.savez cannot hold an array called "file"
+        for name, array in outputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, plain_array(array), allow_pickle=False)
     write_atomically(path, held.getvalue())
 
 

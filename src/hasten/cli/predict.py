@@ -28,6 +28,7 @@ from hasten.samples import Samples
 from hasten.samples.arrow import parquet_pieces
 from hasten.samples.columns import Room
 from hasten.samples.fit import fit
+from hasten.samples.parquet_footer import footer_rows
 from hasten.samples.preprocess import Preprocess
 from hasten.samples.readers import read_samples
 from hasten.serve.repository import open_repository
@@ -89,7 +90,7 @@ def predict(
     parts = open_parts(output, key_of(what, data, samples, piece))
     kept = len(parts.finished())
     pieces = read_pieces(data, artifact, samples, piece, what)
-    rows = asyncio.run(run_pieces(file, pieces, parts))
+    rows = asyncio.run(run_pieces(file, pieces, parts, rows_of(data, samples.limit)))
     WRITERS[output.suffix](output, parts.finished(), what.classes)
     parts.remove()
     document = {"output": str(output), "rows": rows, "pieces_kept_from_before": kept}
@@ -169,8 +170,15 @@ def read_pieces(data: str, artifact: Artifact, options: DataOptions, rows: int, 
         yield whole.take(range(start, min(start + rows, len(whole))))
 
 
-async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts) -> int:
-    """Run what is not finished yet, and give the rows of all.
+def rows_of(data: str, limit: int | None) -> int | None:
+    """Give how many rows there will be, for the progress alone; None where only reading tells."""
+    path = Path(data)
+    found = footer_rows(path) if path.suffix.lower() == ".parquet" and path.is_file() else None
+    return found if found is None or limit is None else min(found, limit)
+
+
+async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts, expected_rows: int | None) -> int:
+    """Run what is not finished yet, and give the rows of all; ``expected_rows`` is for the progress alone.
 
     Raises:
         ModelNotReady: the deployment cannot be loaded, and why. ServeError: a piece could not be run.
@@ -188,7 +196,7 @@ async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts) -> int
                 if parts.place(number) not in finished:
                     write_part(parts.place(number), await _run(service, str(state["name"]), samples))
                 rows += len(samples)
-                progress(f"{rows} rows", None)
+                progress(f"{rows} rows", min(1.0, rows / expected_rows) if expected_rows else None)
     finally:
         await service.stop(0.0)
     if not rows:

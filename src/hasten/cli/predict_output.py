@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,17 @@ def read_part(path: Path) -> Part:
         raise StoreError(f"{path} is damaged ({error}); remove it, and run the same command again") from error
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a place beside ``path`` to write to; it becomes ``path`` when the block ends well, and else goes."""
+    fresh = path.with_name(f".{path.name}.fresh")
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_npz_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | None) -> None:
     """Join pieces into one .npz, one piece in memory at a time. Raises StoreError."""
     rows, dtypes = 0, dict[str, np.dtype[Any]]()
@@ -50,33 +62,28 @@ def write_npz_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | 
         part = _columns(read_part(each), classes)
         rows += len(next(iter(part.values())))
         dtypes = {name: np.result_type(array.dtype, dtypes.get(name, array.dtype)) for name, array in part.items()}
-    fresh = path.with_name(f".{path.name}.fresh")
-    with writing(path):
-        with zipfile.ZipFile(fresh, "w", allowZip64=True) as archive:
-            for name, like in _columns(read_part(parts[0]), classes).items():
-                descr = np.lib.format.dtype_to_descr(dtypes[name])
-                header = {"descr": descr, "fortran_order": False, "shape": (rows, *like.shape[1:])}
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array_header_2_0(file, header)
-                    for each in parts:
-                        array = _columns(read_part(each), classes)[name]
-                        file.write(np.ascontiguousarray(array, dtypes[name]).tobytes())
-        fresh.replace(path)
+    with writing(path), whole(path) as fresh, zipfile.ZipFile(fresh, "w", allowZip64=True) as archive:
+        for name, like in _columns(read_part(parts[0]), classes).items():
+            descr = np.lib.format.dtype_to_descr(dtypes[name])
+            header = {"descr": descr, "fortran_order": False, "shape": (rows, *like.shape[1:])}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_2_0(file, header)
+                for each in parts:
+                    array = _columns(read_part(each), classes)[name]
+                    file.write(np.ascontiguousarray(array, dtypes[name]).tobytes())
 
 
 def write_parquet_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | None) -> None:
     """Join pieces into one Parquet file: a column for each output, arrays as lists of fixed size. Raises StoreError."""
-    fresh = path.with_name(f".{path.name}.fresh")
     schema = _batch(read_part(parts[0]), classes).schema
 
     def batches() -> Iterator[RecordBatch]:
         for each in parts:
             yield _batch(read_part(each), classes)
 
-    with writing(path):
+    with writing(path), whole(path) as fresh:
         reader = RecordBatchReader.from_batches(schema, batches())
         write_parquet(reader, fresh, max_row_group_size=ROW_GROUP_ROWS)
-        fresh.replace(path)
 
 
 WRITERS: Mapping[str, Callable[[Path, Sequence[Path], Sequence[str] | None], None]] = {
