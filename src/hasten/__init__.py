@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hasten.artifact import Artifact
+    from hasten.client.client import AsyncClient, Client
     from hasten.deployment import Deployment, read_deployment
     from hasten.errors import HastenError
     from hasten.frontends import import_model
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Artifact": "hasten.artifact",
+    "AsyncClient": "hasten.client.client",
+    "Client": "hasten.client.client",
     "Context": "hasten.transform",
     "Data": "hasten.search.prepare",
     "Deployment": "hasten.deployment",
@@ -56,6 +59,8 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "AsyncClient",
+    "Client",
     "Context",
     "Data",
     "Deployment",

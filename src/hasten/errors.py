@@ -8,7 +8,7 @@ HastenError
 ├── Untrusted             too noisy or not finite: says which number and by how much
 ├── StoreError            what is on disk is not what its manifest says, or cannot be written
 └── ServeError            a request has no answer: BadRequest  TooLarge  NotAllowed  ModelNotFound  ModelNotReady
-                          Overloaded  DeadlineExceeded  Cancelled  ServerFault
+                          Overloaded  DeadlineExceeded  Cancelled  ServerFault  NoAnswer
 """
 
 from __future__ import annotations
@@ -157,3 +157,9 @@ class ServerFault(ServeError):
     """A fault on our side: a worker that died, an answer that is not finite where it must be."""
 
     reason = "server_fault"
+
+
+class NoAnswer(ServeError):
+    """A client got nothing from a server, or nothing that can be read; names the address."""
+
+    reason = "no_answer"

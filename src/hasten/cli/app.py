@@ -28,11 +28,13 @@ VERBS = {
     "apply": "Apply passes to a model and write the changed model.",
     "import": "Bring a model into the store, checked.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
+    "infer": "Send samples to a server, and show what its model says.",
+    "predict": "Run a deployment over a file, in this process, and write what it says.",
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""
 
-RESUMES = ("optimize", "demo")
+RESUMES = ("optimize", "demo", "predict")
 
 
 def make_app(called: str | None = None) -> App:

@@ -307,3 +307,43 @@ def _is_number(field: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def parquet_pieces(path: Path, rows: int) -> Iterator[Columns]:
+    """Read a Parquet file piece by piece, ``rows`` rows each and the last one fewer; one piece is in memory at a time.
+
+    Raises:
+        BadInput: as ``read_parquet_files``, when the piece is read.
+    """
+    held: list[RecordBatch] = []
+    first_row = waiting = 0
+    for batch in _batches(path, _open_parquet):
+        held.append(batch)
+        waiting += batch.num_rows
+        while waiting >= rows:
+            taken, held = _take(held, rows)
+            yield _piece(taken, first_row)
+            first_row, waiting = first_row + rows, waiting - rows
+    if waiting:
+        yield _piece(held, first_row)
+
+
+def _take(held: list[RecordBatch], rows: int) -> tuple[list[RecordBatch], list[RecordBatch]]:
+    """Part batches after ``rows`` rows."""
+    taken: list[RecordBatch] = []
+    for at, batch in enumerate(held):
+        if batch.num_rows >= rows:
+            rest = [] if batch.num_rows == rows else [batch.slice(rows, batch.num_rows - rows)]
+            return [*taken, batch.slice(0, rows)], [*rest, *held[at + 1 :]]
+        taken.append(batch)
+        rows -= batch.num_rows
+    return taken, []
+
+
+def _piece(batches: list[RecordBatch], first_row: int) -> Columns:
+    pieces: dict[str, list[Column]] = {}
+    for batch in batches:
+        for name in batch.schema.names:
+            pieces.setdefault(name, []).append(_column(batch, name, first_row))
+        first_row += batch.num_rows
+    return Columns(by_name={name: _join(name, parts) for name, parts in pieces.items()})

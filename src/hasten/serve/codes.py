@@ -1,46 +1,11 @@
-"""The one table of codes: what each ``ServeError`` is in HTTP and in gRPC.
-
-The protocol leaves errors open; these are hasten's choices. A 500 or INTERNAL is a defect or a fault of ours.
-"""
+"""What a server says of an error: its codes, and when to come again. The table is ``hasten.protocol.codes``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from hasten.errors import ModelNotReady, Overloaded, ServeError, ServerFault
+from hasten.protocol.codes import CODES, Code
 
-from hasten.errors import (
-    BadRequest,
-    Cancelled,
-    DeadlineExceeded,
-    ModelNotFound,
-    ModelNotReady,
-    NotAllowed,
-    Overloaded,
-    ServeError,
-    ServerFault,
-    TooLarge,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Code:
-    """A class of errors as each protocol says it: an HTTP status, and a gRPC status by number."""
-
-    http: int
-    grpc: int
-
-
-CODES: dict[type[ServeError], Code] = {
-    BadRequest: Code(http=400, grpc=3),  # INVALID_ARGUMENT
-    TooLarge: Code(http=413, grpc=8),  # RESOURCE_EXHAUSTED
-    NotAllowed: Code(http=401, grpc=16),  # UNAUTHENTICATED
-    ModelNotFound: Code(http=404, grpc=5),  # NOT_FOUND
-    ModelNotReady: Code(http=503, grpc=14),  # UNAVAILABLE
-    Overloaded: Code(http=503, grpc=14),  # UNAVAILABLE: another replica may have room
-    DeadlineExceeded: Code(http=504, grpc=4),  # DEADLINE_EXCEEDED
-    Cancelled: Code(http=499, grpc=1),  # CANCELLED
-    ServerFault: Code(http=503, grpc=14),  # UNAVAILABLE: a worker died, another has taken its place
-    ServeError: Code(http=500, grpc=13),  # INTERNAL
-}
+__all__ = ["CODES", "Code", "code_of", "retry_after_s"]
 
 
 def code_of(error: ServeError) -> Code:

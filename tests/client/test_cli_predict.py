@@ -1,0 +1,140 @@
+"""``hasten predict``: a real deployment over a real file, whole, interrupted and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from arro3.core import Array, RecordBatch, Table, fixed_size_list_array
+from arro3.io import read_parquet, write_parquet
+
+from hasten.cli import predict as verb
+from hasten.cli.app import run
+from hasten.deployment import read_deployment
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.samples.arrow import parquet_pieces
+from serve.bundles import FEATURES, bundle, rows
+
+ROWS = 700
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(tmp_path_factory.mktemp("predict") / "net")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    x = fixed_size_list_array(Array.from_numpy(rows(ROWS).ravel()), FEATURES)
+    write_parquet(Table.from_batches([RecordBatch.from_pydict({"x": x})]), tmp_path / "data.parquet")
+    return str(tmp_path / "data.parquet")
+
+
+@pytest.fixture(scope="module")
+def wanted(deployment: Path) -> Any:
+    _, artifact = read_deployment(deployment)
+    session = OnnxRuntime().open(artifact)
+    try:
+        (found,) = session.run({"x": rows(ROWS)}).values()
+        return np.array(found)
+    finally:
+        session.close()
+
+
+def read_output(path: Path) -> Any:
+    if path.suffix == ".npz":
+        with np.load(path) as held:
+            (found,) = held.values()
+            return found
+    (columns,) = parquet_pieces(path, ROWS)
+    (found,) = columns.by_name.values()
+    return found
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npz"])
+def test_every_row_of_the_file_is_in_the_output_in_its_order(
+    deployment: Path, data: str, tmp_path: Path, wanted: Any, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    assert run(["predict", str(deployment), "--data", data, "-o", str(out), "--piece", "300", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == ROWS
+    np.testing.assert_allclose(read_output(out), wanted, rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.parquet", out.name]
+
+
+def test_an_interrupted_run_goes_on_and_computes_no_finished_piece_again(
+    deployment: Path,
+    data: str,
+    tmp_path: Path,
+    wanted: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, real, ran = tmp_path / "out.npz", verb._run, list[int]()
+
+    async def stopped_at_the_third(service: Any, model: str, samples: Any) -> Any:
+        ran.append(len(samples))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return await real(service, model, samples)
+
+    words = ["predict", str(deployment), "--data", data, "-o", str(out), "--piece", "200", "--json"]
+    monkeypatch.setattr(verb, "_run", stopped_at_the_third)
+    assert run(words) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(words) == 0
+    assert ran == [200, 200, 200, 200, 100], "two pieces, the one that was stopped, and then only what was left"
+    assert json.loads(capsys.readouterr().out)["pieces_kept_from_before"] == 2
+    np.testing.assert_allclose(read_output(out), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_of_another_run_are_not_taken_for_ones_own(deployment: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    key = verb.key_of(read_deployment(deployment)[0], data, verb.DATA, 200)
+    parts = verb.open_parts(out, key)
+    parts.place(0).write_bytes(b"an old piece")
+    assert verb.open_parts(out, key).finished() == [parts.place(0)]
+    assert verb.open_parts(out, verb.key_of(read_deployment(deployment)[0], data, verb.DATA, 100)).finished() == []
+
+
+def test_a_limit_ends_within_a_piece(
+    deployment: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", data, "-o", str(tmp_path / "out.npz"), "--piece", "100", "--limit", "250"]
+    assert run(["predict", str(deployment.parent), *words]) == 0
+    assert "250 rows" in capsys.readouterr().out
+    assert len(read_output(tmp_path / "out.npz")) == 250
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--data", "none.parquet", "-o", "out.npz"], 1, "none.parquet"),
+        (["--data", "data", "-o", "out.csv"], 1, "written as .parquet or .npz"),
+        (["--data", "data", "-o", "out.npz", "--piece", "0"], 2, "--piece is 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    deployment: Path,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["predict", str(deployment), *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_parquet_file_comes_in_pieces_of_any_size(data: str) -> None:
+    for size in (1, 256, 300, ROWS, ROWS + 1):
+        lengths = [len(next(iter(piece.by_name.values()))) for piece in parquet_pieces(Path(data), size)]
+        assert sum(lengths) == ROWS
+        assert set(lengths[:-1]) <= {size}
+    assert len(read_parquet(data).read_all()) == ROWS
