@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.quantized import qdq_conv, single
+from engines.quantized import WEIGHTS, qdq_conv, single
 from hasten.artifact import Artifact
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BuildFailed, StoreError, Unsupported
@@ -49,7 +49,7 @@ def quantized_mlp() -> onnx.ModelProto:
         return net.add("DequantizeLinear", net.add("QuantizeLinear", x, *names), *names)
 
     def weight(rows: int, columns: int) -> str:
-        values = net.random.integers(-127, 128, (rows, columns)).astype(np.int8)
+        values = net.random.integers(*WEIGHTS, (rows, columns)).astype(np.int8)
         scales = net.random.uniform(0.001, 0.002, columns).astype(np.float32)
         zeros = np.zeros(columns, np.int8)
         return net.add("DequantizeLinear", net.constant(values), net.constant(scales), net.constant(zeros), axis=1)
