@@ -142,6 +142,14 @@ def test_a_raw_body_may_leave_one_dimension_open() -> None:
     assert read(bytes(6), 0, open_).inputs[0].shape == (1, 2, 3)
 
 
+def test_a_raw_body_for_text_is_one_element_as_it_came() -> None:
+    spec = (TensorMetadata(name="text", datatype="BYTES", shape=(-1, 1)),)
+    words = ModelMetadata(name="n", versions=(), platform="", inputs=spec, outputs=())
+    got = read(b"\xff any bytes", 0, words).inputs[0]
+    assert got.shape == (1, 1)
+    assert got.data[0, 0] == b"\xff any bytes"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_answer_that_json_cannot_hold_says_to_ask_for_binary(value) -> None:
     response = InferResponse(model="n", version="1", outputs=(Tensor.of("y", np.full((1, 2), value, np.float32)),))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from hasten.errors import BadRequest
 from hasten.protocol import binary_tensors, json_tensors
@@ -27,6 +28,7 @@ from hasten.protocol.messages import (
     ServerMetadata,
     Tensor,
 )
+from hasten.tensors import Array
 
 LARGEST_NUMBER = 2**63 - 1
 """Of ``priority`` and ``timeout``."""
@@ -292,9 +294,7 @@ def _raw_request(view: memoryview, model: str, version: str | None, metadata: Mo
     if spec.datatype == "BYTES":
         if any(length not in (1, -1) for length in shape):
             raise BadRequest(f"a raw request of BYTES is one element; input {spec.name!r} is {list(spec.shape)}")
-        shape = [1] * len(shape)
-        data = json_tensors.decode(spec.name, "BYTES", shape, b'[""]')
-        data.reshape(-1)[0] = bytes(view)
+        data: Array = np.array([bytes(view)], object).reshape([1] * len(shape))
     else:
         item = ITEM_BYTES[spec.datatype]
         for axis in open_axes:

@@ -47,6 +47,7 @@ from hasten.search.table import (
 )
 from hasten.search.task import TRAIN
 from hasten.search.timing import time_blocks
+from hasten.torchview.recipe import Recipe
 
 CELLS, PREDICTIONS = "compression: cells", "compression: predictions"
 """What the journal calls what the report shows of this stage."""
@@ -87,9 +88,6 @@ KNOB_SHARE = 0.15
 
 KNOB_STEPS = 100
 """Steps of a training that says something of its knobs."""
-
-STEP_ROWS = 64
-"""Samples in a step of ``finetune``."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +366,7 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
 def _settled(bench: Bench, plans: Sequence[Plan]) -> tuple[Knobs, float]:
     """Settle the knobs by short trainings of the middle one of the plans; gives them, and the epochs that it took."""
     each = bench.task.effort.epochs * KNOB_SHARE / KNOB_TRIES
-    if not plans or each * bench.task.splits[TRAIN] < KNOB_STEPS * STEP_ROWS:
+    if not plans or each * bench.task.splits[TRAIN] < KNOB_STEPS * Recipe.batch:
         return Knobs(), 0.0
     plan = plans[len(plans) // 2]
 

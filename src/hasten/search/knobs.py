@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import HastenError, MissingDependency, StoreError
+from hasten.torchview.recipe import Recipe
 
 LR = (1e-4, 5e-3)
 TEMPERATURE = (1.0, 8.0)
@@ -23,11 +24,11 @@ STARTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    """What a training by a teacher is set to. The usual settings are those of the pass ``finetune``."""
+    """What a training by a teacher is set to; by default as every trainer is."""
 
-    lr: float = 1e-3
-    temperature: float = 2.0
-    alpha: float = 0.9
+    lr: float = Recipe.lr
+    temperature: float = Recipe.temperature
+    alpha: float = Recipe.alpha
 
 
 @dataclass(frozen=True, kw_only=True)

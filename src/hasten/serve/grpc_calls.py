@@ -9,10 +9,10 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from hasten.protocol import grpc as codec
-from hasten.serve.grpc_side import parse
+from hasten.serve.grpc_side import INFERENCE, parse
 from hasten.serve.service import Service
 
-SERVICE = "inference.GRPCInferenceService"
+SERVICE = INFERENCE
 
 Answer = Callable[[Service, Any], "Message | Awaitable[Message]"]
 

@@ -63,7 +63,9 @@ class Calls:
             if call.path == INFER:
                 self._infer(call)
             elif call.path == CHECK:
-                status = self._health(side.parse(side.HealthCheckRequest, call.message).service)
+                status = side.health_of(
+                    self._service.ready(), side.parse(side.HealthCheckRequest, call.message).service
+                )
                 if status == side.SERVICE_UNKNOWN:
                     raise ModelNotFound("the health of that service is not known here")
                 call.respond(side.health_reply(status))
@@ -109,15 +111,10 @@ class Calls:
         except HastenError as error:  # a bundle that is damaged, an engine that is not installed
             call.fail(INVALID_ARGUMENT, str(error))
 
-    def _health(self, name: str) -> int:
-        if name not in ("", SERVICE):
-            return side.SERVICE_UNKNOWN
-        return side.SERVING if self._service.ready() else side.NOT_SERVING
-
     async def _watch(self, call: Call, name: str) -> None:
         told = None
         while call.connection is not None:
-            status = self._health(name)
+            status = side.health_of(self._service.ready(), name)
             if status != told:
                 call.send(side.health_reply(status))
                 told = status

@@ -113,15 +113,10 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         return encoded
 
     async def _check(self, data: bytes, context: Context) -> bytes:
-        status = self._status(side.parse(side.HealthCheckRequest, data).service)
+        status = side.health_of(self._service.ready(), side.parse(side.HealthCheckRequest, data).service)
         if status == side.SERVICE_UNKNOWN:
             raise ModelNotFound("the health of that service is not known here")
         return side.health_reply(status)
-
-    def _status(self, name: str) -> int:
-        if name not in ("", SERVICE):
-            return side.SERVICE_UNKNOWN
-        return side.SERVING if self._service.ready() else side.NOT_SERVING
 
     async def _watch(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
@@ -130,7 +125,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
             await fail(context, error)
         told = None
         while True:
-            status = self._status(name)
+            status = side.health_of(self._service.ready(), name)
             if status != told:
                 yield side.health_reply(status)
                 told = status

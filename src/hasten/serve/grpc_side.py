@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from hasten.errors import BadRequest
 
+INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -133,6 +134,13 @@ def message(name: str) -> type[Message]:
 
 
 HealthCheckRequest = message("grpc.health.v1.HealthCheckRequest")
+
+
+def health_of(ready: bool, service: str) -> int:
+    """Give the status of a service by its name; "" is the whole server."""
+    if service not in ("", INFERENCE):
+        return SERVICE_UNKNOWN
+    return SERVING if ready else NOT_SERVING
 
 
 def health_reply(status: int) -> bytes:
