@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.testing.models import mlp
-from serve.bundles import bundle, request, rows, run
+from serve.bundles import bundle, instances_left, request, rows, run
 
 
 async def started(path: Path) -> Service:
@@ -82,10 +81,7 @@ def test_swaps_under_load_lose_nothing_and_leave_no_thread(tmp_path: Path) -> No
         await asyncio.gather(*clients)
         assert set(answered) == {"1", "2"}
         await service.stop()
-        left = [thread for thread in threading.enumerate() if thread.name.startswith("hasten")]
-        for thread in left:  # told to end; on a busy machine it may not have run since
-            thread.join(10)
-        assert not [thread.name for thread in left if thread.is_alive()]
+        assert not instances_left()
 
     run(work())
 

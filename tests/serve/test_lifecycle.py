@@ -16,7 +16,7 @@ from hasten.serve.golden import Golden, read_golden, write_golden
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
 from hasten.testing.models import convnet, mlp
-from serve.bundles import bundle, request, rows, run
+from serve.bundles import bundle, instances_left, request, rows, run
 
 
 def instances() -> list[threading.Thread]:
@@ -104,7 +104,7 @@ def test_a_version_that_fails_leaves_the_old_one_in_place(tmp_path: Path, fault:
         while len(instances()) > 1:  # the new one's instance ends by itself
             await asyncio.sleep(0.001)
         await service.stop()
-        assert not instances()
+        assert not instances_left()
 
     run(work())
 
