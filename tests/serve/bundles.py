@@ -1,8 +1,9 @@
 """Bundles of small real models, as the optimizer writes them."""
 
-from __future__ import threading
+from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
