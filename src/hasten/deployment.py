@@ -141,7 +141,7 @@ def parse_deployment(path: Path) -> Deployment:
         plain = msgspec.toml.decode(path.read_bytes())
         build(Serving, plain.get("serving", {}), name="serving")  # an unknown field must not pass for a default
         return msgspec.convert(plain, Deployment)
-    except (OSError, msgspec.DecodeError, UsageError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error
 
 
