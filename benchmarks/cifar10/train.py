@@ -140,6 +140,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--muon-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--warm", type=float, default=0.1, help="share of the steps in which rates rise")
+    parser.add_argument("--start", type=Path, help="weights to go on from (.pt of a training before)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rows", type=int, help="train on so many only: to try things out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
@@ -153,6 +154,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = NETWORKS[args.network]()
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True))
     runs = torch.compile(model, dynamic=False)
     pictures, labels = (part[: args.rows] for part in load(args.data))
     test = load(args.test)

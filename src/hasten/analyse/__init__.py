@@ -1,0 +1,1 @@
+"""What a record of load says: percentiles, phases, causes, capacity."""

@@ -1,0 +1,1 @@
+"""A suite that any server of the Open Inference Protocol can be run against."""
