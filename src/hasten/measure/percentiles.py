@@ -19,7 +19,6 @@ import numpy.typing as npt
 from scipy import stats
 
 from hasten.errors import BadInput
-from hasten.load.run import Ints, LoadRun
 from hasten.measure.statistics import runs_needed
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -34,6 +33,7 @@ FEWEST_IN_STRETCH = 8
 _TAIL = 0.025
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +57,6 @@ class Percentile:
     def name(self) -> str:
         """The way it is written: p50, p99.9."""
         return f"p{self.q * 100:.6g}"
-
-
-def response_times(run: LoadRun) -> Floats:
-    """Give the response time of each request that was due, in nanoseconds, [n]: infinite where no answer came.
-
-    Requests that were never sent because the run ended before are left out.
-    """
-    asked = run.requests.outcome != OUTCOME_UNSENT
-    latency = run.requests.latency_ns[asked].astype(np.float64)
-    answered = (run.requests.outcome[asked] == 0) & (latency >= 0)
-    return np.where(answered, latency, np.inf)
-
-
-OUTCOME_UNSENT = 4
-"""The place of "unsent" in ``load.run.OUTCOMES``."""
 
 
 def percentiles(times_ns: Floats | Ints, quantiles: Sequence[float] = QUANTILES) -> tuple[Percentile, ...]:
