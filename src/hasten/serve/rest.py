@@ -17,6 +17,7 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.protocol.phases import PHASES
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -24,7 +25,7 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
-from hasten.serve.ticket import PHASES, Marks
+from hasten.serve.ticket import Marks
 
 logger = logging.getLogger(__name__)
 
