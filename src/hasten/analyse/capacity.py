@@ -144,7 +144,9 @@ def choices(
 
 
 def best_choices(setups: Sequence[Setup], objective: Objective, load: Load, *, keep: int = 3) -> tuple[Choice, ...]:
-    """Predict the highest rate of each, the best first. All are tried coarsely, the ``keep`` best again in full.
+    """Predict the highest rate of each, the best first. All are tried coarsely, the best again in full.
+
+    One that cannot be among the ``keep`` best even without any waiting is left out.
 
     Raises:
         InvalidSetting: there is none to choose from.
@@ -152,8 +154,13 @@ def best_choices(setups: Sequence[Setup], objective: Objective, load: Load, *, k
     if not setups:
         raise InvalidSetting("there is no way to run the service to choose from")
     coarse = replace(load, requests=max(2000, load.requests // 4))
-    ranked = []
+    ranked: list[Choice] = []
+    rows = float(np.mean(load.rows))
     for setup in sorted(setups, key=lambda one: -one.costs.best_rate(one.instances, one.sizes)):
+        ranked.sort(key=lambda one: -one.highest.rate)
+        most = setup.costs.best_rate(setup.instances, setup.sizes) / rows
+        if len(ranked) >= keep and most < ranked[keep - 1].highest.rate:
+            break  # and so are all that come after it
         ranked.append(Choice(setup=setup, highest=highest_rate(setup, objective, coarse, precision=3 * PRECISION)))
     ranked.sort(key=lambda one: -one.highest.rate)
     again = [Choice(setup=c.setup, highest=highest_rate(c.setup, objective, load)) for c in ranked[: 2 * keep]]
