@@ -12,16 +12,14 @@ from scipy import stats
 from hasten.analyse.causes import Explanation, explain
 from hasten.analyse.highest_rate import Found
 from hasten.analyse.host_samples import HostSamples
-from hasten.analyse.phases import Band, bands, join_phases, response_times
+from hasten.analyse.phases import Band, bands, join_phases
 from hasten.analyse.server_runs import server_runs
 from hasten.artifact import Json
+from hasten.load.figures import Verdict, figures_of, span_of, times_of
 from hasten.load.objective import Objective
 from hasten.load.run import OUTCOMES, LoadRun
 from hasten.measure.percentiles import STRETCHES, Percentile, percentiles
 from hasten.measurement import Estimate
-
-LATE_SHARE = 0.05
-"""A generator that is late by more of the limit than this at p99 has measured itself."""
 
 TIMELINE = 120
 """Points of the timeline."""
@@ -106,7 +104,7 @@ class LoadPoint:
     rows: float
     percentiles: tuple[Percentile, ...]
     misses: int
-    late: bool
+    invalid: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +169,10 @@ class Analysis:
     """Samples a second; of images, frames."""
     percentiles: tuple[Percentile, ...]
     issue_delay: tuple[Percentile, ...]
-    valid: bool
-    """The generator was not late: what was measured is the service."""
+    invalid: str | None
+    """Why the generator cannot be believed; None: it can."""
+    verdict: Verdict | None
+    """Whether this run proves the objective."""
     bands: tuple[Band, ...]
     unfitting: float
     """Largest share of a response by which the server's phases are longer than the client's wait."""
@@ -198,23 +198,24 @@ def analyse_run(
         BadInput: no request was due.
     """
     requests = run.requests
-    times = response_times(run)
+    times = times_of(run)
     answered = requests.outcome == OUTCOMES.index("ok")
     delays = (requests.sent_ns - requests.scheduled_ns)[requests.sent_ns >= 0]
     told = percentiles(times)
     some = bool(answered.any())
     joined = join_phases(run) if some else None
-    limit = None if objective is None else objective.limit_ns
+    figures = figures_of(run, objective)
     return Analysis(
         asked=_asked(run),
         objective=objective,
         counts={name: int((requests.outcome == place).sum()) for place, name in enumerate(OUTCOMES)},
-        offered=len(times) / run.duration_s,
+        offered=len(times) / span_of(run),
         throughput=rate_of(run),
         rows=rate_of(run, by_rows=True),
         percentiles=told,
         issue_delay=percentiles(delays, (0.5, 0.99)) if len(delays) else (),
-        valid=not is_late(run, limit),
+        invalid=figures.invalid,
+        verdict=figures.verdict,
         bands=bands(joined, seed=run.seed) if joined else (),
         unfitting=joined.unfitting if joined else 0.0,
         explanation=explain(run, host=host) if some else None,
@@ -228,42 +229,31 @@ def analyse_run(
     )
 
 
-def is_late(run: LoadRun, limit_ns: float | None = None) -> bool:
-    """Say whether the generator's own delay at p99 is more than a twentieth of the limit, or of the response's p99."""
-    requests = run.requests
-    sent = requests.sent_ns >= 0
-    if not sent.any():
-        return False
-    times = response_times(run)
-    whole = times[np.isfinite(times)]
-    against = limit_ns if limit_ns is not None else (float(np.quantile(whole, 0.99)) if len(whole) else np.inf)
-    return float(np.quantile((requests.sent_ns - requests.scheduled_ns)[sent], 0.99)) > LATE_SHARE * against
-
-
 def rate_of(run: LoadRun, *, by_rows: bool = False) -> Estimate:
     """Give answers, or answered rows, a second, with a 95 % interval from stretches of the run (batch means)."""
     requests = run.requests
     ok = (requests.outcome == OUTCOMES.index("ok")) & (requests.done_ns >= 0)
     weights = (requests.rows[ok] if by_rows else np.ones(int(ok.sum()), np.int64)).astype(np.float64)
     done_s = requests.done_ns[ok] / 1e9
-    length_s = max(run.duration_s, float(done_s.max(initial=0.0))) if run.cut_short is None else _end_s(done_s, run)
+    length_s = span_of(run)
+    weights, done_s = weights[done_s <= length_s], done_s[done_s <= length_s]
     value = float(weights.sum()) / length_s
     counts, _ = np.histogram(done_s, bins=STRETCHES, range=(0.0, length_s), weights=weights)
     half = float(stats.t.ppf(0.975, STRETCHES - 1) * counts.std(ddof=1) / np.sqrt(STRETCHES)) * STRETCHES / length_s
-    return Estimate(value=value, low=max(value - half, 0.0), high=value + half, n=int(ok.sum()))
+    return Estimate(value=value, low=max(value - half, 0.0), high=value + half, n=len(done_s))
 
 
-def load_point(run: LoadRun, limit_ns: float | None = None) -> LoadPoint:
+def load_point(run: LoadRun, objective: Objective | None = None) -> LoadPoint:
     """Give one run as a point of the curve."""
-    times = response_times(run)
+    times = times_of(run)
     return LoadPoint(
         arrivals=run.arrivals,
-        offered=len(times) / run.duration_s,
+        offered=len(times) / span_of(run),
         throughput=rate_of(run),
         rows=rate_of(run, by_rows=True).value,
         percentiles=percentiles(times),
         misses=int(np.isinf(times).sum()),
-        late=is_late(run, limit_ns),
+        invalid=figures_of(run, objective).invalid,
     )
 
 
@@ -303,10 +293,6 @@ def _asked(run: LoadRun) -> Asked:
     )
 
 
-def _end_s(done_s: npt.NDArray[np.float64], run: LoadRun) -> float:
-    return max(float(done_s.max(initial=0.0)), run.duration_s / 1000)
-
-
 def _batches(run: LoadRun) -> tuple[BatchSize, ...]:
     joined = join_phases(run)
     runs = server_runs(run, joined)
@@ -325,7 +311,7 @@ def _batches(run: LoadRun) -> tuple[BatchSize, ...]:
 
 
 def _timeline(run: LoadRun) -> tuple[Moment, ...]:
-    times = response_times(run)
+    times = times_of(run)
     at = run.requests.scheduled_ns[run.requests.outcome != OUTCOMES.index("unsent")] / 1e9
     count = max(1, min(TIMELINE, len(times) // 20))
     edges = np.linspace(0.0, max(run.duration_s, float(at.max(initial=0.0)) + 1e-9), count + 1)

@@ -82,16 +82,6 @@ class Band:
     shares: tuple[Share, ...]
 
 
-def response_times(run: LoadRun) -> Floats:
-    """Give the response time of each request that was due, in nanoseconds, [n]: infinite where no answer came.
-
-    Requests that were never sent because the run ended before are left out.
-    """
-    due = run.requests.outcome != OUTCOMES.index("unsent")
-    outcome, latency = run.requests.outcome[due], run.requests.latency_ns[due].astype(np.float64)
-    return np.where((outcome == OUTCOMES.index("ok")) & (latency >= 0), latency, np.inf)
-
-
 def join_phases(run: LoadRun) -> Joined:
     """Join client and server durations of every answered request.
 

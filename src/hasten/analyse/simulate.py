@@ -81,7 +81,7 @@ class Simulated:
 
     @property
     def response_ns(self) -> npt.NDArray[np.float64]:
-        """[n]; infinite where there was no answer, as ``percentiles.response_times`` has it."""
+        """[n]; infinite where there was no answer, as ``load.figures.times_of`` has it."""
         return np.where(self.outcome == OK, self.done_ns - self.due_ns, np.inf)
 
 
