@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.analyse.phases import Joined, join_phases
+from hasten.analyse.server_runs import server_runs
 from hasten.artifact import Json
 from hasten.errors import BadInput, InvalidSetting
-from hasten.load.run import LoadRun
+from hasten.load.run import Ints, LoadRun
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,6 +41,8 @@ class BatchCosts:
     """[m]: response times less queue, batch wait, pre and infer, where nothing else was going on, to draw from."""
     loop_ns: float = 0.0
     """Processor time that each request takes beside its run: the event loop's work, and whoever shares its cores."""
+    between_ns: float = 0.0
+    """From the end of a run to the beginning of the next on an instance that always has one."""
     wake_ns: float = 0.0
     """From a request's arrival at an idle instance to the closing of its batch."""
     runs: int = 0
@@ -70,42 +73,95 @@ class BatchCosts:
 
     def best_rate(self, instances: int, sizes: Sequence[int]) -> float:
         """Rows a second that ``instances`` can run at most, whatever the waiting: the largest of n / t(n)."""
-        return max(instances * size / self.ns(size, instances) * 1e9 for size in sizes)
+        return max(instances * size / (self.ns(size, instances) + self.between_ns) * 1e9 for size in sizes)
 
 
-def costs_of(runs: Sequence[LoadRun], *, busy: int = 1) -> BatchCosts:
-    """Read t(n) out of runs against a server that tells batch rows and phases; all with ``busy`` instances at work.
+def costs_of(loaded: Sequence[LoadRun], *, alone: LoadRun | None = None, saturated: LoadRun | None = None) -> BatchCosts:
+    """Read t(n) out of runs against a server that tells batch rows and phases.
+
+    Args:
+        loaded: Runs in which the service had work, and all its instances now and then.
+        alone: A run of single requests, one after the other: what a run takes where no other instance is busy.
+        saturated: A run in which there was always more to do: what lies between two runs of an instance.
 
     Raises:
         BadInput: the server told neither, or no size was run ``FEWEST_RUNS`` times.
     """
-    infer: dict[int, list[npt.NDArray[np.int64]]] = {}
-    outside, wakes = [], []
-    for run in runs:
-        joined = join_phases(run)
-        batch = run.requests.batch_rows[joined.row]
-        if "infer" not in joined.told or not (batch > 0).any():
-            raise BadInput(f"{run.url} does not tell infer times and batch rows, so t(n) must come from its statistics")
-        for size in np.unique(batch[batch > 0]):
-            infer.setdefault(int(size), []).append(joined.part("infer")[batch == size])
-        outside.append(_outside(joined))
-        wakes.append(joined.part("batch_wait"))
-    times = {size: np.concatenate(parts) for size, parts in sorted(infer.items())}
-    times = {size: taken for size, taken in times.items() if len(taken) >= FEWEST_RUNS}
-    if not times:
-        raise BadInput(f"no batch size was seen {FEWEST_RUNS} times in these runs; measure for longer")
-    typical = {size: float(np.median(taken)) for size, taken in times.items()}
-    residuals = np.concatenate([taken / typical[size] for size, taken in times.items()])
-    quiet = np.concatenate(outside)
+    every = [*loaded, *([saturated] if saturated else [])]
+    seen = [_seen(run) for run in every]
+    sizes, infer = np.concatenate([s.size for s in seen]), np.concatenate([s.run_ns for s in seen])
+    known = [int(size) for size in np.unique(sizes) if (sizes == size).sum() >= FEWEST_RUNS]
+    if not known:
+        raise BadInput(f"no batch size was run {FEWEST_RUNS} times in these runs; measure for longer")
+    typical = _rising([float(np.median(infer[sizes == size])) for size in known])
+    times = dict(zip(known, typical, strict=True))
+    residuals = np.concatenate([s.run_ns[s.size == size] / ns for s in seen for size, ns in times.items()])
+    instances = max(s.instances for s in seen)
     return BatchCosts(
-        sizes=tuple(typical),
-        busy_ns=tuple([tuple(_rising(list(typical.values())))] * busy),
+        sizes=tuple(known),
+        busy_ns=_by_busy(typical, times[known[0]], known[0], alone, instances),
         residuals=residuals[:MOST_RESIDUALS],
-        outside_ns=np.maximum(quiet, 0.0)[:MOST_RESIDUALS],
-        wake_ns=float(np.median(np.concatenate(wakes))),
-        runs=int(sum(len(taken) for taken in times.values())),
+        outside_ns=np.concatenate([s.outside_ns for s in seen[: len(loaded)] or seen])[:MOST_RESIDUALS],
+        between_ns=_between_ns(saturated) if saturated else 0.0,
+        wake_ns=min(s.wake_ns for s in seen),
+        runs=len(sizes),
         source="what the server told of each request",
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    size: Ints
+    run_ns: Ints
+    outside_ns: Floats
+    wake_ns: float
+    instances: int
+
+
+def _seen(run: LoadRun) -> _Seen:
+    joined = join_phases(run)
+    runs = server_runs(run, joined)
+    if runs is None:
+        raise BadInput(f"{run.url} does not tell infer times and batch rows, so t(n) must come from its statistics")
+    pre = np.zeros(len(runs.infer_ns), np.int64)
+    pre[runs.run_of] = joined.part("pre")
+    return _Seen(
+        size=runs.batch_rows,
+        run_ns=runs.infer_ns + pre,
+        outside_ns=np.maximum(_outside(joined), 0.0),
+        wake_ns=float(np.median(joined.part("batch_wait"))),
+        instances=len(np.unique(runs.instance)),
+    )
+
+
+def _by_busy(
+    typical: Sequence[float], smallest_ns: float, size: int, alone: LoadRun | None, instances: int
+) -> tuple[tuple[float, ...], ...]:
+    """Give t(n) by busy instances: as seen where all are, and where one is, by what its smallest run took alone."""
+    loaded = tuple(typical)
+    if alone is None or instances == 1:
+        return (loaded,) * instances
+    seen = _seen(alone)
+    own = seen.run_ns[seen.size == size]
+    gain = min(float(np.median(own)) / smallest_ns, 1.0) if len(own) >= FEWEST_RUNS else 1.0
+    shares = [gain + (1 - gain) * k / (instances - 1) for k in range(instances)]
+    return tuple(tuple(ns * share for ns in loaded) for share in shares)
+
+
+def _between_ns(saturated: LoadRun) -> float:
+    """Give the mean time that a busy instance spends between runs."""
+    joined = join_phases(saturated)
+    runs = server_runs(saturated, joined)
+    assert runs is not None  # ``_seen`` has looked
+    pre = np.zeros(len(runs.infer_ns), np.int64)
+    pre[runs.run_of] = joined.part("pre")
+    spans = gaps = 0.0
+    for instance in np.unique(runs.instance):
+        mine = np.flatnonzero(runs.instance == instance)
+        if len(mine) > 2:
+            spans += float(runs.end_ns[mine[-1]] - runs.end_ns[mine[0]]) - float((runs.infer_ns + pre)[mine[1:]].sum())
+            gaps += len(mine) - 1
+    return max(spans / gaps, 0.0) if gaps else 0.0
 
 
 def costs_from_statistics(before: Mapping[str, Json], after: Mapping[str, Json], *, outside_ns: float) -> BatchCosts:

@@ -29,6 +29,9 @@ from hasten.serve.costs import CostCurve
 ROW_BYTES = 4
 """Bytes of a row as the queue's bound in bytes sees it where nothing else is known."""
 
+STRETCH = 16
+"""Measured values are drawn in stretches of so many."""
+
 OK, REFUSED, LATE = 0, 1, 2
 """How a simulated request ended: places in ``load.run.OUTCOMES``."""
 
@@ -155,11 +158,12 @@ class _Machine:
         self.busy = 0
         self.inside = 0
         random = np.random.default_rng(seed)
-        self.residuals = random.choice(costs.residuals, 2 * n + 16).tolist()
-        away = np.maximum(random.choice(costs.outside_ns, n) - costs.loop_ns, 0.0)
+        self.residuals = _drawn(costs.residuals, n + 16, random).tolist()
+        away = np.maximum(_drawn(costs.outside_ns, n, random) - costs.loop_ns, 0.0)
         self.away_ns: list[int] = (away / 2).astype(np.int64).tolist()
         self.drawn = 0
         self.loop_free_ns = 0
+        self.between_ns = int(costs.between_ns)
         self.half_loop_ns = int(costs.loop_ns / 2)
         self.alone_ns = {size: costs.ns(size) for size in setup.sizes}
         busy = range(1, setup.instances + 1)
@@ -348,9 +352,16 @@ class _Machine:
             if not self.left[i]:
                 self.inside -= 1
                 self.finish(i, OK)
-        one.idle_ns = self.now_ns
         self.share_cores()
-        self.take(one, one.turn)
+        if self.between_ns:
+            one.turn += 1
+            self.at(self.now_ns + self.between_ns, self.take_next, one, one.turn)
+        else:
+            self.take_next(one, one.turn)
+
+    def take_next(self, one: _Instance, turn: int) -> None:
+        one.idle_ns = self.now_ns
+        self.take(one, turn)
 
     def end(self, i: int, outcome: int) -> None:
         self.left[i] = 0
@@ -363,3 +374,14 @@ class _Machine:
         self.done[i] = answered
         if self.arrivals.concurrency:
             self.at(answered, self.send_next)
+
+
+def _drawn(values: npt.NDArray[np.float64], n: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw ``n`` values in stretches, as they came: what disturbs a machine lasts for more than one run.
+
+    The moving-block bootstrap (H. R. Kuensch, "The Jackknife and the Bootstrap for General Stationary Observations",
+    The Annals of Statistics 17, 1989).
+    """
+    length = max(1, min(STRETCH, len(values) // 4))
+    starts = random.integers(0, len(values) - length + 1, -(-n // length))
+    return values[(starts[:, None] + np.arange(length)).reshape(-1)[:n]]
