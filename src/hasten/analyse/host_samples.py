@@ -147,7 +147,7 @@ def server_pid(url: str) -> int | None:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:
         return None
-    pids = [one.pid for one in listening if one.pid is not None and one.laddr.port == parts.port]
+    pids = [one.pid for one in listening if one.pid is not None and one.laddr and one.laddr[1] == parts.port]
     return min(pids, default=None)
 
 

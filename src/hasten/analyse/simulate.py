@@ -384,4 +384,5 @@ def _drawn(values: npt.NDArray[np.float64], n: int, random: np.random.Generator)
     """
     length = max(1, min(STRETCH, len(values) // 4))
     starts = random.integers(0, len(values) - length + 1, -(-n // length))
-    return values[(starts[:, None] + np.arange(length)).reshape(-1)[:n]]
+    found: npt.NDArray[np.float64] = values[(starts[:, None] + np.arange(length)).reshape(-1)[:n]]
+    return found

@@ -14,7 +14,12 @@ def write(analysis: Analysis, folder: Path) -> None:
     """Write a run into ``folder``; ``wandb sync`` sends it, where somebody wants that."""
     quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
     run = wandb.init(
-        project="hasten", dir=str(folder), mode="offline", config=settings(analysis), settings=quiet, reinit="create_new"
+        project="hasten",
+        dir=str(folder),
+        mode="offline",
+        config=settings(analysis),
+        settings=quiet,
+        reinit="create_new",
     )
     for rate, numbers in curve_points(analysis):
         run.log({"requests_per_s": rate, **numbers})

@@ -128,8 +128,10 @@ def phase_table(analysis: Analysis) -> Table:
         for band in analysis.bands:
             total += [f"{fmt.duration(band.response_ns)}, {band.n} requests", "100 %"]
         rows.append(tuple(total))
-    for mean_part in () if "infer" in names else analysis.means:
-        rows.append((f"{mean_part.part} (mean)", *_blanks(analysis, f"{fmt.duration(mean_part.mean_ns)}, n {mean_part.n}")))
+    rows += [
+        (f"{one.part} (mean)", *_blanks(analysis, f"{fmt.duration(one.mean_ns)}, n {one.n}"))
+        for one in (() if "infer" in names else analysis.means)
+    ]
     return Table(
         "phases",
         "Where the time goes",

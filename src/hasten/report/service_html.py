@@ -23,16 +23,20 @@ def render_service_html(analysis: Analysis) -> str:
     scripts = {name: asset(name) for name in ("plotly-basic.min.js", "report.js")}
     figures = service_figures(analysis)
     first, *lines = summary(analysis)
-    return environment().get_template("service.html.j2").render(
-        analysis=analysis,
-        title=first,
-        lines=lines,
-        tables={table.key: table for table in tables_of(analysis)},
-        began=datetime.fromtimestamp(analysis.asked.began_unix_ns / 1e9, UTC).isoformat(timespec="seconds"),
-        policy=policy(scripts),
-        style=asset("report.css"),
-        plotly=scripts["plotly-basic.min.js"],
-        script=scripts["report.js"],
-        figures=script_json(figures),
-        drawn=set(figures),
+    return (
+        environment()
+        .get_template("service.html.j2")
+        .render(
+            analysis=analysis,
+            title=first,
+            lines=lines,
+            tables={table.key: table for table in tables_of(analysis)},
+            began=datetime.fromtimestamp(analysis.asked.began_unix_ns / 1e9, UTC).isoformat(timespec="seconds"),
+            policy=policy(scripts),
+            style=asset("report.css"),
+            plotly=scripts["plotly-basic.min.js"],
+            script=scripts["report.js"],
+            figures=script_json(figures),
+            drawn=set(figures),
+        )
     )
