@@ -40,6 +40,8 @@ class StepThreads:
         """A job hangs: another thread takes the place of its own."""
         with self._bell:
             self.count += 1
+            if not self._closed and (self._first or self._later):
+                self._start()
 
     def close(self) -> None:
         """Let every thread end after its job; what waits is not run."""

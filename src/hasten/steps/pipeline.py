@@ -140,7 +140,7 @@ def _built(tables: Sequence[Table], place: Place, where: str) -> list[_Named]:
             kind = registry.load("step", name)
             step: Step = build(kind, {key: value for key, value in table.items() if key != KIND})
         except HastenError as error:
-            raise StoreError(f"{called}: {error}") from error
+            raise StoreError(f"{called}: {str(error).removeprefix(f'{name}: ')}") from error
         if place not in step.places:
             raise StoreError(f"{called}: it stands under [[{' or '.join(sorted(step.places))}]], not under [[{place}]]")
         steps.append(_Named(step, called))
