@@ -106,6 +106,11 @@ class Pool:
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        return self.refused(asked, now_ns)
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
             inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
             return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
