@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import quote
 
-from hasten.serve.http2_frames import FIRST_WINDOW, literal
+from hasten.protocol.http2_frames import FIRST_WINDOW, literal
 
 OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""

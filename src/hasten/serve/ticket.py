@@ -12,9 +12,7 @@ from typing import Protocol
 
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
-
-PHASES = ("receive", "decode", "queue", "batch_wait", "pre", "infer", "post", "encode", "send")
-"""In order; phase k lies between marks k and k + 1."""
+from hasten.protocol.phases import PHASES
 
 
 _TIMING = ", ".join(f"{name};dur=%.3f" for name in PHASES[:-1]) + ', rows;desc="%d", instance;desc="%d"'
