@@ -22,7 +22,7 @@ from hasten.conformance.junit import junit as junit_of
 from hasten.conformance.server import GrpcCalls, Server, find_model
 from hasten.conformance.suite import CHECKS, Result, counts, failures, run
 from hasten.conformance.wire import Http
-from hasten.errors import BadInput, InvalidSetting, MissingDependency, UnknownName
+from hasten.errors import BadInput, InvalidSetting, MissingDependency
 from hasten.store import write_atomically
 
 LEVELS = ("required", "recommended", "extension")
@@ -87,7 +87,8 @@ def conformance(
     server = server_of(url, options)
     checks = [one for one in CHECKS if options.only is None or options.only in f"{one.name} {one.group}"]
     if not checks:
-        raise UnknownName("check", str(options.only), [*{one.group for one in CHECKS}, *(one.name for one in CHECKS)])
+        groups = ", ".join(dict.fromkeys(one.group for one in CHECKS))
+        raise InvalidSetting(f"--only {options.only!r} is in no check's name and no group; groups are {groups}")
     results = run(server, checks)
     if junit is not None:
         _write_junit(junit, results, strict=options.strict)
@@ -183,7 +184,7 @@ def _shown(results: Sequence[Result], failed: Sequence[Result]) -> list[Shown]:
     for outcome, title in TITLES.items():
         listed = [result for result in results if result.outcome == outcome]
         if listed:
-            shown += [Text(f"\n{title}", style="bold"), _listed(listed)]
+            shown += [Text(f"\n{title}", style="bold"), _listed(listed, named=outcome != "not offered")]
     verdict = f"{len(failed)} checks count against this server." if failed else "Nothing counts against this server."
     return [*shown, Text(f"\n{verdict}", style="bold")]
 
@@ -195,14 +196,17 @@ def _share(results: Sequence[Result]) -> Text:
     return Text(f"{met} of {told}" if told else "", style="" if met == told else "red")
 
 
-def _listed(results: Sequence[Result]) -> Table:
+def _listed(results: Sequence[Result], *, named: bool) -> Table:
     """List checks with what was said of each; neighbours of which the same was said stand together."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold", ratio=2)
     table.add_column(overflow="fold", ratio=3)
     for (says, level), same in groupby(results, key=lambda result: (result.says, result.check.level)):
-        names = "\n".join(result.check.name for result in same)
-        table.add_row(names, Text(f"{says}{' (recommended)' if level == 'recommended' else ''}"))
+        names = [result.check.name for result in same]
+        table.add_row(
+            "\n".join(names) if named else f"{len(names)} checks",
+            Text(f"{says}{' (recommended)' if level == 'recommended' else ''}"),
+        )
     return table
 
 

@@ -66,7 +66,7 @@ def grpc_outputs(response: Any, model: Model, *, asked: Sequence[str] | None = N
     for at, item in enumerate(response.outputs):
         shape = tuple(item.shape)
         if raw:
-            met(not item.HasField("contents"), f"output {item.name!r} has typed contents beside raw ones")
+            met(not item.contents.ListFields(), f"output {item.name!r} has typed contents beside raw ones")
             values = unpacked(item.name, item.datatype, shape, raw[at])
         else:
             field = CONTENTS.get(item.datatype)
