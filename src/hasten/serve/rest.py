@@ -180,8 +180,8 @@ class Rest:
         self._json(request, self._service.index(asked.ready))
 
     def _load(self, request: Request, target: Target) -> None:
-        self._parameters(request, _Load)
-        self._later(request, self._service.load(str(target.model)))
+        asked = self._parameters(request, _Load)
+        self._later(request, self._service.load(str(target.model), asked.parameters.version))
 
     def _unload(self, request: Request, target: Target) -> None:
         self._parameters(request, _Unload)
@@ -242,7 +242,9 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _LoadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What a load takes: nothing; a configuration sent along is refused, not dropped."""
+    """What a load takes: which version, to go back to one; a configuration sent along is refused, not dropped."""
+
+    version: str | None = None
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True):
