@@ -107,8 +107,8 @@ def h2load():
         for turn in range(6):
             ours = load.run(plan("constant:rate=500", 4.0, turn))
             log = Path(folder) / f"log-{turn}"
-            words = ["taskset", "-c", str(OUR_CORE), "h2load", "--h1", "-c", "1", "-t", "1", "--rps", "500", "-n", "2000"]
-            words += ["-d", f"{folder}/body", f"--log-file={log}", url]
+            words = ["taskset", "-c", str(OUR_CORE), "h2load", "--h1", "-c", "1", "-t", "1", "--rps", "500"]
+            words += ["-n", "2000", "-d", f"{folder}/body", f"--log-file={log}", url]
             subprocess.run(words, check=True, capture_output=True)
             theirs = np.array([int(line.split("\t")[2]) for line in log.read_text().splitlines()]) * 1e3
             sent_to_end = (ours.requests.done_ns - ours.requests.sent_ns)[ours.requests.outcome == 0]

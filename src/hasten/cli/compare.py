@@ -54,7 +54,7 @@ def compare(
 
         hasten compare runs/before runs/after
         hasten compare http://127.0.0.1:8000 http://127.0.0.1:9000 --model net --data val.parquet
-        hasten compare http://127.0.0.1:8000 grpc://127.0.0.1:8001 --model net --data v.npz --arrivals closed:concurrency=8
+        hasten compare http://127.0.0.1:8000 grpc://127.0.0.1:8001 --model net --data val.npz --blocks 20
 
     Exit codes: 0; 4 where the generator was too late in one of them to be believed.
 

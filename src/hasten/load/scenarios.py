@@ -1,8 +1,8 @@
 """MLPerf's four scenarios, with their rules of validity, so that a figure can be put beside published ones.
 
 Source: MLCommons, "MLPerf Inference Rules" (v5), sections "Scenarios" and "Early stopping"; defaults of LoadGen.
-Early stopping is the exact binomial test at 99 % confidence, the same as ``percentile_holds``. What is measured here is a
-service behind its protocol: the rules allow that, and it is told beside the figure.
+Early stopping is the exact binomial test at 99 % confidence, the same as ``percentile_holds``. What is measured here is
+a service behind its protocol: the rules allow that, and it is told beside the figure.
 """
 
 from __future__ import annotations
