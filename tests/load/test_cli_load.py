@@ -88,6 +88,20 @@ def test_a_server_that_dies_in_the_middle_is_exit_code_1_and_its_run_is_kept(
     assert read_run(tmp_path / "run").cut_short is not None
 
 
+def test_a_scenario_says_which_of_its_rules_a_short_run_breaks(
+    opened: Open, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["load", opened.http, "net", "--data", data, "--duration", "500ms", "--home", str(tmp_path)]
+    assert hasten([*words, "--scenario", "multi-stream", "--json"]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert (found["arrivals"], found["scenario"]["valid"]) == ("closed:concurrency=1", False)
+    assert found["figures"]["rows_rate"] >= 7 * found["figures"]["ok_rate"]
+    assert hasten([*words, "--scenario", "offline"]) == 4
+    assert "at least 600 s" in capsys.readouterr().out
+    assert hasten([*words, "--scenario", "server", "--arrivals", "poisson:rate=100"]) == 2
+    assert "--slo" in capsys.readouterr().err
+
+
 def bad(tmp_path: Path) -> str:
     np.savez(tmp_path / "bad.npz", x=np.zeros((4, 3), np.float32))
     return str(tmp_path / "bad.npz")

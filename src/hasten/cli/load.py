@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from hasten.artifact import Json
 from hasten.cli import units
-from hasten.cli.answer import COMMON, GOAL_NOT_MET, Answer, Common, python_answer
+from hasten.cli.answer import COMMON, GOAL_NOT_MET, Answer, Common, Shown, python_answer
 from hasten.cli.load_target import (
     CANNOT_TELL,
     TARGET,
@@ -26,16 +27,28 @@ from hasten.cli.load_target import (
 )
 from hasten.cli.models import DATA, DataOptions
 from hasten.cli.progress import telling
-from hasten.load.arrivals import Closed, read_arrivals
+from hasten.load.arrivals import Closed, Poisson, read_arrivals
 from hasten.load.figures import Figures, figures_of
 from hasten.load.generate import open_load
 from hasten.load.objective import read_objective
 from hasten.load.record import write_run
 from hasten.load.run import LoadRun
+from hasten.load.scenarios import (
+    Name,
+    ScenarioResult,
+    arrivals_for,
+    batch_for,
+    check_objective,
+    judge,
+    scenario_of,
+)
 from hasten.load.target import LoadPlan
 from hasten.measure.percentiles import Percentile
 from hasten.measure.statistics import runs_needed
 from hasten.report import format as fmt
+
+USUAL_RATE = 100.0
+"""Requests a second where no arrivals are named."""
 
 STATE_CODES = {"MEETS": 0, "MISSES": GOAL_NOT_MET, "INCONCLUSIVE": CANNOT_TELL, "INVALID": CANNOT_TELL}
 STATE_STYLES = {"MEETS": "bold green", "MISSES": "bold red", "INCONCLUSIVE": "bold yellow", "INVALID": "bold red"}
@@ -47,9 +60,10 @@ def load(
     /,
     *,
     data: str | None = None,
-    arrivals: str = "poisson:rate=100",
+    arrivals: str | None = None,
     duration: Annotated[float, units.read_by(units.seconds)] = 30.0,
     slo: str | None = None,
+    scenario: Name | None = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     seed: int = 0,
     samples: DataOptions = DATA,
@@ -67,9 +81,10 @@ def load(
         hasten load http://127.0.0.1:8000 net --data val.parquet --arrivals poisson:rate=200 --slo "p99 <= 20ms"
         hasten load grpc://127.0.0.1:8001 net --data val.parquet --arrivals closed:concurrency=8 -o runs/closed
         hasten load http://127.0.0.1:9000/score --protocol http --data bodies/ --arrivals ramp:from=10,to=500
+        hasten load http://127.0.0.1:8000 net --data val.parquet --scenario single-stream --duration 600s
 
     Exit codes: 0; 1 where the run was cut short; with --slo 3 where it misses; 4 where the run cannot tell, because it
-    is too short, or the generator was too late to be believed.
+    is too short, the generator was too late to be believed, or a rule of its scenario is not kept.
 
     Args:
         url: http://HOST:PORT, grpc://HOST:PORT; the whole URL of any HTTP endpoint with --protocol http; or the folder
@@ -77,9 +92,10 @@ def load(
         model: The model's name on the server.
         data: Samples, as every verb reads them; with --protocol http a file, or a folder of files, with bodies.
         arrivals: poisson:rate=200, constant:rate=, burst:rate=,size=,every=2s, ramp:from=,to=, trace:FILE (a time in
-            seconds on each line, or a recorded run), closed:concurrency=8.
+            seconds on each line, or a recorded run), closed:concurrency=8; by default poisson:rate=100.
         duration: How long requests leave, as 30s.
         slo: An objective, as "p99 <= 20ms".
+        scenario: One of MLPerf's: it says how requests arrive, and its rules say whether the figure is valid.
         output: Folder for the record; by default one below --home.
         seed: Of the arrivals, and of the order of samples.
         samples: How samples are read.
@@ -87,7 +103,14 @@ def load(
         common: The options of every verb.
     """
     objective = None if slo is None else read_objective(slo)
-    plan = LoadPlan(arrivals=read_arrivals(arrivals), duration_s=duration, seed=seed, timeout_s=target.timeout)
+    rules = None if scenario is None else scenario_of(scenario)
+    told = None if arrivals is None else read_arrivals(arrivals)
+    if rules is None:
+        how = told or Poisson(rate=USUAL_RATE)
+    else:
+        how, target = arrivals_for(rules, told), replace(target, batch=batch_for(rules, target.batch))
+        check_objective(rules, objective)
+    plan = LoadPlan(arrivals=how, duration_s=duration, seed=seed, timeout_s=target.timeout)
     goal = target_of(url, model, target)
     if objective is not None and not isinstance(plan.arrivals, Closed):
         due = len(plan.arrivals.due_ns(duration, seed))
@@ -100,11 +123,15 @@ def load(
     folder = output or default_folder(common.home, run)
     write_run(run, folder)
     figures = figures_of(run, objective)
-    return Answer(
-        document=document_of(run, figures, folder),
-        shown=(figures_table(figures), remarks(run, figures, folder)),
-        code=code_of(run, figures),
-    )
+    judged = None if rules is None else judge(run, rules, objective)
+    document = document_of(run, figures, folder)
+    shown: list[Shown] = [figures_table(figures), remarks(run, figures, folder)]
+    code = code_of(run, figures)
+    if judged is not None:
+        document["scenario"] = msgspec.to_builtins(judged)
+        shown.insert(1, scenario_lines(judged))
+        code = code or (0 if judged.valid else CANNOT_TELL)
+    return Answer(document=document, shown=shown, code=code)
 
 
 def code_of(run: LoadRun, figures: Figures) -> int:
@@ -152,6 +179,17 @@ def figures_table(figures: Figures) -> RenderableType:
     for found in figures.percentiles:
         times.add_row(found.name, *_cells(found))
     return Group(counts, Text(), times)
+
+
+def scenario_lines(judged: ScenarioResult) -> RenderableType:
+    """Write a scenario's figure, whether it is valid, and every rule that is not kept."""
+    value = fmt.NONE
+    if judged.value is not None:
+        value = fmt.duration(judged.value) if "latency" in judged.metric else f"{fmt.digits(judged.value)}/s"
+    state = ("VALID", "bold green") if judged.valid else ("INVALID", "bold red")
+    broken = [f"{rule.rule} (here: {rule.found})" for rule in judged.rules if not rule.kept]
+    text = Text.assemble("\n", (f"MLPerf {judged.scenario}: ", "bold"), f"{judged.metric} {value}  ", state)
+    return text.append(f"\nNot to be put beside published figures: {'; '.join(broken)}." if broken else "")
 
 
 def _cells(found: Percentile) -> tuple[str, str, str]:

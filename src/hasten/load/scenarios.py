@@ -105,14 +105,19 @@ def batch_for(scenario: Scenario, asked: int) -> int:
     return asked if wanted is None else wanted
 
 
+def check_objective(scenario: Scenario, objective: Objective | None) -> None:
+    """See that a scenario has what its figure needs. Raises InvalidSetting: the server scenario has no objective."""
+    if scenario.name == "server" and objective is None:
+        raise InvalidSetting('the server scenario needs its objective; give --slo "p99 <= 15ms"')
+
+
 def judge(run: LoadRun, scenario: Scenario, objective: Objective | None = None) -> ScenarioResult:
     """Give a scenario's figure and what its rules say of the run.
 
     Raises:
         InvalidSetting: the server scenario without an objective has no figure.
     """
-    if scenario.name == "server" and objective is None:
-        raise InvalidSetting('the server scenario needs its objective; give --slo "p99 <= 15ms"')
+    check_objective(scenario, objective)
     times, span_s = times_of(run), span_of(run)
     outcomes = run.requests.outcome
     rows = int(run.requests.rows[outcomes != UNSENT].sum())
