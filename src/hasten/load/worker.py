@@ -14,7 +14,6 @@ from hasten.load.clock import precise_loop
 from hasten.load.pace import Course, Pace
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ints, phases_told
-from hasten.load.run import Ints
 from hasten.load.sender import Sender, make_sender
 from hasten.load.target import Target
 from hasten.tensors import Array
@@ -54,7 +53,7 @@ class LoadWorker:
         reasons = dict(pace.recorder.reasons)
         return Reply({"cut_short": pace.cut_short, "reasons": reasons}, self._columns(pace))
 
-    def _columns(self, pace: Pace) -> dict[str, Ints]:
+    def _columns(self, pace: Pace) -> dict[str, Array]:
         recorder, n = pace.recorder, len(pace.scheduled)
         sample = np.full(n, -1, np.int64)
         sample[: len(pace.sample)] = ints(pace.sample, len(pace.sample))
