@@ -162,10 +162,11 @@ def judge(times_ns: Floats, objective: Objective) -> Word:
     if misses:
         share = min(max(misses / n, 1 / n), 1 - 1 / n) if n > 1 else 0.5
         kept = effective_count(over, share) / n
-        n, misses = max(int(n * kept), 1), math.ceil(misses * kept)
+        n = max(int(n * kept), 1)
+        misses = min(math.ceil(misses * kept), n)
     if percentile_holds(n, misses, objective.q):
         return "holds"
-    return "fails" if percentile_fails(n, min(misses, n), objective.q) else "undecided"
+    return "fails" if percentile_fails(n, misses, objective.q) else "undecided"
 
 
 class _Search:

@@ -27,6 +27,9 @@ EVERY_S = 0.02
 
 FILE = "host.npy"
 LARGEST_BYTES = 256 << 20
+FAMILY_EVERY = 100
+"""Looking for the server's children reads all of /proc, so it is done once in so many samples."""
+
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -96,13 +99,16 @@ class Sampling:
 
     pid: int
     _rows: list[tuple[int, ...]] = field(default_factory=list)
+    _family: list[psutil.Process] = field(default_factory=list)
 
     def take(self) -> bool:
         """Take one sample; False where the process is gone."""
         try:
-            family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-            spent = [_schedule(process.pid) for process in family]
-            rss = sum(process.memory_info().rss for process in family)
+            if len(self._rows) % FAMILY_EVERY == 0:
+                server = psutil.Process(self.pid)
+                self._family = [server, *server.children(recursive=True)]
+            spent = [_schedule(process.pid) for process in self._family]
+            rss = sum(process.memory_info().rss for process in self._family)
         except (psutil.Error, OSError):
             return False
         known = all(one is not None for one in spent)
