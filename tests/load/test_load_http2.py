@@ -85,7 +85,13 @@ def played(
     loop = precise_loop()
 
     async def work() -> Pace:
-        listening = await loop.create_server(lambda: Server(says, greeting, window), "127.0.0.1", 0)
+        servers: list[Server] = []
+
+        def served() -> Server:
+            servers.append(Server(says, greeting, window))
+            return servers[-1]
+
+        listening = await loop.create_server(served, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         target = Target(url=f"grpc://127.0.0.1:{port}", protocol="grpc", model="net")
         sender = Http2Sender(target, [Payload(message, 1)], loop)
@@ -102,7 +108,10 @@ def played(
         await asyncio.wait_for(pace.go(), 60)
         sender.close()
         listening.close()
-        await asyncio.sleep(0)
+        for server in servers:
+            server.transport.abort()  # type: ignore[attr-defined]
+        while sender.open_connections:
+            await asyncio.sleep(0)
         return pace
 
     try:

@@ -194,12 +194,9 @@ class Pace:
 def quiet_memory() -> Iterator[None]:
     """Collect no garbage while the block runs: a collection of everything takes longer than most answers."""
     was = gc.isenabled()
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was:
             gc.enable()
