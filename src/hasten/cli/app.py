@@ -34,6 +34,7 @@ VERBS = {
     "compare": "Compare two services, live and interleaved, or two recorded runs.",
     "gate": "Judge a service by limits, for CI: met, missed, or cannot be told.",
     "predict": "Run a deployment over a file, in this process, and write what it says.",
+    "conformance": "Check any Open Inference Protocol server, and say where it does otherwise.",
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""
