@@ -137,6 +137,21 @@ def test_a_server_that_nobody_reaches_for_a_second_ends_the_run_and_one_that_com
     assert pace.cut_short is None
 
 
+def test_a_generator_that_cannot_keep_the_rate_gives_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.load.pace.LATE_S", 0.02)
+
+    def slowly(notes: Notes, index: int) -> None:
+        until = perf_counter_ns() + 2_000_000
+        while perf_counter_ns() < until:
+            pass
+        answered(notes, index)
+
+    pace = go(course([at * 0.001 for at in range(5000)]), Notes(slowly))
+    assert pace.cut_short is not None
+    assert "too slow for this rate" in pace.cut_short
+    assert pace.recorder.outcome.tolist()[4999] == UNSENT
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_closed_loop_sends_the_next_when_one_has_ended(concurrency: int) -> None:
     most = 0

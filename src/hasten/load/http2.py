@@ -80,17 +80,13 @@ class Http2Sender:
 
     def send(self, index: int, payload: int) -> None:
         """Let a call go over the first connection that has room."""
-        for connection in self._connections:
-            if connection.room > 0:
-                self._carriers[index] = connection
-                connection.call(index, payload)
-                return
-        if len(self._connections) < self._limit:
-            connection = self._connect()
-            self._carriers[index] = connection
-            connection.call(index, payload)
-        else:
+        connection = self._with_room()
+        if connection is None:
             self._waiting[index] = payload
+            return
+        self._carriers[index] = connection
+        self.recorder.let_go(index)
+        connection.call(index, payload)
 
     def withdraw(self, index: int) -> None:
         """Tell the server that nobody waits any more."""
@@ -139,6 +135,15 @@ class Http2Sender:
         self.recorder.answer(index, REFUSED, -1, 0)
         self._next_waiting()
 
+    def again(self, index: int, payload: int) -> None:
+        """Send a call once more that the server said it never looked at (RFC 9113, 6.8)."""
+        connection = self._with_room()
+        if connection is None:
+            self.refuse(index)
+        else:
+            self._carriers[index] = connection
+            connection.call(index, payload)
+
     def lost(self, connection: Connection) -> None:
         """A connection takes no more calls."""
         if connection in self._connections:
@@ -150,6 +155,13 @@ class Http2Sender:
             self.send(first, self._waiting.pop(first))
 
     # connecting
+
+    def _with_room(self) -> Connection | None:
+        """Give the first connection that takes a call, a new one where none does; None: there are too many."""
+        for connection in self._connections:
+            if connection.room > 0:
+                return connection
+        return self._connect() if len(self._connections) < self._limit else None
 
     def _connect(self) -> Connection:
         connection = Connection(self)
@@ -183,10 +195,11 @@ class Http2Sender:
 class Stream:
     """One call."""
 
-    __slots__ = ("index", "received", "rest", "window")
+    __slots__ = ("index", "payload", "received", "rest", "window")
 
-    def __init__(self, index: int, window: int) -> None:
+    def __init__(self, index: int, payload: int, window: int) -> None:
         self.index = index
+        self.payload = payload
         self.received = 0
         self.window = window
         self.rest: memoryview | None = None
@@ -221,7 +234,6 @@ class Connection(asyncio.Protocol):
 
     def call(self, index: int, payload: int) -> None:
         """Let a call go."""
-        self._sender.recorder.let_go(index)
         self.room -= 1
         if self._transport is None:
             self._early[index] = payload
@@ -231,7 +243,7 @@ class Connection(asyncio.Protocol):
     def _start(self, index: int, payload: int) -> None:
         number, self._next = self._next, self._next + 2
         block, message = self._sender.block, self._sender.wire[payload]
-        stream = Stream(index, self._first_window)
+        stream = Stream(index, payload, self._first_window)
         self._streams[number], self._numbers[index] = stream, number
         head = h2.frame(h2.HEADERS, h2.END_HEADERS, number, block)
         size = len(message)
@@ -443,13 +455,13 @@ class Connection(asyncio.Protocol):
             self._write(h2.frame(h2.PING, h2.ACK, 0, payload))
 
     def _goaway(self, flags: int, number: int, payload: bytes) -> None:
-        """Take no more calls here; those that the server did not take are refused."""
+        """Take no more calls here; those that the server never looked at go over another connection."""
         self._retire()
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         for later in [found for found in self._streams if found > last]:
             stream = self._streams[later]
             self._forget(later, stream)
-            self._sender.refuse(stream.index)
+            self._sender.again(stream.index, stream.payload)
         self._close_if_over()
 
     def _retire(self) -> None:
