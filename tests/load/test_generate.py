@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,6 +225,19 @@ def test_a_server_that_dies_ends_the_run_and_what_was_measured_is_kept() -> None
     assert counts[OK] == 30
     assert counts[UNSENT] > 2000
     assert figures_of(run).sent_rate == pytest.approx(100, rel=0.3)
+
+
+def test_a_run_that_is_interrupted_keeps_what_was_measured() -> None:
+    with raw_server() as server:
+        goal = http(server.url)
+        with open_load(goal, payloads_of_files(goal, [])) as load:
+            stop = lambda *told: os.kill(load._children[0].pid, signal.SIGINT)  # noqa: E731
+            run = load.run(plan("constant:rate=50", 60.0), progress=stop)
+            again = load.run(plan("constant:rate=50", 0.2))
+    assert run.cut_short == "it was stopped"
+    assert (run.requests.outcome == OK).any()
+    assert (run.requests.outcome == UNSENT).sum() > 1000
+    assert (again.requests.outcome == OK).all()
 
 
 def test_nobody_listening_is_one_line(free_port: int, samples: Samples) -> None:

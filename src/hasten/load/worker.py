@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from typing import Any
 
@@ -35,6 +36,8 @@ class LoadWorker:
         self._payloads = unpack(arrays, rows)
         self._sender = make_sender(self._target, self._payloads, self._loop)
         self._loop.run_until_complete(self._sender.open())
+        gc.collect()
+        gc.freeze()  # what is here by now stays: no collection need look at it again
 
     def run(self, arrays: dict[str, Array], **course: int) -> Reply:
         """Run one ``Course`` whose ``due_ns`` and ``samples`` are the arrays.
