@@ -3,8 +3,8 @@
     python benchmarks/capacity/run.py small medium large choice-1 choice-2 choice-3
 
 Each part takes under three minutes and writes results-PART.json beside this file; parts that are there are left alone
-(delete the file to repeat one), and README's tables are written from all of them. The server has core 1 for itself,
-the generator core 0.
+(delete the file to repeat one), and README's tables are written from all of them. The server has core 0 for itself,
+the generator core 1.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from hasten.transform import Context, run_pass
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-GENERATOR, SERVER = {0}, {1}
+GENERATOR, SERVER = {1}, {0}
 SIZES = (1, 2, 4, 8)
 MODELS = {"small": (64, 16), "medium": (96, 32), "large": (160, 48)}
 """Image size and width of the convolution net."""
@@ -221,8 +221,8 @@ def choice_lines():
     share = chosen["found"]["rate"] / best["found"]["rate"] - 1 if best["found"]["rate"] else 0.0
     lines += [
         "",
-        f"{parts[0]['objective']}. Chosen: sizes up to {chosen['largest']}, {share:+.1%} of the measured best. Predicting all took "
-        f"{guess:.0f} s, measuring {len(rows)} of them {took:.0f} s ({took / guess:.1f} times as long).",
+        f"{parts[0]['objective']}. Chosen: sizes up to {chosen['largest']}, {share:+.1%} of the measured best. "
+        f"Predicting all took {guess:.0f} s, measuring {len(rows)} of them {took:.0f} s ({took / guess:.1f} times as long).",
     ]
     return lines
 
