@@ -198,11 +198,10 @@ def _outside(joined: Joined) -> Floats:
 
 
 def _batch_times(statistics: Mapping[str, Json]) -> dict[int, tuple[int, int]]:
-    """Give runs and nanoseconds of compute_infer by batch size; of the first model in the answer."""
-    models = statistics.get("model_stats", [])
-    entry = models[0] if isinstance(models, list) and models else {}
+    """Give runs and nanoseconds of compute_infer by batch size, of one model's entry."""
+    batches = statistics.get("batch_stats")
     found: dict[int, tuple[int, int]] = {}
-    for one in entry.get("batch_stats", []) if isinstance(entry, Mapping) else []:
+    for one in batches if isinstance(batches, list) else []:
         infer = one.get("compute_infer", {})
         found[int(one["batch_size"])] = (int(infer.get("count", 0)), int(infer.get("ns", 0)))
     return found

@@ -32,6 +32,9 @@ FIRST_SHARE = 0.25
 STEP = 1.25
 """Where a first rate is told, it is near: it is gone up or down from by so much."""
 
+LATE_AT_MOST = 3
+"""Runs of one rate in which the generator was late, before that is held to be the rate's doing."""
+
 CONFIRMATIONS = 3
 
 BACK_OFF = 0.96
@@ -224,6 +227,7 @@ class _Search:
         needed_s = 1.2 * runs_needed(objective.q, 0) / rate
         seconds = min(max(rules.least_s, 20 * objective.limit_ns / 1e9, needed_s), rules.most_s)
         parts: list[Floats] = []
+        late: list[Floats] = []
         spent, word = 0.0, "undecided"
         while word == "undecided" and spent < rules.most_s and self.left():
             self.tell(f"{rate:.4g} requests/s")
@@ -231,9 +235,15 @@ class _Search:
             seen = self.measure(rate, seconds, self.seed)
             spent += seconds
             self.spent_s += seconds
-            parts.append(seen.times_ns)
-            word = "late generator" if seen.late else judge(np.concatenate(parts), objective)
-        times = np.concatenate(parts) if parts else np.empty(0)
+            if seen.late:
+                late.append(seen.times_ns)  # whatever disturbed it may be over: it is sent again
+                word = "late generator" if len(late) >= LATE_AT_MOST else "undecided"
+            else:
+                parts.append(seen.times_ns)
+                word = judge(np.concatenate(parts), objective)
+        if not parts and late:
+            word = "late generator"
+        times = np.concatenate(parts or late) if parts or late else np.empty(0)
         self.note(rate, spent, times, word)
         return self.steps[-1].word
 
