@@ -338,7 +338,13 @@ class Model:
             ),
             run_limit_ns=int(serving.run_limit_ms * 1e6),
             batched=self._axis is not None,
+            inline=serving.isolation == "auto" and self._is_fixed(),
         )
+
+    def _is_fixed(self) -> bool:
+        """Say whether rows alone are open: t(n) then tells what any run costs."""
+        specs = self.read.artifact.signature.inputs
+        return self._axis is not None and all(isinstance(dim, int) for spec in specs for dim in spec.shape[1:])
 
     def _described(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> TensorMetadata:
         lengths = tuple(dim if isinstance(dim, int) else -1 for dim in shape)
