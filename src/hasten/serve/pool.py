@@ -18,6 +18,9 @@ from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ra
 
 logger = logging.getLogger(__name__)
 
+START_S = 120.0
+"""A request waits no longer than this for the first worker that is started anew."""
+
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
 """A worker that cannot be replaced is tried again after these times, each twice the one before."""
@@ -152,9 +155,8 @@ class Pool:
     def look(self, now_ns: int) -> None:
         """End calls whose time is over, replace instances that hang, and see when to look again."""
         if not self._ready:
-            seconds = self.work.run_limit_ns / 1e9
-            before_ns = now_ns - self.work.run_limit_ns
-            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {seconds:g} s", before_ns)
+            before_ns = now_ns - int(START_S * 1e9)
+            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {START_S:g} s", before_ns)
         with self.line.lock:
             late = self.line.batcher.expire(now_ns)
         again_ns = NEVER
