@@ -30,6 +30,10 @@ SLACK_BYTES = 6 << 20
 """What allocators keep, a few arenas; a leak of one request's objects would be tens of megabytes."""
 
 
+CONNECTIONS = int(os.environ.get("HASTEN_CHURN", "3000"))
+"""Twenty thousand take a minute; ``benchmarks/resilience`` says what they gave."""
+
+
 def rss_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
@@ -76,9 +80,8 @@ def test_ten_thousand_cancelled_requests_leave_no_ticket_and_no_row(tmp_path: Pa
     run(work())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("last_words", ["reads its answer", "leaves before it", "says half of it"])
-def test_twenty_thousand_connections_that_come_and_go_leave_nothing(tmp_path: Path, last_words: str) -> None:
+def test_thousands_of_connections_that_come_and_go_leave_nothing(tmp_path: Path, last_words: str) -> None:
     path = bundle(tmp_path / "net")
     body = infer_body(rows_of(1))
     head = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -99,17 +102,18 @@ def test_twenty_thousand_connections_that_come_and_go_leave_nothing(tmp_path: Pa
             model = opened.service.models()[0]
 
             async def churn(count: int) -> None:
+                idle = open_files()
                 for _ in range(count // 50):
                     await asyncio.gather(*(one((host, int(port))) for _ in range(50)))
-                while alive(Connection) or model.pool.calls:
+                while open_files() > idle or model.pool.calls:
                     await asyncio.sleep(0.01)
 
-            await churn(2000)
+            await churn(500)
             before, files = rss_bytes(), open_files()
-            await churn(20_000)
+            await churn(CONNECTIONS)
             assert (model.pool.calls, model.line.batcher.rows, model.line.batcher.n_bytes) == (0, 0, 0)
-            assert alive(Call) == 0
+            assert (alive(Call), alive(Connection)) == (0, 0)
             assert open_files() <= files
             assert rss_bytes() - before < SLACK_BYTES
 
-    uvloop.run(asyncio.wait_for(work(), 300))
+    uvloop.run(asyncio.wait_for(work(), 120))
