@@ -119,6 +119,14 @@ class Server:
         """Give the process ids of its workers."""
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
+    def ready_workers(self) -> int:
+        """Ask how many workers take batches."""
+        connection = http.client.HTTPConnection(*self.place, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith("hasten_workers{"))
+
     def rss_bytes(self) -> int:
         """Give the resident memory of the server and its workers."""
         whole = psutil.Process(self.process.pid)
