@@ -19,6 +19,7 @@ from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
+from hasten.protocol.http2_frames import literal
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
@@ -98,7 +99,7 @@ class Calls:
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded)
+        call.respond(encoded, literal(b"server-timing", marks.timing().encode()))
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from math import inf
 from time import perf_counter_ns
 
-from hasten.serve import http2_frames as h2
-from hasten.serve.http2_frames import Broken, Code
+from hasten.protocol import http2_frames as h2
+from hasten.protocol.http2_frames import Broken, Code
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
 from hasten.serve.http2_stream import OPENING, Call
 from hasten.serve.limits import Limits

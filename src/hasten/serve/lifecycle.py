@@ -11,8 +11,10 @@ import asyncio
 from dataclasses import dataclass
 
 from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError, Untrusted
-from hasten.serve.model import Model, State, Surroundings, read_bundle
+from hasten.serve.model import Model, State
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import Bundle
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
 from hasten.tensors import relative_error
 
@@ -147,7 +149,7 @@ class Family:
             return all(await asyncio.gather(*self._draining))
 
     async def _prepared(self, bundle: Bundle, old: Model | None) -> tuple[Model, float | None]:
-        read = await asyncio.to_thread(read_bundle, bundle)
+        read = await asyncio.to_thread(read_bundle, bundle, self._around.code)
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,11 @@ class Pool:
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        return self.refused(asked, now_ns)
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
             inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
             return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
@@ -209,8 +215,15 @@ class Pool:
 
     def _start_one(self, opened: asyncio.Future[Warm] | None = None) -> None:
         work = self.work
+        taken = {other.number for other in (*self._opening, *self._ready)}
+        number = next(number for number in itertools.count() if number not in taken)
         instance = Instance(
-            f"hasten {work.name}", self.line, open_runner=work.open_runner, prepare=work.prepare, post=self._post
+            number,
+            self.line,
+            name=f"hasten {work.name}",
+            open_runner=work.open_runner,
+            prepare=work.prepare,
+            post=self._post,
         )
         self._opening[instance] = opened
         instance.start()
@@ -252,7 +265,7 @@ class Pool:
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):
                 if not piece.call.over:
-                    _mark(piece, ran)
+                    _mark(piece, ran, instance.number)
                     piece.call.part(piece.index, part)
         if ours:
             self._seen.ran(ran)
@@ -324,9 +337,11 @@ def _deadlines(batch: Batch[Piece], now_ns: int) -> list[int]:
     return [piece.deadline_ns for piece in batch.entries if piece.deadline_ns > now_ns]
 
 
-def _mark(piece: Piece, ran: Ran) -> None:
+def _mark(piece: Piece, ran: Ran, number: int) -> None:
     """Write the marks of queue to infer: begun with the first piece, ended with the last."""
-    ns = piece.call.marks.ns
+    marks = piece.call.marks
+    marks.rows, marks.instance = ran.batch.size, number
+    ns = marks.ns
     if not ns[5]:
         ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
         ns[4] = max(ran.batch.closed_ns, ns[2])
