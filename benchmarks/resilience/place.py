@@ -1,10 +1,9 @@
-"""What is served, and by whom: two versions of a small network that answer differently, and ``hasten serve`` processes."""
+"""What is served, and by whom: two versions of a network that answer differently, and ``hasten serve`` processes."""
 
 import asyncio
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -137,4 +136,4 @@ class Server:
         return total
 
     def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())

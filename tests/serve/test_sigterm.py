@@ -1,4 +1,4 @@
-"""SIGTERM at any moment: during the first load, during another version's, with requests in work. ``serve`` itself runs."""
+"""SIGTERM at any moment: during the first load, during another version's, with requests in work."""
 
 from __future__ import annotations
 
