@@ -25,6 +25,8 @@ wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more
 
 MUCH_LONGER = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
+START_S = 120.0
+"""A request waits no longer than this for the first worker that is started anew."""
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
@@ -175,9 +177,8 @@ class Pool:
     def look(self, now_ns: int) -> None:
         """End calls whose time is over, replace instances that hang, and see when to look again."""
         if not self._ready:
-            seconds = self.work.run_limit_ns / 1e9
-            before_ns = now_ns - self.work.run_limit_ns
-            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {seconds:g} s", before_ns)
+            before_ns = now_ns - int(START_S * 1e9)
+            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {START_S:g} s", before_ns)
         with self.line.lock:
             late = self.line.batcher.expire(now_ns)
         again_ns = NEVER
