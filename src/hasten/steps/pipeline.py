@@ -98,17 +98,19 @@ def open_pipeline(
         return None
     pre, post = (_built(tables.get(place, ()), place, where) for place in ("pre", "post"))
     wanted = {spec.name: _without_rows(spec) for spec in model.inputs}
-    outer, opened_pre = _fit_pre(pre, wanted, around)
+    read, untouched, opened_pre = _fit_pre(pre, wanted, around)
     given: Specs = {spec.name: _without_rows(spec) for spec in model.outputs}
     opened_post = []
     for each in post:
         given, opened = each.fitted(given, around)
         opened_post.append(opened)
     return Pipeline(
-        signature=Signature(tuple(map(_with_rows, outer.values())), tuple(map(_with_rows, given.values()))),
+        signature=Signature(
+            tuple(map(_with_rows, (*read.values(), *untouched.values()))), tuple(map(_with_rows, given.values()))
+        ),
         pre=tuple(opened_pre),
         post=tuple(opened_post),
-        read=frozenset(outer) if pre else frozenset(),
+        read=frozenset(read),
         fed=tuple(wanted.values()),
     )
 
@@ -147,8 +149,11 @@ def _built(tables: Sequence[Table], place: Place, where: str) -> list[_Named]:
     return steps
 
 
-def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[dict[str, TensorSpec], list[Opened]]:
-    """Walk from the client to the model. Gives the client's tensors, and the opened steps."""
+def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[Specs, Specs, list[Opened]]:
+    """Walk from the client to the model.
+
+    Gives the client's tensors that steps read, those that go to the model as they are, and the opened steps.
+    """
     outer: dict[str, TensorSpec] = {}
     given: dict[str, TensorSpec] = {}
     opened = []
@@ -170,7 +175,7 @@ def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[di
     untouched = {name: spec for name, spec in wanted.items() if name not in given}
     for name in untouched.keys() & outer.keys():
         raise StoreError(f"{last}: the model takes {wanted[name]}, and the steps use that name for something else")
-    return {**outer, **untouched}, opened
+    return outer, untouched, opened
 
 
 def _check_fit(last: str, made: TensorSpec, wanted: TensorSpec) -> None:
