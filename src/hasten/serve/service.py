@@ -146,6 +146,11 @@ class Service:
         model = self._model(name, version)
         return model.metadata((model.version,), name)
 
+    def takes_image(self, name: str) -> bool:
+        """Say whether a model's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
+        pipeline = self._model(name, None).read.pipeline
+        return pipeline is not None and {spec.name for spec in pipeline.signature.inputs} == pipeline.images
+
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
         return self._model(name, version).config(name)

@@ -11,6 +11,7 @@ from hasten import registry
 from hasten.artifact import Json
 from hasten.errors import BadRequest, HastenError, StoreError, TooLarge
 from hasten.settings import build
+from hasten.steps.decode_image import DecodeImage
 from hasten.steps.step import Around, Opened, Place, Specs, Step
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
@@ -35,6 +36,8 @@ class Pipeline:
     """Tensors of a client that steps before the model read; others go to it as they are."""
     fed: tuple[TensorSpec, ...]
     """The model's inputs, without the batch axis."""
+    images: frozenset[str] = frozenset()
+    """Tensors of a client that are files of images."""
 
     @property
     def row_bytes(self) -> int:
@@ -112,6 +115,7 @@ def open_pipeline(
         post=tuple(opened_post),
         read=frozenset(read),
         fed=tuple(wanted.values()),
+        images=frozenset(each.step.input for each in pre if isinstance(each.step, DecodeImage)),
     )
 
 
