@@ -234,7 +234,7 @@ async def _run(service: Service, model: str, samples: Pieced) -> Part:
     """Run one piece in requests of the largest batch, a few at once."""
     config = service.config(model)
     size = max(1, int(str(config["max_batch_size"])))
-    gate = asyncio.Semaphore(UNDER_WAY * service.models()[0].pool.work.instances)
+    gate = asyncio.Semaphore(UNDER_WAY * service.models()[0].instances)
 
     async def one(feed: Feed) -> InferResponse:
         async with gate:
