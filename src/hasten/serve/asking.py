@@ -213,7 +213,7 @@ def combined(how: Ensemble, scores: list[Array]) -> Array:
         mean: Array = votes.mean(axis=0).astype(np.float32)
         return mean
     weights = np.asarray(how.weights or [1.0] * len(each), np.float64)
-    mean = np.tensordot(weights / weights.sum(), np.stack(each), axes=1).astype(np.float32)
+    mean: Array = np.tensordot(weights / weights.sum(), np.stack(each), axes=1).astype(np.float32)
     return mean
 
 
