@@ -28,7 +28,7 @@ OWNERS = {
         *("passes/finetune", "passes/distill", "passes/importance", "passes/prune_channels"),
     ),
     "openvino": ("engines/openvino", "measure/peaks_openvino"),
-    "grpc": ("serve/grpc_library", "serve/app", "client/grpc"),
+    "grpc": ("serve/grpc_library", "serve/app", "client/grpc", "conformance/grpc_wire"),
     "hpack": ("serve/http2", "serve/grpc_fast"),
     "httptools": ("serve/http1", "serve/listen", "client/http_async"),
     "prometheus_client": ("serve/prometheus", "serve/rest"),

@@ -30,6 +30,7 @@ VERBS = {
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
     "infer": "Send samples to a server, and show what its model says.",
     "predict": "Run a deployment over a file, in this process, and write what it says.",
+    "conformance": "Check any Open Inference Protocol server, and say where it does otherwise.",
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""

@@ -248,8 +248,10 @@ class Service:
                 logger.warning("the watched folder was left as it was: %s", error)
 
     def drain(self) -> None:
-        """Say from now on that the service is not ready; requests are still taken."""
+        """Say from now on that the service is not ready; requests are still taken, versions are not loaded any more."""
         self._draining = True
+        for family in self._families.values():
+            family.end_loads()
 
     async def stop(self, drain_s: float = 30.0) -> bool:
         """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
