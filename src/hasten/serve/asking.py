@@ -206,14 +206,11 @@ class AskingCascade(Asking):
 
 def combined(how: Ensemble, scores: list[Array]) -> Array:
     """Give the scores [rows, classes] of an ensemble for those of its members, in float32."""
-    each = [shares(array, how.softmax) for array in scores]
+    each = np.stack([shares(array, how.softmax) for array in scores])  # [members, rows, classes]
+    weights = np.asarray(how.weights or [1.0] * len(scores), np.float64)
     if how.combine == "vote":
-        classes = each[0].shape[1]
-        votes = np.stack([np.eye(classes)[array.argmax(axis=1)] for array in each])  # [members, rows, classes]
-        mean: Array = votes.mean(axis=0).astype(np.float32)
-        return mean
-    weights = np.asarray(how.weights or [1.0] * len(each), np.float64)
-    mean: Array = np.tensordot(weights / weights.sum(), np.stack(each), axes=1).astype(np.float32)
+        each = np.eye(each.shape[2])[each.argmax(axis=2)]
+    mean: Array = np.tensordot(weights / weights.sum(), each, axes=1).astype(np.float32)
     return mean
 
 

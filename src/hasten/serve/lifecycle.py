@@ -50,7 +50,7 @@ class Family:
         self.change: float | None = None
         """Largest relative difference between the answers of the routed version and of the one before."""
         self._before: Bundle | None = None
-        self._preparing: asyncio.Task[tuple[Model, float | None]] | None = None
+        self._preparing: asyncio.Task[tuple[Version, float | None]] | None = None
         self._ending = False
         self._around = around
         self._turn = asyncio.Lock()
