@@ -269,6 +269,9 @@ def test_steps_work_with_a_model_of_a_fixed_batch(tmp_path: Path, batch: int) ->
 
 
 CODE = """
+import time
+from pathlib import Path
+
 import numpy as np
 
 def halve(values):
