@@ -90,8 +90,10 @@ class Deployment:
     """Serve the model without its steps too, as NAME.raw."""
 
 
-def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:
-    """Write a bundle: the deployment and a copy of the model. Gives the path of the TOML file.
+def write_deployment(
+    deployment: Deployment, built: Artifact, folder: Path, *, files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a bundle: the deployment, a copy of the model, and other files beside. Gives the path of the TOML file.
 
     The folder appears whole, or what was there before stays.
 
@@ -105,6 +107,8 @@ def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> P
             for name in (*built.files, MANIFEST):  # files alone: the store's folders are the owner's
                 (fresh / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(built.folder / name, fresh / MODEL / name)
+            for name, data in (files or {}).items():
+                write_atomically(fresh / name, data)
             write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
             fresh.chmod(0o755)
             old = fresh.with_name(f"{fresh.name}.old")

@@ -63,6 +63,8 @@ class Listening:
     """How often to look whether the repository has changed. None: only when it is told to."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
+    code: Path | None = None
+    """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
 
@@ -95,7 +97,7 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    service = Service(open_repository(path))
+    service = Service(open_repository(path), code=_code(listening))
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
@@ -204,6 +206,12 @@ async def _watch(service: Service, every_s: float) -> None:
             logger.warning("the repository is not followed: %s", error)
 
 
+def _code(listening: Listening) -> Path | None:
+    if listening.code is not None and not listening.code.is_dir():
+        raise BadInput(f"there is no folder {listening.code} of code to allow")
+    return listening.code
+
+
 def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]:
     """Give two events: the first signal sets the first, the second signal the second."""
     loop = asyncio.get_running_loop()
@@ -233,7 +241,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
-    service = Service(open_repository(path))
+    service = Service(open_repository(path), code=_code(listening))
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     listeners = make_listeners(service, listening, keys=keys, access=None)
     try:
