@@ -80,6 +80,12 @@ class Deployment:
     claims: dict[str, Json] = field(default_factory=dict)
     """What was certified: speed-up and drop with their intervals."""
     serving: Serving = field(default_factory=Serving)
+    pre: tuple[dict[str, Json], ...] = ()
+    """Steps before the model, in order: ``step`` is the name of each (``hasten.steps``), the rest its settings."""
+    post: tuple[dict[str, Json], ...] = ()
+    """Steps after the model."""
+    raw: bool = False
+    """Serve the model without its steps too, as NAME.raw."""
 
 
 def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:

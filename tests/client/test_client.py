@@ -107,12 +107,11 @@ def test_a_model_is_unloaded_and_loaded_again(client: Any) -> None:
     assert client.ready("net")
 
 
-@pytest.mark.parametrize("way", ["http", "http-async"])
-def test_phases_are_those_of_the_server(opened: Open, way: str) -> None:
-    with client_of(opened, way) as client:
-        phases = client.infer("net", {"x": rows_of(1)}).phases_ns
-    assert list(phases)[:3] == ["receive", "decode", "queue"]
-    assert phases["infer"] > 0
+def test_a_result_tells_its_phases_its_batch_and_its_instance(client: Any) -> None:
+    result = client.infer("net", {"x": rows_of(3)})
+    assert list(result.phases_ns)[:3] == ["receive", "decode", "queue"]
+    assert result.phases_ns["infer"] > 0
+    assert (result.batch_rows, result.instance) == (4, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -18,7 +18,7 @@ pytest.importorskip("httptools", reason="needs the extra 'serve'")
 
 import hasten
 from hasten.client import http as blocking
-from hasten.client.calls import phases_of
+from hasten.client.calls import numbers_of, phases_of
 from hasten.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -166,6 +166,8 @@ def test_any_text_in_server_timing_is_read_or_left_out(text: str) -> None:
     assert all(length >= 0 for length in phases_of(text).values())
     assert phases_of(f"infer;dur=1.5,{text},").get("infer", 0) >= 0
     assert phases_of("queue;dur=0.002, infer;desc=a;dur=1.5") == {"queue": 2000, "infer": 1_500_000}
+    assert all(number >= 0 for number in numbers_of(text).values())
+    assert numbers_of('infer;dur=1, rows;desc="8", instance;desc="0"') == {"rows": 8, "instance": 0}
 
 
 def test_connections_that_are_kept_are_closed_with_the_client() -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
+from hasten.protocol.phases import PHASES
 from hasten.serve.app import Listening, Open
 from hasten.serve.limits import Limits
 from hasten.serve.openapi import CALLS
 from hasten.serve.rest import CALLS as ANSWERED
-from hasten.serve.ticket import PHASES
 from serve.bundles import bundle
 from serve.served import CLASSES, call, infer_body, rows_of, served
 
@@ -73,7 +73,8 @@ def test_an_inference_gives_what_its_rows_give_alone_with_its_id_and_its_phases(
         alone = json.loads(call(opened.http, "POST", path, infer_body(row[None]))[2])
         np.testing.assert_allclose(alone["outputs"][0]["data"], wanted, rtol=1e-4, atol=1e-6)
     told = [item.partition(";")[0] for item in headers["server-timing"].split(", ")]
-    assert told == list(PHASES[:-1])
+    assert told == [*PHASES[:-1], "rows", "instance"]
+    assert headers["server-timing"].endswith(', rows;desc="4", instance;desc="0"')
 
 
 def test_tensors_go_both_ways_as_bytes(opened: Open) -> None:

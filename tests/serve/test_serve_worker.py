@@ -20,7 +20,7 @@ from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFau
 from hasten.protocol.messages import InferResponse
 from hasten.serve import child
 from hasten.serve.child import ChildRunner, part_bytes
-from hasten.serve.model import read_bundle
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks

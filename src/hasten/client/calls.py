@@ -5,14 +5,14 @@ A ``Call`` is the same value for both protocols, so that what carries it is writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from hasten.artifact import Json
 from hasten.client.values import InferResult, ModelState
 from hasten.errors import NoAnswer
-from hasten.protocol.messages import InferRequest, ModelMetadata
+from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -72,16 +72,47 @@ def one_model(found: Any, url: str) -> dict[str, Json]:
     raise NoAnswer(f"{url} answered statistics without an entry of the model")
 
 
+def result_of(response: InferResponse, timing: str | None) -> InferResult:
+    """Make a result of a response, and of what Server-Timing said of it."""
+    told = numbers_of(timing)
+    return InferResult(
+        model=response.model,
+        version=response.version,
+        outputs={tensor.name: tensor.data for tensor in response.outputs},
+        id=response.id,
+        parameters=response.parameters,
+        phases_ns=phases_of(timing),
+        batch_rows=told.get("rows"),
+        instance=told.get("instance"),
+    )
+
+
 def phases_of(timing: str | None) -> dict[str, int]:
     """Read Server-Timing, ``name;dur=MILLISECONDS`` by commas, as nanoseconds; the rest is left out."""
     found: dict[str, int] = {}
+    for name, key, value in _said_of(timing):
+        if key == "dur" and value.replace(".", "", 1).isdecimal() and len(value) < 32:
+            found[name] = round(float(value) * 1e6)
+    return found
+
+
+def numbers_of(timing: str | None) -> dict[str, int]:
+    """Read the whole numbers of Server-Timing, ``name;desc="NUMBER"``: hasten's are ``rows`` and ``instance``."""
+    found: dict[str, int] = {}
+    for name, key, value in _said_of(timing):
+        number = value.strip('"')
+        if key == "desc" and number.isascii() and number.isdecimal() and len(number) < 19:
+            found[name] = int(number)
+    return found
+
+
+def _said_of(timing: str | None) -> Iterator[tuple[str, str, str]]:
+    """Give (metric, parameter, value) of Server-Timing, for metrics that have a name."""
     for piece in (timing or "").split(","):
         name, _, rest = piece.strip().partition(";")
-        for word in rest.split(";"):
+        for word in rest.split(";") if name else ():
             key, _, value = word.strip().partition("=")
-            if key == "dur" and name and value.replace(".", "", 1).isdecimal() and len(value) < 32:
-                found[name] = round(float(value) * 1e6)
-    return found
+            yield name, key, value
 
 
 def seconds_of(text: str | None) -> float | None:

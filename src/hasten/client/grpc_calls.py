@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from hasten.artifact import Json
-from hasten.client.calls import Call, Reply, one_model, phases_of, seconds_of
-from hasten.client.values import InferResult, ModelState, result_of
+from hasten.client.calls import Call, Reply, one_model, result_of, seconds_of
+from hasten.client.values import InferResult, ModelState
 from hasten.errors import BadRequest, NoAnswer
 from hasten.protocol import grpc as codec
 from hasten.protocol.codes import Said, error_of_grpc
@@ -86,7 +86,7 @@ class GrpcCalls:
             response = codec.decode_infer_response(bytes(reply.body))
         except BadRequest as error:
             raise NoAnswer(f"{self.url} answered what cannot be read: {error}") from error
-        return result_of(response, phases_of(reply.headers.get("server-timing")))
+        return result_of(response, reply.headers.get("server-timing"))
 
 
 def plain(message: Any) -> Any:

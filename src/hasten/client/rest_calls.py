@@ -10,8 +10,8 @@ from urllib.parse import quote
 import msgspec
 
 from hasten.artifact import Json
-from hasten.client.calls import Buffer, Call, Reply, one_model, phases_of, seconds_of
-from hasten.client.values import InferResult, ModelState, result_of
+from hasten.client.calls import Buffer, Call, Reply, one_model, result_of, seconds_of
+from hasten.client.values import InferResult, ModelState
 from hasten.errors import BadRequest, NoAnswer
 from hasten.protocol import rest as codec
 from hasten.protocol.codes import Said, error_of_http
@@ -103,7 +103,7 @@ class RestCalls:
             if text is not None and not (text.isdecimal() and len(text) < 13):
                 raise BadRequest(f"Inference-Header-Content-Length is {text[:32]!r}")
             response = codec.decode_response(body, header_bytes=None if text is None else int(text))
-            return result_of(response, phases_of(reply.headers.get("server-timing")))
+            return result_of(response, reply.headers.get("server-timing"))
 
         return self._read(reply, decode)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.errors import BadRequest, InvalidSetting
-from hasten.protocol.messages import NAMES, InferRequest, InferResponse, Parameters, RequestedOutput, Tensor
+from hasten.protocol.messages import NAMES, InferRequest, Parameters, RequestedOutput, Tensor
 from hasten.tensors import Array
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -101,6 +101,10 @@ class InferResult:
     parameters: Parameters = field(default_factory=dict)
     phases_ns: Mapping[str, int] = field(default_factory=dict)
     """What the server said its phases took (Server-Timing); empty where it said nothing."""
+    batch_rows: int | None = None
+    """Rows of the batch that it ran in, padding included, where the server told."""
+    instance: int | None = None
+    """Which of the model's instances ran it, where the server told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +154,6 @@ def request_of(model: str, inputs: Mapping[str, npt.ArrayLike], wanted: Wanted) 
         outputs=tuple(RequestedOutput(name=name) for name in wanted.outputs),
         priority=wanted.priority,
         timeout_us=0 if wanted.timeout_s is None else max(1, round(wanted.timeout_s * 1e6)),
-    )
-
-
-def result_of(response: InferResponse, phases_ns: Mapping[str, int]) -> InferResult:
-    """Make a result of a response."""
-    return InferResult(
-        model=response.model,
-        version=response.version,
-        outputs={tensor.name: tensor.data for tensor in response.outputs},
-        id=response.id,
-        parameters=response.parameters,
-        phases_ns=phases_ns,
     )
 
 

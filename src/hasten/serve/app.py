@@ -100,7 +100,8 @@ async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
         try:
-            await _start(service)
+            if not await _started(service, stop):
+                return True
             for listener in listeners:
                 await listener.open()
             if not stop.is_set():
@@ -156,6 +157,21 @@ async def _start(service: Service) -> None:
     if not any(state["state"] == "READY" for state in states):
         reasons = "; ".join(f"{state['name']}: {state['reason']}" for state in states)
         raise ModelNotReady(f"no model could be loaded: {reasons or 'the repository is empty'}")
+
+
+async def _started(service: Service, stop: asyncio.Event) -> bool:
+    """Load every model; False where the server was told to end meanwhile: nothing was bound, nothing is lost."""
+    starting = asyncio.create_task(_start(service))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.is_set():
+        service.drain()
+        with contextlib.suppress(ModelNotReady):
+            await starting
+        return False
+    await starting
+    return True
 
 
 async def _finish(service: Service, listeners: Sequence[Listener], listening: Listening, now: asyncio.Event) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from hasten.errors import BadRequest
 from hasten.protocol import grpc as codec
 from hasten.serve.grpc_side import INFERENCE, parse
 from hasten.serve.service import Service
@@ -23,6 +24,18 @@ def _new(kind: str, /, **fields: Any) -> Message:
 
 def _version(asked: Any) -> str | None:
     return asked.version or None
+
+
+def _parameters(asked: Any, known: Collection[str]) -> dict[str, str]:
+    """Read the parameters of a repository call as text; those that mean nothing here are refused, not dropped.
+
+    Raises:
+        BadRequest: there is another than the ``known`` ones.
+    """
+    others = sorted(set(asked.parameters) - set(known))
+    if others:
+        raise BadRequest(f"this call takes the parameters {', '.join(known)}, and got {', '.join(others)[:200]!r}")
+    return {name: value.string_param for name, value in asked.parameters.items()}
 
 
 def _server_metadata(service: Service, asked: Any) -> Message:
@@ -57,11 +70,13 @@ def _index(service: Service, asked: Any) -> Message:
 
 
 async def _load(service: Service, asked: Any) -> Message:
-    await service.load(asked.model_name)
+    given = _parameters(asked, ("version",))
+    await service.load(asked.model_name, given.get("version"))
     return _new("RepositoryModelLoadResponse")
 
 
 async def _unload(service: Service, asked: Any) -> Message:
+    _parameters(asked, ("unload_dependents",))  # what Triton's clients always send: here no model depends on another
     await service.unload(asked.model_name)
     return _new("RepositoryModelUnloadResponse")
 

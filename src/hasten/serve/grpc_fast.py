@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -18,10 +19,11 @@ from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
+from hasten.protocol.http2_frames import literal
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import BACKLOG, bind, url_of
+from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 
@@ -97,7 +99,7 @@ class Calls:
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded)
+        call.respond(encoded, literal(b"server-timing", marks.timing().encode()))
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()
@@ -171,6 +173,7 @@ class FastGrpcListener:
         self._tls = tls
         self._server: Http2Server | None = None
         self._listening: asyncio.Server | None = None
+        self._port: socket.socket | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._url = ""
 
@@ -186,6 +189,7 @@ class FastGrpcListener:
         self._server = Http2Server(opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time)
         bound = bind(*self._place)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
+        self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
         self._tick()
 
@@ -194,9 +198,10 @@ class FastGrpcListener:
 
     async def close(self, finish_s: float) -> None:
         """Accept no more; connections close as their calls are answered, the rest are cut after ``finish_s``."""
-        if self._server is None or self._listening is None:
+        if self._server is None or self._listening is None or self._port is None:
             return
         self._listening.close()
+        await take_waiting(self._port, self._server.protocol, self._tls)
         self._server.drain()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + finish_s
@@ -208,6 +213,8 @@ class FastGrpcListener:
         """Cut every connection and free the port."""
         if self._listening is not None:
             self._listening.close()
+        if self._port is not None:
+            self._port.close()
         if self._server is not None:
             self._server.abort()
         if self._ticks is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import quote
 
-from hasten.serve.http2_frames import FIRST_WINDOW, literal
+from hasten.protocol.http2_frames import FIRST_WINDOW, literal
 
 OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""
@@ -61,10 +61,10 @@ class Call:
             self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
             self._pump()
 
-    def respond(self, message: bytes) -> None:
-        """Send one message and end the call well."""
+    def respond(self, message: bytes, extra: bytes = b"") -> None:
+        """Send one message and end the call well; ``extra`` are trailers, as HPACK writes them."""
         if self.trailers is None:
-            self.trailers = GOOD_END
+            self.trailers = GOOD_END + extra
             self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
             self._pump()
 

@@ -11,8 +11,10 @@ import asyncio
 from dataclasses import dataclass
 
 from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError, Untrusted
-from hasten.serve.model import Model, State, Surroundings, read_bundle
+from hasten.serve.model import Model, State
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import Bundle
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
 from hasten.tensors import relative_error
 
@@ -41,6 +43,8 @@ class Family:
         self.change: float | None = None
         """Largest relative difference between the answers of the routed version and of the one before."""
         self._before: Bundle | None = None
+        self._preparing: asyncio.Task[tuple[Model, float | None]] | None = None
+        self._ending = False
         self._around = around
         self._turn = asyncio.Lock()
         self._draining: set[asyncio.Task[bool]] = set()
@@ -74,15 +78,20 @@ class Family:
             ModelNotReady: why it failed; what was routed to before still is.
         """
         async with self._turn:
+            if self._ending:
+                raise ModelNotReady(f"model {self.name!r} is not loaded any more: the server is ending")
             old = self.routed
             if old is not None and old.bundle == bundle:
                 return
             if old is None or old.version != bundle.version:
                 self.fates[bundle.version] = Fate(State.LOADING)
             try:
-                fresh, change = await self._prepared(bundle, old)
+                self._preparing = self._around.loop.create_task(self._prepared(bundle, old))
+                fresh, change = await self._preparing
             except asyncio.CancelledError:
                 self.fates[bundle.version] = Fate(State.FAILED, "its load was cancelled")
+                if self._ending:
+                    raise ModelNotReady(f"model {self.name!r} was not loaded: the server is ending") from None
                 raise
             except HastenError as error:
                 reason = str(error)
@@ -124,8 +133,15 @@ class Family:
             raise ModelNotFound(f"model {self.name!r} has no version before this one")
         await self.load(self._before)
 
+    def end_loads(self) -> None:
+        """Give up a load that is under way, and refuse those to come: nobody waits for a version of a server that ends."""
+        self._ending = True
+        if self._preparing is not None:
+            self._preparing.cancel()
+
     async def close(self, limit_s: float) -> bool:
         """End everything; True if all that was inside was finished."""
+        self.end_loads()
         async with self._turn:
             old, self.routed = self.routed, None
             if old is not None:
@@ -133,7 +149,7 @@ class Family:
             return all(await asyncio.gather(*self._draining))
 
     async def _prepared(self, bundle: Bundle, old: Model | None) -> tuple[Model, float | None]:
-        read = await asyncio.to_thread(read_bundle, bundle)
+        read = await asyncio.to_thread(read_bundle, bundle, self._around.code)
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class Pool:
 
     def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
         """Say why a call, divided and limited, may not come in, or None."""
+        if not self._ready and not self._opening:
+            return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
         limits, batcher, deadline_ns = self.work.limits, self.line.batcher, call.pieces[0].deadline_ns
         roomy = (
             self.calls < limits.concurrency
@@ -103,6 +106,11 @@ class Pool:
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        return self.refused(asked, now_ns)
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
             inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
             return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
@@ -149,6 +157,10 @@ class Pool:
 
     def look(self, now_ns: int) -> None:
         """End calls whose time is over, replace instances that hang, and see when to look again."""
+        if not self._ready:
+            seconds = self.work.run_limit_ns / 1e9
+            before_ns = now_ns - self.work.run_limit_ns
+            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {seconds:g} s", before_ns)
         with self.line.lock:
             late = self.line.batcher.expire(now_ns)
         again_ns = NEVER
@@ -201,8 +213,15 @@ class Pool:
 
     def _start_one(self, opened: asyncio.Future[Warm] | None = None) -> None:
         work = self.work
+        taken = {other.number for other in (*self._opening, *self._ready)}
+        number = next(number for number in itertools.count() if number not in taken)
         instance = Instance(
-            f"hasten {work.name}", self.line, open_runner=work.open_runner, prepare=work.prepare, post=self._post
+            number,
+            self.line,
+            name=f"hasten {work.name}",
+            open_runner=work.open_runner,
+            prepare=work.prepare,
+            post=self._post,
         )
         self._opening[instance] = opened
         instance.start()
@@ -244,7 +263,7 @@ class Pool:
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):
                 if not piece.call.over:
-                    _mark(piece, ran)
+                    _mark(piece, ran, instance.number)
                     piece.call.part(piece.index, part)
         if ours:
             self._seen.ran(ran)
@@ -273,6 +292,8 @@ class Pool:
             logger.warning("a worker of model %r cannot be replaced: %s", self.work.name, news.error)
             self._loop.call_later(self._retry_s, self._replace)
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+            if not self._ready and not self._opening:
+                self._fail_waiting(f"no worker of model {self.work.name!r} can be started: {news.error}", NEVER)
 
     def _abandon(self, instance: Instance, running: Batch[Piece]) -> None:
         """Fail what a hanging instance runs, and put another in its place."""
@@ -280,6 +301,13 @@ class Pool:
         seconds = self.work.run_limit_ns / 1e9
         for piece in running.entries:
             piece.call.fail(ServerFault(f"the worker did not answer within {seconds:g} s and was replaced"))
+
+    def _fail_waiting(self, why: str, before_ns: int) -> None:
+        """Fail what has waited since before a time: nobody hangs on workers that do not come back."""
+        with self.line.lock:
+            left = self.line.batcher.arrived_before(before_ns)
+        for piece in left:
+            piece.call.fail(ModelNotReady(why))
 
     def _lose(self, instance: Instance) -> None:
         self._ready.discard(instance)
@@ -307,9 +335,11 @@ def _deadlines(batch: Batch[Piece], now_ns: int) -> list[int]:
     return [piece.deadline_ns for piece in batch.entries if piece.deadline_ns > now_ns]
 
 
-def _mark(piece: Piece, ran: Ran) -> None:
+def _mark(piece: Piece, ran: Ran, number: int) -> None:
     """Write the marks of queue to infer: begun with the first piece, ended with the last."""
-    ns = piece.call.marks.ns
+    marks = piece.call.marks
+    marks.rows, marks.instance = ran.batch.size, number
+    ns = marks.ns
     if not ns[5]:
         ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
         ns[4] = max(ran.batch.closed_ns, ns[2])

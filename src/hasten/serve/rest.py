@@ -17,6 +17,7 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.protocol.phases import PHASES
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -24,7 +25,7 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
-from hasten.serve.ticket import PHASES, Marks
+from hasten.serve.ticket import Marks
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ KEPT_TARGETS = 1024
 
 OPEN_CALLS = ("live", "ready")
 """Calls that need no key: probes have none."""
-
-_TIMING = b"Server-Timing: " + b", ".join(b"%b;dur=%%.3f" % name.encode() for name in PHASES[:-1]) + b"\r\n"
 
 
 class Rest:
@@ -108,7 +107,7 @@ class Rest:
         body, coding = self._encoded(request, parts)
         ns[8] = perf_counter_ns()
         request.sent = partial(self._sent, result, marks)
-        timing = _TIMING % tuple(length / 1e6 for length in [*marks.phases_ns().values()][:-1])
+        timing = b"Server-Timing: %b\r\n" % marks.timing().encode()
         kind = JSON if header_bytes is None else BINARY
         request.respond(200, body, kind=kind, extra=extra + coding + timing)
 
@@ -181,8 +180,8 @@ class Rest:
         self._json(request, self._service.index(asked.ready))
 
     def _load(self, request: Request, target: Target) -> None:
-        self._parameters(request, _Load)
-        self._later(request, self._service.load(str(target.model)))
+        asked = self._parameters(request, _Load)
+        self._later(request, self._service.load(str(target.model), asked.parameters.version))
 
     def _unload(self, request: Request, target: Target) -> None:
         self._parameters(request, _Unload)
@@ -243,7 +242,9 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _LoadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What a load takes: nothing; a configuration sent along is refused, not dropped."""
+    """What a load takes: which version, to go back to one; a configuration sent along is refused, not dropped."""
+
+    version: str | None = None
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from hasten.artifact import Json
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.lifecycle import Family
-from hasten.serve.model import Model, State, Surroundings
+from hasten.serve.model import Model, State
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ EXTENSIONS = (
     *("schedule_policy", "statistics"),
 )
 """What the service can do beyond the protocol; the transports speak it."""
+
+RAW = ".raw"
+"""Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,15 @@ class Refused:
 class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
-    It has no port and no signal handlers, and starts nothing before ``start``.
+    It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
+    files the steps of deployments may run; None: none.
     """
 
-    def __init__(self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns) -> None:
+    def __init__(
+        self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns, code: Path | None = None
+    ) -> None:
         self.repository = repository
+        self._code = code
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
         self._known: dict[str, dict[str, Bundle]] = {}
@@ -58,7 +67,7 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores)
+        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code)
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
@@ -67,7 +76,7 @@ class Service:
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
-        family = self._families.get(request.model)
+        family = self._families.get(request.model) or self._raw(request.model)
         try:
             if family is None:
                 raise self._unknown(request.model)
@@ -103,7 +112,7 @@ class Service:
 
     def sent(self, response: InferResponse, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set."""
-        family = self._families.get(response.model)
+        family = self._families.get(response.model) or self._raw(response.model)
         if family is not None and family.routed is not None and family.routed.version == response.version:
             family.routed.statistics.sent(marks)
 
@@ -135,11 +144,11 @@ class Service:
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
         model = self._model(name, version)
-        return model.metadata((model.version,))
+        return model.metadata((model.version,), name)
 
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
-        return self._model(name, version).config()
+        return self._model(name, version).config(name)
 
     def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Json]:
         """Give ``model_stats`` of one model, or of all. Raises ModelNotFound, ModelNotReady."""
@@ -222,8 +231,10 @@ class Service:
                 logger.warning("the watched folder was left as it was: %s", error)
 
     def drain(self) -> None:
-        """Say from now on that the service is not ready; requests are still taken."""
+        """Say from now on that the service is not ready; requests are still taken, versions are not loaded any more."""
         self._draining = True
+        for family in self._families.values():
+            family.end_loads()
 
     async def stop(self, drain_s: float = 30.0) -> bool:
         """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
@@ -243,8 +254,16 @@ class Service:
             raise ModelNotReady("the service was not started yet")
         return self._families.setdefault(name, Family(name, self._around))
 
+    def _raw(self, name: str) -> Family | None:
+        """Give the model that is served without its steps under ``NAME.raw``, where its deployment says so."""
+        if not name.endswith(RAW):
+            return None
+        family = self._families.get(name.removesuffix(RAW))
+        routed = None if family is None else family.routed
+        return family if routed is not None and routed.has_raw else None
+
     def _model(self, name: str, version: str | None) -> Model:
-        family = self._families.get(name)
+        family = self._families.get(name) or self._raw(name)
         if family is None:
             raise self._unknown(name)
         return family.model(version)

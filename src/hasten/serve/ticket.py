@@ -12,18 +12,23 @@ from typing import Protocol
 
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.protocol.phases import PHASES
 
-PHASES = ("receive", "decode", "queue", "batch_wait", "pre", "infer", "post", "encode", "send")
-"""In order; phase k lies between marks k and k + 1."""
+
+_TIMING = ", ".join(f"{name};dur=%.3f" for name in PHASES[:-1]) + ', rows;desc="%d", instance;desc="%d"'
 
 
 class Marks:
     """The times of one request. ``ns[k]`` is when phase k began; 0: it was not reached."""
 
-    __slots__ = ("ns",)
+    __slots__ = ("instance", "ns", "rows")
 
     def __init__(self) -> None:
         self.ns = [0] * (len(PHASES) + 1)
+        self.rows = 0
+        """Of the batch that it ran in, padding included; of the last one where it was cut; 0: it did not run."""
+        self.instance = 0
+        """The number of the instance that ran it, from 0."""
 
     def phases_ns(self) -> dict[str, int]:
         """Give the length of every phase that ended; one that was skipped (its mark is missing) has length 0."""
@@ -32,6 +37,11 @@ class Marks:
             found[name] = max(at - before, 0) if at else 0
             before = at or before
         return found
+
+    def timing(self) -> str:
+        """Give what the header Server-Timing says: the phases up to the encoding, in milliseconds, and where it ran."""
+        lengths = [ns / 1e6 for ns in self.phases_ns().values()]
+        return _TIMING % (*lengths[:-1], self.rows, self.instance)
 
 
 Done = Callable[[InferResponse | ServeError], None]

@@ -147,8 +147,9 @@ class Instance:
     """One thread with one opened model. ``start`` it once.
 
     Args:
-        name: The thread's name.
+        number: Its number among the model's instances, from 0.
         line: Where it takes its batches.
+        name: The thread's name.
         open_runner: Opens the model, in the instance's own thread.
         prepare: Warms and checks the model before the first batch; what it gives is told with ``Opened``.
         post: Tells the event loop.
@@ -156,13 +157,15 @@ class Instance:
 
     def __init__(
         self,
-        name: str,
+        number: int,
         line: Line,
         *,
+        name: str,
         open_runner: Callable[[], Runner],
         prepare: Callable[[Runner], Warm],
         post: Post,
     ) -> None:
+        self.number = number
         self.line = line
         self.bell = threading.Lock()
         self.running: Batch[Piece] | None = None
