@@ -1,4 +1,4 @@
-"""The list of hostile inputs: each has its clear error on both protocols, by both transports, and the server goes on."""
+"""The list of hostile inputs: a clear error for each, on both protocols, by both transports; the server goes on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +64,7 @@ REST = {
     "a number beyond the datatype": Rest(body(tensor(data=[1e300] * FEATURES)), "out of the range of FP32"),
     "a negative dimension": Rest(body(tensor(shape=[-1, FEATURES])), "negative"),
     "dimensions of 2**62": Rest(body(tensor(shape=[2**62, 2**62])), "the limit is"),
-    "a dimension of 2**64": Rest(body(tensor(shape=[2**64, 1])), "the body is no inference request"),
+    "a dimension of 2**64": Rest(body(tensor(shape=[2**64, 1])), "the limit is"),
     "forty dimensions": Rest(body(tensor(shape=[1] * 40)), "40 dimensions"),
     "a huge dimension beside an empty one": Rest(body(tensor(shape=[0, 2**48, 2**48], data=[])), "the limit is"),
     "a header length beyond the body": Rest(head() + ROW, "Inference-Header-Content-Length is 9999", "9999"),
@@ -180,7 +179,7 @@ def test_a_text_of_the_client_is_shortened_in_errors(opened: Open) -> None:
         assert len(json.loads(data)["error"]) < 600
 
 
-def test_a_name_of_a_megabyte_is_no_megabyte_of_error(opened: Open, tmp_path: Path) -> None:
+def test_a_name_of_a_megabyte_is_no_megabyte_of_error(opened: Open) -> None:
     for asked_of in (
         body(tensor(name="n" * 2**20)),
         body(tensor(datatype="F" * 2**20)),
@@ -189,3 +188,11 @@ def test_a_name_of_a_megabyte_is_no_megabyte_of_error(opened: Open, tmp_path: Pa
     ):
         status, _, data = call(opened.http, "POST", INFER, asked_of)
         assert (status, len(data) < 2000) == (400, True), len(data)
+
+
+def test_a_name_of_a_megabyte_is_a_short_status_over_grpc(opened: Open) -> None:
+    with grpc.insecure_channel(str(opened.grpc)) as channel, pytest.raises(grpc.RpcError) as caught:
+        fields = asked(outputs=[{"name": "n" * 2**20}])
+        channel.unary_unary(METHOD)(message("ModelInferRequest")(**fields).SerializeToString(), timeout=30)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert len(caught.value.details()) <= 1000

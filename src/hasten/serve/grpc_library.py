@@ -16,7 +16,7 @@ from hasten.errors import BadInput, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
 from hasten.protocol.messages import InferResponse
 from hasten.serve import grpc_side as side
-from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.codes import LONGEST_TEXT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
@@ -150,7 +150,7 @@ async def fail(context: Context, error: ServeError) -> NoReturn:
     trailing: tuple[tuple[str, str], ...] = (("reason", error.reason),)
     if again_s is not None:
         trailing += (("retry-after", str(again_s)),)
-    await context.abort(STATUS[code_of(error).grpc], str(error), trailing)
+    await context.abort(STATUS[code_of(error).grpc], str(error)[:LONGEST_TEXT], trailing)
 
 
 class GrpcListener:
