@@ -20,7 +20,7 @@ from serve.bundles import bundle
 from serve.served import call, infer_body, rows_of, served
 
 FITS_THE_MODEL = [positive_data_acceptance]
-"""What no page can promise: that a request of the right form is also one of the model's."""
+"""What no page can promise: that a request of the right form is also one of the model's, or of memory that is there."""
 
 PLACES = [(path, known.verb) for known in openapi.CALLS.values() for path in known.paths]
 

@@ -56,6 +56,8 @@ class GuardOptions:
     """The certificate chain, in PEM."""
     tls_key: Path | None = None
     """Its key, in PEM."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request; - is standard output."""
 
@@ -137,6 +139,7 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
         tls_cert=guards.tls_cert,
         tls_key=guards.tls_key,
         access_log=guards.access_log,
+        shared_memory=guards.shared_memory,
     )
 
 

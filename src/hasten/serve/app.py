@@ -31,6 +31,7 @@ from hasten.serve.listen import HttpListener, Listener, tls_context
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.worker import SWITCH_INTERVAL_S
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Listening:
     """Let another server listen on the same port."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    service = Service(open_repository(path))
+    service = _service(path, listening)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
@@ -148,6 +151,11 @@ def make_listeners(
         return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
     grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
     return http, grpc
+
+
+def _service(path: Path, listening: Listening) -> Service:
+    memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
+    return Service(open_repository(path), shared_memory=memory)
 
 
 async def _start(service: Service) -> None:
@@ -233,7 +241,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
-    service = Service(open_repository(path))
+    service = _service(path, listening)
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     listeners = make_listeners(service, listening, keys=keys, access=None)
     try:

@@ -13,13 +13,13 @@ from typing import Any
 
 from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
+from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
-from hasten.protocol.http2_frames import literal
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
@@ -81,7 +81,8 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        wanted = _with_timeout(codec.decode_infer(call.message), call.headers.get(b"grpc-timeout"))
+        asked = codec.decode_infer(call.message, regions=self._service.shared_memory)
+        wanted = _with_timeout(asked, call.headers.get(b"grpc-timeout"))
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
@@ -92,7 +93,7 @@ class Calls:
             fail(call, result)
             return
         try:
-            encoded = codec.encode_infer(result, wanted)
+            encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
             fail(call, error)
             return

@@ -91,7 +91,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         """Answer ModelInfer. A client that leaves cancels this coroutine, and so its ticket."""
         marks = Marks()
         marks.ns[0] = marks.ns[1] = perf_counter_ns()
-        wanted = codec.decode_infer(data)
+        wanted = codec.decode_infer(data, regions=self._service.shared_memory)
         marks.ns[2] = perf_counter_ns()
         ready: asyncio.Future[InferResponse | ServeError] = asyncio.get_running_loop().create_future()
 
@@ -107,7 +107,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
             raise
         if isinstance(result, ServeError):
             raise result
-        encoded = codec.encode_infer(result, wanted)
+        encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
         marks.ns[8] = marks.ns[9] = perf_counter_ns()  # the library sends it later, and tells nobody when
         self._service.sent(result, marks)
         context.set_trailing_metadata((("server-timing", marks.timing()),))

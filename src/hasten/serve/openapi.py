@@ -11,6 +11,7 @@ from hasten.protocol.messages import DATATYPES
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """What models and versions are called."""
 
+MEMORY, REGION = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"
 MODEL, VERSION = "/v2/models/{model}", "/versions/{version}"
 
 
@@ -44,6 +45,11 @@ CALLS: dict[str, Call] = {
         "POST", ("/v2/repository/models/{model}/load",), "Load a model's newest version, or that named.", body="Load"
     ),
     "unload": Call("POST", ("/v2/repository/models/{model}/unload",), "Unload a model.", body="Unload"),
+    "memory_status": Call("GET", (f"{MEMORY}/status", f"{REGION}/status"), "The registered regions of shared memory."),
+    "memory_register": Call(
+        "POST", (f"{REGION}/register",), "Register shared memory, where the server allows it.", body="Region"
+    ),
+    "memory_unregister": Call("POST", (f"{MEMORY}/unregister", f"{REGION}/unregister"), "Forget a region, or all."),
     "metrics": Call("GET", ("/metrics",), "Metrics in Prometheus' text format.", "text/plain"),
     "openapi": Call("GET", ("/openapi.json",), "This description, for machines."),
     "docs": Call("GET", ("/docs",), "This description, for people.", "text/html"),
@@ -104,7 +110,7 @@ def _operation(name: str, path: str, call: Call) -> dict[str, Any]:
         "summary": call.does,
         "parameters": [
             {"name": part, "in": "path", "required": True, "schema": {"type": "string", "pattern": NAME_PATTERN}}
-            for part in ("model", "version")
+            for part in ("model", "version", "region")
             if f"{{{part}}}" in path
         ],
         "responses": {
@@ -160,9 +166,14 @@ def _closed(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
+_BYTES = {"type": "integer", "minimum": 0}
 _BODIES = {
     "Index": _closed(ready={"type": "boolean"}),
     "Load": _closed(parameters=_closed(version={"type": ["string", "null"]})),
+    "Region": {
+        **_closed(key={"type": "string"}, offset=_BYTES, byte_size=_BYTES),
+        "required": ["key", "byte_size"],
+    },
     "Unload": _closed(parameters=_closed(unload_dependents={"type": "boolean"})),
 }
 """The bodies of the repository's calls; what they do not know is refused."""

@@ -17,7 +17,6 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
-from hasten.protocol.phases import PHASES
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -25,6 +24,7 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import Marks
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Rest:
             model=model,
             version=target.version,
             metadata=partial(self._service.model_metadata, model, target.version),
+            regions=self._service.shared_memory,
         )
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
@@ -98,7 +99,7 @@ class Rest:
             fail(request, result)
             return
         try:
-            parts, header_bytes = codec.encode_response(result, wanted)
+            parts, header_bytes = codec.encode_response(result, wanted, regions=self._service.shared_memory)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
             fail(request, error)
             return
@@ -204,6 +205,23 @@ class Rest:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _memory_status(self, request: Request, target: Target) -> None:
+        held = self._service.shared_memory
+        self._json(request, [] if held is None else [region.json() for region in held.status(target.region)])
+
+    def _memory_register(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is None:
+            raise BadRequest(OFF)
+        asked = self._parameters(request, _Register)
+        name, offset = str(target.region), asked.offset
+        self._service.shared_memory.register(name, asked.key, offset=offset, size_bytes=asked.byte_size)
+        self._json(request, {})
+
+    def _memory_unregister(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is not None:
+            self._service.shared_memory.unregister(target.region)
+        self._json(request, {})
+
     def _metrics(self, request: Request, target: Target) -> None:
         kind = prometheus.CONTENT_TYPE.encode()
         self._send(request, prometheus.exposition(self._service), kind=kind)
@@ -228,6 +246,9 @@ CALLS: dict[str, Answer] = {
     "index": Rest._index,
     "load": Rest._load,
     "unload": Rest._unload,
+    "memory_status": Rest._memory_status,
+    "memory_register": Rest._memory_register,
+    "memory_unregister": Rest._memory_unregister,
     "metrics": Rest._metrics,
     "openapi": Rest._openapi,
     "docs": Rest._docs,
@@ -263,6 +284,14 @@ class _Unload(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an unload."""
 
     parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
+
+
+class _Register(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a registration of shared memory."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 def fail(request: Request, error: ServeError) -> None:

@@ -16,6 +16,7 @@ from hasten.serve.lifecycle import Family
 from hasten.serve.model import Model, State
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
+from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 
@@ -47,9 +48,16 @@ class Service:
     """
 
     def __init__(
-        self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns, code: Path | None = None
+        self,
+        repository: Repository,
+        *,
+        clock_ns: Clock = time.perf_counter_ns,
+        code: Path | None = None,
+        shared_memory: SharedMemory | None = None,
     ) -> None:
         self.repository = repository
+        self.shared_memory = shared_memory
+        """The regions that clients have registered; None: they may register none."""
         self._code = code
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
@@ -139,7 +147,8 @@ class Service:
 
     def metadata(self) -> ServerMetadata:
         """Give what a client may know of the server."""
-        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=EXTENSIONS)
+        extensions = EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=extensions)
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
@@ -241,6 +250,8 @@ class Service:
         self.drain()
         finished = await asyncio.gather(*[family.close(drain_s) for family in self._families.values()])
         self._stopped = True
+        if self.shared_memory is not None:
+            self.shared_memory.unregister(None)
         return all(finished)
 
     async def _try(self, bundle: Bundle, name: str) -> None:
