@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +21,7 @@ from typing import IO, Literal
 
 import uvloop
 
-from hasten.errors import BadInput, InvalidSetting, ModelNotReady, StoreError
+from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
 from hasten.serve.asgi import AsgiListener
 from hasten.serve.grpc_fast import FastGrpcListener
@@ -32,6 +34,7 @@ from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.traces import Traces
 from hasten.serve.worker import SWITCH_INTERVAL_S
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ class Listening:
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
     shared_memory: bool = False
     """Let clients of this machine hand tensors over in shared memory that they name."""
+    otel: str | None = None
+    """Where a collector takes OpenTelemetry spans, as http://HOST:4318. None: nowhere, but for ``OTEL_VARIABLES``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,9 @@ class Open:
     grpc: str | None
     service: Service
 
+
+OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Where OpenTelemetry's own variables name a collector, spans go there."""
 
 Announce = Callable[[Open], None]
 
@@ -155,7 +163,19 @@ def make_listeners(
 
 def _service(path: Path, listening: Listening) -> Service:
     memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
-    return Service(open_repository(path), shared_memory=memory)
+    return Service(open_repository(path), shared_memory=memory, traces=_traces(listening))
+
+
+def _traces(listening: Listening) -> Traces | None:
+    """Make who traces requests, where the setting or the environment asks. Raises MissingDependency, BadInput."""
+    if listening.otel is None and not any(os.environ.get(name) for name in OTEL_VARIABLES):
+        return None
+    try:
+        otel = importlib.import_module("hasten.serve.otel")
+    except ImportError as error:
+        raise MissingDependency(f"what traces need ({error.name or error})", "pip install 'hasten[otel]'") from error
+    made: Traces = otel.open_traces(listening.otel)
+    return made
 
 
 async def _start(service: Service) -> None:

@@ -26,6 +26,7 @@ from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 INFER = f"/{SERVICE}/ModelInfer".encode()
 SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
@@ -81,8 +82,14 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        asked = codec.decode_infer(call.message, regions=self._service.shared_memory)
-        wanted = _with_timeout(asked, call.headers.get(b"grpc-timeout"))
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(call.headers, call.began_ns)
+        try:
+            asked = codec.decode_infer(call.message, regions=self._service.shared_memory)
+            wanted = _with_timeout(asked, call.headers.get(b"grpc-timeout"))
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
@@ -95,12 +102,16 @@ class Calls:
         try:
             encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
+            end_trace(marks, error)
             fail(call, error)
             return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded, literal(b"server-timing", marks.timing().encode()))
+        told = literal(b"server-timing", marks.timing().encode())
+        if marks.trace is not None:
+            told += literal(b"traceparent", marks.trace.header)
+        call.respond(encoded, told)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()

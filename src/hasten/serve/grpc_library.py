@@ -22,6 +22,7 @@ from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
 
     def _check_key(self, context: Context, *, is_open: bool) -> None:
         if self._keys is not None and not is_open:
-            pairs = context.invocation_metadata() or ()
-            headers = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in pairs}
-            self._keys.check(headers)
+            self._keys.check(_headers(context))
 
     def _small(self, method: str) -> Unary:
         async def call(data: bytes, context: Context) -> bytes:
@@ -91,7 +90,13 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         """Answer ModelInfer. A client that leaves cancels this coroutine, and so its ticket."""
         marks = Marks()
         marks.ns[0] = marks.ns[1] = perf_counter_ns()
-        wanted = codec.decode_infer(data, regions=self._service.shared_memory)
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(_headers(context), marks.ns[0])
+        try:
+            wanted = codec.decode_infer(data, regions=self._service.shared_memory)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ready: asyncio.Future[InferResponse | ServeError] = asyncio.get_running_loop().create_future()
 
@@ -107,10 +112,17 @@ class InferenceHandlers(grpc.GenericRpcHandler):
             raise
         if isinstance(result, ServeError):
             raise result
-        encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
+        try:
+            encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[8] = marks.ns[9] = perf_counter_ns()  # the library sends it later, and tells nobody when
         self._service.sent(result, marks)
-        context.set_trailing_metadata((("server-timing", marks.timing()),))
+        told: tuple[tuple[str, str], ...] = (("server-timing", marks.timing()),)
+        if marks.trace is not None:
+            told += (("traceparent", marks.trace.header.decode()),)
+        context.set_trailing_metadata(told)
         return encoded
 
     async def _check(self, data: bytes, context: Context) -> bytes:
@@ -142,6 +154,11 @@ class InferenceHandlers(grpc.GenericRpcHandler):
                 await fail(context, error)
 
         return reflect
+
+
+def _headers(context: Context) -> dict[bytes, bytes]:
+    pairs = context.invocation_metadata() or ()
+    return {name.encode(): value.encode() if isinstance(value, str) else value for name, value in pairs}
 
 
 async def fail(context: Context, error: ServeError) -> NoReturn:

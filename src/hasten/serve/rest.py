@@ -26,6 +26,7 @@ from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,20 @@ class Rest:
         marks = Marks()
         marks.ns[0], marks.ns[1] = request.began_ns, perf_counter_ns()
         model = str(target.model)
-        wanted = codec.decode_request(
-            self._body(request),
-            header_bytes=_header_bytes(request),
-            model=model,
-            version=target.version,
-            metadata=partial(self._service.model_metadata, model, target.version),
-            regions=self._service.shared_memory,
-        )
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(request.headers, request.began_ns)
+        try:
+            wanted = codec.decode_request(
+                self._body(request),
+                header_bytes=_header_bytes(request),
+                model=model,
+                version=target.version,
+                metadata=partial(self._service.model_metadata, model, target.version),
+                regions=self._service.shared_memory,
+            )
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
@@ -101,6 +108,7 @@ class Rest:
         try:
             parts, header_bytes = codec.encode_response(result, wanted, regions=self._service.shared_memory)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
+            end_trace(marks, error)
             fail(request, error)
             return
         ns = marks.ns
@@ -110,6 +118,8 @@ class Rest:
         request.sent = partial(self._sent, result, marks)
         timing = b"Server-Timing: %b\r\n" % marks.timing().encode()
         kind = JSON if header_bytes is None else BINARY
+        if marks.trace is not None:
+            timing += b"traceparent: %b\r\n" % marks.trace.header
         request.respond(200, body, kind=kind, extra=extra + coding + timing)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
