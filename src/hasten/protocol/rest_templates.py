@@ -18,6 +18,7 @@ import numpy as np
 from hasten.protocol import rest
 from hasten.protocol.binary_tensors import Buffer
 from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
+from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
 KEPT_HEADS = 256
@@ -66,11 +67,19 @@ class RequestTemplates:
         self._known: dict[bytes, _Known] = {}
 
     def decode(
-        self, body: Buffer, *, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
+        self,
+        body: Buffer,
+        *,
+        header_bytes: int | None,
+        metadata: Callable[[str, str | None], ModelMetadata],
+        regions: Regions | None = None,
     ) -> InferRequest:
-        """Read a request; ``metadata`` gives that of a model and version, for raw requests. See ``rest.decode_request``. Raises BadRequest."""
-        if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
-            return self._read(body, header_bytes, metadata)
+        """Read a request; see ``rest.decode_request``. Where there is shared memory, heads are read anew each time.
+
+        ``metadata`` gives that of a model and version, for raw requests. Raises BadRequest.
+        """
+        if not header_bytes or header_bytes > LONGEST_HEAD_BYTES or regions is not None:
+            return self._read(body, header_bytes, metadata, regions)
         view = memoryview(body)
         head = bytes(view[:header_bytes])
         known, name = self._known.get(head), ""
@@ -83,13 +92,17 @@ class RequestTemplates:
                     known = None
         if known is not None and len(view) == header_bytes + known.n_bytes:
             return _filled(known, view, header_bytes, name)
-        request = self._read(body, header_bytes, metadata)
+        request = self._read(body, header_bytes, metadata, None)
         if known is None and request.id == name:
             self._keep(head, request)
         return request
 
     def _read(
-        self, body: Buffer, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
+        self,
+        body: Buffer,
+        header_bytes: int | None,
+        metadata: Callable[[str, str | None], ModelMetadata],
+        regions: Regions | None,
     ) -> InferRequest:
         return rest.decode_request(
             body,
@@ -97,6 +110,7 @@ class RequestTemplates:
             model=self._model,
             version=self._version,
             metadata=partial(metadata, self._model, self._version),
+            regions=regions,
         )
 
     def _keep(self, head: bytes, request: InferRequest) -> None:
@@ -106,9 +120,7 @@ class RequestTemplates:
             if item is None or tensor.datatype == "BOOL" or tensor.parameters.get(rest.SIZE) != tensor.data.nbytes:
                 return  # BYTES and BOOL are looked into, and what is no bytes is in the head
             data = tensor.data
-            slots.append(
-                _Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters)
-            )
+            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters))
             at += data.nbytes
         if len(self._known) >= KEPT_HEADS:
             self._known.clear()
@@ -155,11 +167,13 @@ class ResponseTemplates:
     def __init__(self) -> None:
         self._known: dict[object, bytes] = {}
 
-    def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
+    def encode(
+        self, response: InferResponse, request: InferRequest, *, regions: Regions | None = None
+    ) -> tuple[list[bytes | memoryview], int | None]:
         """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
         outputs = response.outputs
         if response.parameters or request.outputs or request.parameters.get(rest.ALL) is not True:
-            return rest.encode_response(response, request)
+            return rest.encode_response(response, request, regions=regions)
         described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
         key = (response.model, response.version, described)
         head = self._known.get(key)
@@ -177,7 +191,11 @@ class ResponseTemplates:
 
 
 def _bytes_of(data: Array) -> bytes | memoryview:
-    return data.tobytes() if data.nbytes <= SMALL_BYTES else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return (
+        data.tobytes()
+        if data.nbytes <= SMALL_BYTES
+        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    )
 
 
 SMALL_BYTES = 4096

@@ -28,6 +28,7 @@ from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 INFER = f"/{SERVICE}/ModelInfer".encode()
 SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
@@ -87,10 +88,20 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        wanted = self._requests.decode(call.message)
-        timeout = call.headers.get(b"grpc-timeout")
-        if timeout is not None:
-            wanted = _with_timeout(wanted, timeout)
+        service = self._service
+        if service.traces is not None:
+            marks.trace = service.traces.start(call.headers, call.began_ns)
+        try:
+            if service.shared_memory is None:
+                wanted = self._requests.decode(call.message)
+            else:
+                wanted = codec.decode_infer(call.message, regions=service.shared_memory)
+            timeout = call.headers.get(b"grpc-timeout")
+            if timeout is not None:
+                wanted = _with_timeout(wanted, timeout)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
@@ -101,14 +112,22 @@ class Calls:
             fail(call, result)
             return
         try:
-            encoded = self._answers.encode(result, wanted)
+            regions = self._service.shared_memory
+            if regions is None:
+                encoded = self._answers.encode(result, wanted)
+            else:
+                encoded = codec.encode_infer(result, wanted, regions=regions)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
+            end_trace(marks, error)
             fail(call, error)
             return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded, literal(b"server-timing", marks.timing()))
+        told = literal(b"server-timing", marks.timing())
+        if marks.trace is not None:
+            told += literal(b"traceparent", marks.trace.header)
+        call.respond(encoded, told)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()

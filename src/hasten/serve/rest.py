@@ -25,7 +25,9 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +89,20 @@ class Rest:
 
     def _infer(self, request: Request, templates: RequestTemplates) -> None:
         marks = Marks()
-        ns = marks.ns
+        ns, service = marks.ns, self._service
         ns[0], ns[1] = request.began_ns, perf_counter_ns()
-        wanted = templates.decode(
-            self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
-        )
+        if service.traces is not None:
+            marks.trace = service.traces.start(request.headers, request.began_ns)
+        try:
+            wanted = templates.decode(
+                self._body(request),
+                header_bytes=_header_bytes(request),
+                metadata=service.model_metadata,
+                regions=service.shared_memory,
+            )
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
@@ -103,8 +114,9 @@ class Rest:
             fail(request, result)
             return
         try:
-            parts, header_bytes = self._answers.encode(result, wanted)
+            parts, header_bytes = self._answers.encode(result, wanted, regions=self._service.shared_memory)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
+            end_trace(marks, error)
             fail(request, error)
             return
         ns = marks.ns
@@ -114,6 +126,8 @@ class Rest:
         request.sent = partial(self._sent, result, marks)
         timing = b"Server-Timing: %b\r\n" % marks.timing()
         kind = JSON if header_bytes is None else BINARY
+        if marks.trace is not None:
+            timing += b"traceparent: %b\r\n" % marks.trace.header
         request.respond(200, body, kind=kind, extra=extra + coding + timing)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
@@ -209,6 +223,23 @@ class Rest:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _memory_status(self, request: Request, target: Target) -> None:
+        held = self._service.shared_memory
+        self._json(request, [] if held is None else [region.json() for region in held.status(target.region)])
+
+    def _memory_register(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is None:
+            raise BadRequest(OFF)
+        asked = self._parameters(request, _Register)
+        name, offset = str(target.region), asked.offset
+        self._service.shared_memory.register(name, asked.key, offset=offset, size_bytes=asked.byte_size)
+        self._json(request, {})
+
+    def _memory_unregister(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is not None:
+            self._service.shared_memory.unregister(target.region)
+        self._json(request, {})
+
     def _metrics(self, request: Request, target: Target) -> None:
         kind = prometheus.CONTENT_TYPE.encode()
         self._send(request, prometheus.exposition(self._service), kind=kind)
@@ -233,6 +264,9 @@ CALLS: dict[str, Answer] = {
     "index": Rest._index,
     "load": Rest._load,
     "unload": Rest._unload,
+    "memory_status": Rest._memory_status,
+    "memory_register": Rest._memory_register,
+    "memory_unregister": Rest._memory_unregister,
     "metrics": Rest._metrics,
     "openapi": Rest._openapi,
     "docs": Rest._docs,
@@ -268,6 +302,14 @@ class _Unload(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an unload."""
 
     parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
+
+
+class _Register(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a registration of shared memory."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 def fail(request: Request, error: ServeError) -> None:
