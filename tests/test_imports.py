@@ -19,6 +19,7 @@ EXTRAS = (
     *("grpc", "hpack", "httptools", "opentelemetry", "prometheus_client", "uvicorn", "uvloop"),
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
+    *("tensorboardX", "wandb", "mlflow"),
 )
 """What the base install does not hold."""
 
@@ -35,6 +36,9 @@ OWNERS = {
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
     "uvloop": ("serve/app",),
+    "tensorboardX": ("report/export_tensorboard",),
+    "wandb": ("report/export_wandb",),
+    "mlflow": ("report/export_mlflow",),
 }
 """The only files, by the beginning of their names, that import an extra: plainly, at their top."""
 

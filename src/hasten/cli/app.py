@@ -29,6 +29,8 @@ VERBS = {
     "apply": "Apply passes to a model and write the changed model.",
     "import": "Bring a model into the store, checked.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
+    "analyse": "Show where a service's time goes, why slow requests are slow, and what it can carry.",
+    "plan-serving": "Choose engine, threads, instances and batching for a service's objective, and write them down.",
     "infer": "Send samples to a server, and show what its model says.",
     "load": "Put load on a service by a plan that is fixed before, and say what came back.",
     "compare": "Compare two services, live and interleaved, or two recorded runs.",
@@ -66,8 +68,8 @@ def make_app(called: str | None = None) -> App:
 
 
 def module_of(verb: str) -> str:
-    """Give the module, and in it the function, of a verb: ``import`` is a keyword."""
-    return "import_" if verb == "import" else verb
+    """Give the module, and in it the function, of a verb: ``import`` is a keyword, and names have no hyphens."""
+    return "import_" if verb == "import" else verb.replace("-", "_")
 
 
 def main() -> None:
