@@ -179,7 +179,7 @@ class ResponseTemplates:
         head = self._known.get(key)
         if head is None:
             parts, header_bytes = rest.encode_response(response, request)
-            if header_bytes is not None and all([t.datatype in ITEM_BYTES and not t.parameters for t in outputs]):
+            if header_bytes is not None and all(t.datatype in ITEM_BYTES and not t.parameters for t in outputs):
                 bare, _ = rest.encode_response(msgspec.structs.replace(response, id=""), request)
                 if len(self._known) >= KEPT_HEADS:
                     self._known.clear()
