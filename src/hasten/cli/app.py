@@ -1,6 +1,7 @@
 """The command line: finds the verb, prints its answer, turns errors into one line and an exit code.
 
-0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 130: stopped.
+0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 4: done, but what
+was measured does not decide. 130: stopped.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ VERBS = {
     "import": "Bring a model into the store, checked.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
     "infer": "Send samples to a server, and show what its model says.",
+    "load": "Put load on a service by a plan that is fixed before, and say what came back.",
+    "compare": "Compare two services, live and interleaved, or two recorded runs.",
+    "gate": "Judge a service by limits, for CI: met, missed, or cannot be told.",
     "predict": "Run a deployment over a file, in this process, and write what it says.",
     "conformance": "Check any Open Inference Protocol server, and say where it does otherwise.",
     "doctor": "Show what works here, and the fix for what does not.",

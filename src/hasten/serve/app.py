@@ -67,6 +67,8 @@ class Listening:
     """How often to look whether the repository has changed. None: only when it is told to."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
+    code: Path | None = None
+    """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
     shared_memory: bool = False
@@ -163,7 +165,7 @@ def make_listeners(
 
 def _service(path: Path, listening: Listening) -> Service:
     memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
-    return Service(open_repository(path), shared_memory=memory, traces=_traces(listening))
+    return Service(open_repository(path), code=_code(listening), shared_memory=memory, traces=_traces(listening))
 
 
 def _traces(listening: Listening) -> Traces | None:
@@ -230,6 +232,12 @@ async def _watch(service: Service, every_s: float) -> None:
             await service.follow(every_s)
         except StoreError as error:
             logger.warning("the repository is not followed: %s", error)
+
+
+def _code(listening: Listening) -> Path | None:
+    if listening.code is not None and not listening.code.is_dir():
+        raise BadInput(f"there is no folder {listening.code} of code to allow")
+    return listening.code
 
 
 def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]:

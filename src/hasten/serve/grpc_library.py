@@ -119,7 +119,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
             raise
         marks.ns[8] = marks.ns[9] = perf_counter_ns()  # the library sends it later, and tells nobody when
         self._service.sent(result, marks)
-        told: tuple[tuple[str, str], ...] = (("server-timing", marks.timing()),)
+        told: tuple[tuple[str, str], ...] = (("server-timing", marks.timing().decode()),)
         if marks.trace is not None:
             told += (("traceparent", marks.trace.header.decode()),)
         context.set_trailing_metadata(told)

@@ -34,7 +34,7 @@ class Call:
         self.id = number
         self.headers = headers
         self.path = headers[b":path"]
-        self.body = bytearray()
+        self.body: bytearray | memoryview = bytearray()
         """What came of a message, its prefix of 5 bytes with it."""
         self.began_ns = 0
         self.ended = False

@@ -17,6 +17,7 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.protocol.rest_templates import RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -48,11 +49,17 @@ class Rest:
         self._body_bytes = body_bytes
         self._keys = keys
         self._targets: dict[bytes, Target] = {}
+        self._templates: dict[bytes, RequestTemplates] = {}
+        self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def route(self, request: Request) -> None:
         """Answer a request, now or later. Raises nothing for anything a client can send."""
         try:
+            templates = self._templates.get(request.target)
+            if templates is not None and self._keys is None and request.method == b"POST":
+                self._infer(request, templates)
+                return
             target = self._targets.get(request.target) or self._find(request.target)
             if self._keys is not None and target.call not in OPEN_CALLS:
                 self._keys.check(request.headers)
@@ -62,7 +69,7 @@ class Rest:
                 request.refuse(405, text, b"Allow: %b\r\n" % (b"GET, HEAD" if verb == b"GET" else verb))
                 return
             if target.call == "infer":
-                self._infer(request, target)
+                self._infer(request, self._templates[request.target])
             else:
                 CALLS[target.call](self, request, target)
         except ServeError as error:
@@ -72,30 +79,30 @@ class Rest:
         target = find_target(raw)
         if len(self._targets) >= KEPT_TARGETS:
             self._targets.clear()
+            self._templates.clear()
         self._targets[raw] = target
+        if target.call == "infer":
+            self._templates[raw] = RequestTemplates(
+                str(target.model), target.version, regions=self._service.shared_memory
+            )
         return target
 
     # inference
 
-    def _infer(self, request: Request, target: Target) -> None:
+    def _infer(self, request: Request, templates: RequestTemplates) -> None:
         marks = Marks()
-        marks.ns[0], marks.ns[1] = request.began_ns, perf_counter_ns()
-        model = str(target.model)
+        ns = marks.ns
+        ns[0], ns[1] = request.began_ns, perf_counter_ns()
         if self._service.traces is not None:
             marks.trace = self._service.traces.start(request.headers, request.began_ns)
         try:
-            wanted = codec.decode_request(
-                self._body(request),
-                header_bytes=_header_bytes(request),
-                model=model,
-                version=target.version,
-                metadata=partial(self._service.model_metadata, model, target.version),
-                regions=self._service.shared_memory,
+            wanted = templates.decode(
+                self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
             )
         except ServeError as error:
             end_trace(marks, error)
             raise
-        marks.ns[2] = perf_counter_ns()
+        ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
@@ -106,7 +113,7 @@ class Rest:
             fail(request, result)
             return
         try:
-            parts, header_bytes = codec.encode_response(result, wanted, regions=self._service.shared_memory)
+            parts, header_bytes = self._answers.encode(result, wanted)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
             end_trace(marks, error)
             fail(request, error)
@@ -116,7 +123,7 @@ class Rest:
         body, coding = self._encoded(request, parts)
         ns[8] = perf_counter_ns()
         request.sent = partial(self._sent, result, marks)
-        timing = b"Server-Timing: %b\r\n" % marks.timing().encode()
+        timing = b"Server-Timing: %b\r\n" % marks.timing()
         kind = JSON if header_bytes is None else BINARY
         if marks.trace is not None:
             timing += b"traceparent: %b\r\n" % marks.trace.header
@@ -129,8 +136,8 @@ class Rest:
     # bodies
 
     def _body(self, request: Request) -> Buffer:
-        coding = request.headers.get(b"content-encoding", b"identity")
-        if coding in (b"identity", b""):
+        coding = request.headers.get(b"content-encoding")
+        if coding is None or coding in (b"identity", b""):
             return request.body
         return decompress(request.body, coding, limit_bytes=self._body_bytes)
 

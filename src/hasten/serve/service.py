@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Json
+from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
-from hasten.serve.lifecycle import Family
-from hasten.serve.model import Model, State
+from hasten.serve.lifecycle import Family, Version
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
 from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.serve.traces import Traces, end_trace
@@ -100,12 +101,24 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code)
+        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code, members=self)
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
-        for name, bundles in found.items():
-            await self._try(bundles[newest(bundles)], name)
+        for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
+            if self._families[name].routed is None:
+                await self._try(found[name][newest(found[name])], name)
+
+    def members_of(self, name: str) -> tuple[str, ...]:
+        """Give the names of the members of a deployment of the repository; of a model of its own there are none."""
+        bundles = self._known.get(name.removesuffix(RAW) if name not in self._known else name)
+        if not bundles:
+            return ()
+        try:
+            composition = read_composition(bundles[newest(bundles)].path)
+        except StoreError:  # told when it is loaded
+            return ()
+        return () if composition is None else tuple(member.name for member in composition.members)
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
@@ -188,6 +201,10 @@ class Service:
         model = self._model(name, version)
         return model.metadata((model.version,), name)
 
+    def takes_image(self, name: str) -> bool:
+        """Say whether a model's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
+        return self._model(name, None).takes_image
+
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
         return self._model(name, version).config(name)
@@ -197,7 +214,7 @@ class Service:
         models = self.models() if name is None else [self._model(name, version)]
         return {"model_stats": [model.statistics.json(model.name, model.version) for model in models]}
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[Version]:
         """Give the versions that are routed to."""
         return [family.routed for family in self._families.values() if family.routed is not None]
 
@@ -281,7 +298,11 @@ class Service:
     async def stop(self, drain_s: float = 30.0) -> bool:
         """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
         self.drain()
-        finished = await asyncio.gather(*[family.close(drain_s) for family in self._families.values()])
+        finished, left = [], dict(self._families)
+        while left:  # a deployment made of others before those that it asks
+            asked = {member.removesuffix(RAW) for name in left for member in self.members_of(name)}
+            layer = [left.pop(name) for name in [*left] if name not in asked] or [left.pop(name) for name in [*left]]
+            finished += await asyncio.gather(*[family.close(drain_s) for family in layer])
         self._stopped = True
         if self.shared_memory is not None:
             self.shared_memory.unregister(None)
@@ -309,7 +330,7 @@ class Service:
         routed = None if family is None else family.routed
         return family if routed is not None and routed.has_raw else None
 
-    def _model(self, name: str, version: str | None) -> Model:
+    def _model(self, name: str, version: str | None) -> Version:
         family = self._families.get(name) or self._raw(name)
         if family is None:
             raise self._unknown(name)
