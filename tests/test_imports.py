@@ -16,7 +16,7 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 """Distributions that a bare ``import hasten`` must not load."""
 
 EXTRAS = (
-    *("grpc", "hpack", "httptools", "prometheus_client", "uvicorn", "uvloop"),
+    *("grpc", "hpack", "httptools", "opentelemetry", "prometheus_client", "uvicorn", "uvloop"),
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
     *("tensorboardX", "wandb", "mlflow"),
@@ -32,6 +32,7 @@ OWNERS = {
     "grpc": ("serve/grpc_library", "serve/app", "client/grpc", "conformance/grpc_wire"),
     "hpack": ("serve/http2", "serve/grpc_fast", "load/http2"),
     "httptools": ("serve/http1", "serve/listen", "client/http_async", "load/http1"),
+    "opentelemetry": ("serve/otel",),
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
     "uvloop": ("serve/app",),

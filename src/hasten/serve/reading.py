@@ -9,9 +9,9 @@ from hasten.artifact import Artifact
 from hasten.deployment import Deployment, read_deployment
 from hasten.engine import Engine
 from hasten.errors import StoreError
+from hasten.golden import Golden, read_golden
 from hasten.host import this_host
 from hasten.plan import Part, load_part
-from hasten.serve.golden import Golden, read_golden
 from hasten.serve.intake import batch_axis
 from hasten.serve.repository import Bundle
 from hasten.steps.pipeline import Pipeline, Table, open_pipeline
@@ -43,7 +43,10 @@ def read_bundle(bundle: Bundle, code: Path | None = None) -> Read:
     deployment, artifact = read_deployment(bundle.path)
     here = this_host()
     if artifact.host not in (None, here.binding):
-        raise StoreError(f"{bundle.path} was built for another processor ({artifact.host}); build it on this one")
+        raise StoreError(
+            f"{bundle.path} was built for another processor ({artifact.host}) than this one ({here.binding}); "
+            "build it here"
+        )
     engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
     pipeline = open_steps(bundle.path, deployment, artifact, code)
     return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)
