@@ -2,7 +2,7 @@
 
     python benchmarks/causes/run.py throttled large_batch_mate client_late cold_shape waited_for_instance
 
-Each part is ten cases of eight seconds, in two halves of under three minutes with --half 1 or 2; it writes
+Each part is ten cases of six seconds, in two halves of under three minutes with --half 1 or 2; it writes
 results-PART.json beside this file, and README's table from all of them. The server has core 0, the generator core 1.
 """
 
@@ -39,7 +39,7 @@ from hasten.transform import Context, run_pass
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 GENERATOR, SERVER = {1}, {0}
-CASES, SECONDS = 10, 8.0
+CASES, SECONDS = 10, 6.0
 SIZE, WIDTH = 64, 16
 SIZES = (1, 2, 4, 8, 16, 32)
 STOP_S = 0.1
@@ -85,7 +85,7 @@ def stopping(pid, seed):
     random, over = np.random.default_rng(seed), threading.Event()
 
     def work():
-        for gap in random.uniform(0.4, 1.2, 8):
+        for gap in random.uniform(0.3, 0.9, 8):
             if over.wait(gap):
                 return
             os.kill(pid, signal.SIGSTOP)
