@@ -24,7 +24,7 @@ from hasten.analyse.simulate import Setup, closed, poisson, simulate
 from hasten.errors import BadInput, InvalidSetting
 from hasten.load.objective import Objective
 
-LOAD = Load(requests=4000)
+LOAD = Load(requests=2500)
 LIMIT = Objective(q=0.99, limit_ns=10e6)
 
 

@@ -23,7 +23,7 @@ def measure(rate: float, seconds: float, seed: int) -> Seen:
 
 @pytest.mark.parametrize("seed", [0, 100])
 def test_it_finds_the_rate_at_which_the_service_breaks(seed: int) -> None:
-    true = highest_rate(SETUP, LIMIT, Load(requests=20_000)).rate
+    true = highest_rate(SETUP, LIMIT, Load(requests=8_000)).rate
     found = find_highest_rate(measure, LIMIT, bare_ns=SETUP.costs.bare_ns, rules=Rules(seed=seed))
     assert found.settled
     assert found.rate == pytest.approx(true, rel=0.12)
