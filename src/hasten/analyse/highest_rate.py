@@ -32,6 +32,8 @@ FIRST_SHARE = 0.25
 STEP = 1.25
 """Where a first rate is told, it is near: it is gone up or down from by so much."""
 
+MOST_RATE = 1e6
+
 LATE_AT_MOST = 3
 """Runs of one rate in which the generator was late, before that is held to be the rate's doing."""
 
@@ -179,13 +181,20 @@ class _Search:
         self.spent_s = 0.0
         self.steps: list[Step] = []
         self.why = ""
+        self.late = False
         self.seed = rules.seed
 
     def bracket(self, first: float) -> None:
         """Double from ``first`` until a rate fails, or halve until one holds."""
         rate = first
         while self.left() and math.isinf(self.high):
+            if rate > MOST_RATE:
+                self.why = f"{rate:.4g}/s was not tried: no generator here sends so many"
+                return
             if self.try_rate(rate) == "holds":
+                if self.late:
+                    self.why = f"the generator itself was late at {rate:.4g}/s, which holds all the same: more may hold"
+                    return
                 rate *= 2 if self.rules.first is None else STEP
             elif self.steps[-1].word == "late generator" and self.low:
                 self.why = f"the generator itself was late at {rate:.4g}/s: more may hold"
@@ -235,6 +244,7 @@ class _Search:
             seen = self.measure(rate, seconds, self.seed)
             spent += seconds
             self.spent_s += seconds
+            self.late = seen.late
             word = judge(np.concatenate([*parts, seen.times_ns]), objective)
             if seen.late and word != "holds":  # what holds in spite of its delay, which counts as the service's, holds
                 late.append(seen.times_ns)  # whatever disturbed it may be over: it is sent again
