@@ -45,8 +45,10 @@ class Serving:
     run_limit_ms: Annotated[Milliseconds, Doc("time after which a run counts as hung")] = 30_000.0
     isolation: Annotated[
         Literal["auto", "thread", "process"],
-        Doc("where sessions run: each in a thread, each in a process, or auto: a thread, and runs so short that handing "
-            "them over would cost more on the event loop's own"),
+        Doc(
+            "where sessions run: each in a thread, each in a process, or auto: a thread, and runs so short that handing "
+            "them over would cost more on the event loop's own"
+        ),
     ] = "auto"
     slot_bytes: Annotated[
         Count | None, Doc("bytes of shared memory for a run's inputs or outputs; none: from the signature")

@@ -106,9 +106,7 @@ class RequestTemplates:
             if item is None or tensor.datatype == "BOOL" or tensor.parameters.get(rest.SIZE) != tensor.data.nbytes:
                 return  # BYTES and BOOL are looked into, and what is no bytes is in the head
             data = tensor.data
-            slots.append(
-                _Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters)
-            )
+            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters))
             at += data.nbytes
         if len(self._known) >= KEPT_HEADS:
             self._known.clear()
@@ -177,7 +175,11 @@ class ResponseTemplates:
 
 
 def _bytes_of(data: Array) -> bytes | memoryview:
-    return data.tobytes() if data.nbytes <= SMALL_BYTES else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return (
+        data.tobytes()
+        if data.nbytes <= SMALL_BYTES
+        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    )
 
 
 SMALL_BYTES = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment, read_deployment
@@ -18,6 +18,7 @@ from hasten.serve.admission import Limits
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call
 from hasten.serve.child import ALIGN, ChildRunner, input_bytes
+from hasten.serve.cork import Cork
 from hasten.serve.costs import CostCurve
 from hasten.serve.golden import Golden, read_golden
 from hasten.serve.intake import Intake, TakenIn, batch_axis
@@ -53,6 +54,8 @@ class Surroundings:
     loop: asyncio.AbstractEventLoop
     clock_ns: Clock
     cores: int
+    cork: Cork = field(default_factory=Cork)
+    """What holds the answers of a batch together, shared with the transports."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Model:
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = {spec.name: NAMES[spec.dtype] for spec in signature.outputs}
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
-        self.pool = Pool(self._work(), self.line, seen=Seen(ran=self._ran, restarted=self._restarted), loop=around.loop)
+        seen = Seen(ran=self._ran, restarted=self._restarted)
+        self.pool = Pool(self._work(), self.line, seen=seen, loop=around.loop, cork=around.cork)
 
     async def load(self) -> Warm:
         """Open, warm and check the instances; give what the first one found.

@@ -12,6 +12,7 @@ from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeErr
 from hasten.serve.admission import Asked, Inside, Limits, refusal
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
+from hasten.serve.cork import Cork
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.warm import Warm
@@ -61,13 +62,16 @@ class Seen:
 class Pool:
     """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
 
-    def __init__(self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop, cork: Cork | None = None
+    ) -> None:
         self.work = work
         self.line = line
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
         self._loop = loop
+        self._cork = cork or Cork()
         self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
         self._ready: set[Instance] = set()
         self._alone: set[Instance] = set()
@@ -275,6 +279,13 @@ class Pool:
                 self._instance_ended(instance, news)
 
     def _ran(self, instance: Instance, ran: Ran) -> None:
+        self._cork.active = True
+        try:
+            self._answer(instance, ran)
+        finally:
+            self._cork.release()
+
+    def _answer(self, instance: Instance, ran: Ran) -> None:
         outcome = ran.outcome
         ours = (
             instance not in self._alone
@@ -362,7 +373,10 @@ def _mark(piece: Piece, ran: Ran, number: int) -> None:
     marks.rows, marks.instance = ran.batch.size, number
     ns = marks.ns
     if not ns[5]:
-        ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
-        ns[4] = max(ran.batch.closed_ns, ns[2])
+        closed_ns, decoded_ns = ran.batch.closed_ns, ns[2]
+        idle_ns = ran.idle_ns if ran.idle_ns > decoded_ns else decoded_ns
+        ns[3] = idle_ns if idle_ns < closed_ns else closed_ns
+        ns[4] = closed_ns if closed_ns > decoded_ns else decoded_ns
         ns[5] = ran.joined_ns
-    ns[6] = max(ns[6], ran.ended_ns)
+    if ran.ended_ns > ns[6]:
+        ns[6] = ran.ended_ns
