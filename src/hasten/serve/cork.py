@@ -26,6 +26,11 @@ class Cork:
         """Answers shall be held: a batch is being answered."""
         self._held: list[Held] = []
 
+    @property
+    def size(self) -> int:
+        """Answers that are held."""
+        return len(self._held)
+
     def hold(self, connection: Held) -> None:
         """Flush a connection at the release."""
         self._held.append(connection)

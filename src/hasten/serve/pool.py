@@ -24,6 +24,9 @@ INLINE_NS = 100_000
 """A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand one over and be told costs 30 to 400 us, most of it
 wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more from going on beside the loop."""
 
+MOST_HELD = 32
+"""Answers that are written together at the most: the first of them waits for the last."""
+
 MUCH_LONGER = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
 
@@ -248,6 +251,13 @@ class Pool:
     def _turn(self) -> None:
         """Run what waits on this thread, as many batches as there are now; longer runs go to the instances."""
         self._turn_due = False
+        self._cork.active = True
+        try:
+            self._take_turn()
+        finally:
+            self._cork.release()
+
+    def _take_turn(self) -> None:
         left = self.line.batcher.rows
         while left > 0:
             instance, taken = self.line.borrow() if self._inline else (None, None)
@@ -262,7 +272,10 @@ class Pool:
             ran = instance.run_here(batch, batch.closed_ns)
             self.line.give_back(instance)
             left -= batch.rows
-            self._ran(instance, ran)
+            self._answer(instance, ran)
+            if self._cork.size >= MOST_HELD:
+                self._cork.release()
+                self._cork.active = True
 
     def _hear(self, instance: Instance, news: News) -> None:
         match news:
