@@ -281,8 +281,8 @@ async def soak(scene: Scene) -> dict:
 
 
 def slope(marks: list[dict]) -> list[float]:
-    """Fit a line through the memory after the first fifth; 95 % interval, blocks of neighbouring marks drawn anew."""
-    some = marks[len(marks) // 5 :]
+    """Fit a line through the memory of the second half; 95 % interval, blocks of neighbouring marks drawn anew."""
+    some = marks[len(marks) // 2 :]
     x = np.array([mark["requests"] for mark in some], float)
     y = np.array([mark["rss_bytes"] for mark in some], float)
     value, start = np.polyfit(x, y, 1)

@@ -22,6 +22,10 @@ DRAIN_S = 30.0
 """How long an old version may take to finish what is inside."""
 
 
+KEPT_FATES = 8
+"""Versions that were unloaded are told this far back; a server that is swapped for months must not keep them all."""
+
+
 @dataclass(frozen=True)
 class Fate:
     """What became of a version that is not routed to: its state, and why."""
@@ -169,6 +173,9 @@ class Family:
         self._draining.discard(task)
         if self.fates.get(old.version) == Fate(State.DRAINING):
             self.fates[old.version] = Fate(State.GONE, "unloaded")
+        gone = [version for version, fate in self.fates.items() if fate.state is State.GONE]
+        for version in gone[:-KEPT_FATES]:
+            del self.fates[version]
 
 
 async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:

@@ -14,7 +14,7 @@ from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.lifecycle import Family
 from hasten.serve.model import Model, State
-from hasten.serve.repository import Bundle, Repository, newest
+from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
@@ -188,8 +188,10 @@ class Service:
         Raises:
             ModelNotFound: it is not in the repository. ModelNotReady: why it failed to load.
         """
-        bundle = await asyncio.to_thread(self.repository.find, name, version)
-        self._known.setdefault(name, {})[bundle.version] = bundle
+        found = await asyncio.to_thread(self.repository.scan)
+        bundle = pick(found, name, version)
+        kept = {known: other for known, other in self._known.get(name, {}).items() if known in found[name]}
+        self._known[name] = kept | {bundle.version: bundle}  # others that are new are left for ``refresh`` to see
         await self._family(name).load(bundle)
 
     async def unload(self, name: str) -> None:
