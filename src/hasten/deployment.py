@@ -44,8 +44,12 @@ class Serving:
     timeout_ms: Annotated[Milliseconds | None, Doc("time after which an answer is of no use")] = None
     run_limit_ms: Annotated[Milliseconds, Doc("time after which a run counts as hung")] = 30_000.0
     isolation: Annotated[
-        Literal["thread", "process"], Doc("where sessions run: in the server's process, or each in its own")
-    ] = "thread"
+        Literal["auto", "thread", "process"],
+        Doc(
+            "where sessions run: each in a thread, each in a process, or auto: a thread, and runs so short that handing "
+            "them over would cost more on the event loop's own"
+        ),
+    ] = "auto"
     slot_bytes: Annotated[
         Count | None, Doc("bytes of shared memory for a run's inputs or outputs; none: from the signature")
     ] = None
@@ -88,8 +92,10 @@ class Deployment:
     """Serve the model without its steps too, as NAME.raw."""
 
 
-def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:
-    """Write a bundle: the deployment and a copy of the model. Gives the path of the TOML file.
+def write_deployment(
+    deployment: Deployment, built: Artifact, folder: Path, *, files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a bundle: the deployment, a copy of the model, and other files beside. Gives the path of the TOML file.
 
     The folder appears whole, or what was there before stays.
 
@@ -103,6 +109,8 @@ def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> P
             for name in (*built.files, MANIFEST):  # files alone: the store's folders are the owner's
                 (fresh / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(built.folder / name, fresh / MODEL / name)
+            for name, data in (files or {}).items():
+                write_atomically(fresh / name, data)
             write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
             fresh.chmod(0o755)
             old = fresh.with_name(f"{fresh.name}.old")

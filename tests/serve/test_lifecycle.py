@@ -13,8 +13,8 @@ import pytest
 
 from hasten.deployment import FILE, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
+from hasten.golden import Golden, read_golden, write_golden
 from hasten.host import this_host
-from hasten.serve.golden import Golden, read_golden, write_golden
 from hasten.serve.lifecycle import KEPT_FATES
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service

@@ -269,6 +269,9 @@ def test_steps_work_with_a_model_of_a_fixed_batch(tmp_path: Path, batch: int) ->
 
 
 CODE = """
+import time
+from pathlib import Path
+
 import numpy as np
 
 def halve(values):
@@ -278,8 +281,8 @@ def halve(values):
     return {"x": x * 2}
 
 def hang(values):
-    import time
-    time.sleep(float(values["half"][0]) * 1000)
+    while values["half"][0] and not (Path(__file__).parent / "go").exists():
+        time.sleep(0.005)
     return {"x": values["half"]}
 
 def wrong(values):
@@ -360,5 +363,7 @@ def test_a_function_that_hangs_fails_its_request_and_another_thread_takes_over(t
         fine = InferRequest(model="net", inputs=(Tensor.of("half", np.zeros((1, 16), np.float32)),))
         assert len((await service.infer(fine)).outputs) == 1
         await service.stop()
+        (tmp_path / "go").touch()
 
     run(work())
+    assert not instances_left()

@@ -270,6 +270,9 @@ class Connection(asyncio.Protocol):
         ended = bool(flags & h2.END_STREAM)
         if not payload and not ended:
             self._credit.pay(self._server.clock_s)
+        if ended and not call.body and self._take_whole(call, flags, payload):
+            self._ended(call)
+            return
         if not self._grow(call, h2.unpadded(flags, payload)):
             return
         if ended:
@@ -278,9 +281,24 @@ class Connection(asyncio.Protocol):
             self._write(h2.window_update(number, STREAM_WINDOW - call.receive_left))
             call.receive_left = STREAM_WINDOW
 
+    def _take_whole(self, call: Call, flags: int, payload: memoryview) -> bool:
+        """Keep a message that came in one frame as it lies; False where it is not that plain."""
+        server, size = self._server, len(payload)
+        if size < 5 or flags & h2.PADDED or payload[0] or call.on_message is not None:
+            return False
+        limits = server.limits
+        if size - 5 != int.from_bytes(payload[1:5], "big") or size - 5 > limits.body_bytes:
+            return False
+        if server.buffered_bytes + size > limits.buffered_bytes:
+            return False
+        call.body = payload
+        server.buffered_bytes += size
+        return True
+
     def _grow(self, call: Call, payload: memoryview) -> bool:
         """Keep a piece of a message, bounded by what its prefix says; False: the call is over."""
         server, body = self._server, call.body
+        assert isinstance(body, bytearray)  # a message that was kept as it lay has ended its call
         if server.buffered_bytes + len(payload) > server.limits.buffered_bytes:
             call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again")
             return False
@@ -397,6 +415,11 @@ class Connection(asyncio.Protocol):
         """Send what the windows let through: headers, messages, trailers."""
         if self._over or call.id not in self._calls:
             return
+        if not call.started and call.trailers is not None and len(call.out) == 1 and not self._paused:
+            size = len(call.out[0])
+            if size <= min(self._send_window, call.send_window, self._peer_frame):
+                self._send_whole(call, size)
+                return
         parts: list[bytes | memoryview] = []
         if not call.started:
             call.started = True
@@ -420,13 +443,37 @@ class Connection(asyncio.Protocol):
                 parts.append(h2.reset(call.id, Code.NO_ERROR))
             self._write(b"".join(parts))
             self._credit.earn(CREDIT_PER_CALL)
-            sent = call.sent
-            self._forget(call)
-            if sent is not None:
-                sent()
-            self._watch()
+            self._done(call)
         elif parts:
             self._write(b"".join(parts))
+
+    def _send_whole(self, call: Call, size: int) -> None:
+        """Send an answer of one frame that the windows let through: headers, message, trailers, in one write."""
+        pack, number, trailers = h2.HEAD.pack, call.id, call.trailers or b""
+        self._send_window -= size
+        parts = [
+            pack(0, len(OPENING), h2.HEADERS, h2.END_HEADERS, number),
+            OPENING,
+            pack(size >> 16, size & 0xFFFF, h2.DATA, 0, number),
+            call.out[0],
+            pack(len(trailers) >> 16, len(trailers) & 0xFFFF, h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, number),
+            trailers,
+        ]
+        if not call.ended:
+            parts.append(h2.reset(number, Code.NO_ERROR))
+        self._write(b"".join(parts))
+        self._credit.earn(CREDIT_PER_CALL + 1)
+        call.started = True
+        call.out.clear()
+        self._done(call)
+
+    def _done(self, call: Call) -> None:
+        """All of a call was sent."""
+        sent = call.sent
+        self._forget(call)
+        if sent is not None:
+            sent()
+        self._watch()
 
     def _leave(self, call: Call) -> None:
         leave = call.leave

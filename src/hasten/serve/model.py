@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections.abc import Mapping
 
@@ -22,6 +21,7 @@ from hasten.serve.pool import Pool, Seen, Work
 from hasten.serve.reading import Read
 from hasten.serve.repository import Bundle
 from hasten.serve.runner import LocalRunner, Outputs, Runner
+from hasten.serve.state import State
 from hasten.serve.statistics import Statistics
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
@@ -34,16 +34,6 @@ DEFAULT_SIZES = (1, 2, 4, 8)
 
 END_S = 5.0
 """How long the instances may take to end once nothing is inside."""
-
-
-class State(enum.Enum):
-    """Where a version is in its life; the values are those of the repository extension."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    DRAINING = "UNLOADING"
-    GONE = "UNAVAILABLE"
-    FAILED = "FAILED"
 
 
 class Model:
@@ -188,6 +178,22 @@ class Model:
         if self._piping is not None:
             self._piping.close()
         self.pool.close()
+
+    @property
+    def inside(self) -> int:
+        """Requests that have not ended."""
+        return self.pool.calls if self._piping is None else max(self._piping.inside, self.pool.calls)
+
+    @property
+    def instances(self) -> int:
+        """Runs that may go on at once."""
+        return self.pool.work.instances
+
+    @property
+    def takes_image(self) -> bool:
+        """Its only input is the file of an image."""
+        pipeline = self.read.pipeline
+        return pipeline is not None and {spec.name for spec in pipeline.signature.inputs} == pipeline.images
 
     @property
     def has_raw(self) -> bool:
@@ -338,7 +344,13 @@ class Model:
             ),
             run_limit_ns=int(serving.run_limit_ms * 1e6),
             batched=self._axis is not None,
+            inline=serving.isolation == "auto" and self._is_fixed(),
         )
+
+    def _is_fixed(self) -> bool:
+        """Say whether rows alone are open: t(n) then tells what any run costs."""
+        specs = self.read.artifact.signature.inputs
+        return self._axis is not None and all(isinstance(dim, int) for spec in specs for dim in spec.shape[1:])
 
     def _described(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> TensorMetadata:
         lengths = tuple(dim if isinstance(dim, int) else -1 for dim in shape)

@@ -138,6 +138,11 @@ class Piping:
         self.threads.put(partial(self._prepare, piped, taken.feed))
         return piped
 
+    @property
+    def inside(self) -> int:
+        """Requests that have not ended."""
+        return len(self._inside)
+
     async def emptied(self) -> None:
         """Wait until no request is inside, the model's part included."""
         await self._emptied.wait()

@@ -19,6 +19,12 @@ from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ra
 
 logger = logging.getLogger(__name__)
 
+INLINE_NS = 100_000
+"""A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand one over and be told costs 30 to 400 us, most of it
+wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more from going on beside the loop."""
+
+MUCH_LONGER = 4
+"""Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
 START_S = 120.0
 """A request waits no longer than this for the first worker that is started anew."""
 
@@ -42,6 +48,8 @@ class Work:
     limits: Limits
     run_limit_ns: int
     batched: bool = True
+    inline: bool = False
+    """Runs that are short enough may be done on the event loop's thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,8 @@ class Pool:
         self._emptied.set()
         self._watch: asyncio.TimerHandle | None = None
         self._watch_ns = NEVER
+        self._inline = False
+        self._turn_due = False
 
     @property
     def ready(self) -> int:
@@ -123,7 +133,13 @@ class Pool:
         self.calls += 1
         self._emptied.clear()
         call.withdraw = self._withdraw
-        self.line.put(call.pieces, now_ns)
+        if self._inline:
+            self.line.put(call.pieces, now_ns, ring=False)
+            if not self._turn_due:  # once everything that this turn of the loop reads has come
+                self._turn_due = True
+                self._loop.call_soon(self._turn)
+        else:
+            self.line.put(call.pieces, now_ns)
         self._arm(min(call.pieces[0].deadline_ns, now_ns + self.work.run_limit_ns), now_ns)
 
     def ended(self, call: Call) -> None:
@@ -224,6 +240,7 @@ class Pool:
             open_runner=work.open_runner,
             prepare=work.prepare,
             post=self._post,
+            run_limit_ns=work.run_limit_ns,
         )
         self._opening[instance] = opened
         instance.start()
@@ -235,6 +252,25 @@ class Pool:
             if not self._loop.is_closed():
                 raise
             # The server has ended, and with it everyone who could be told.
+
+    def _turn(self) -> None:
+        """Run what waits on this thread, as many batches as there are now; longer runs go to the instances."""
+        self._turn_due = False
+        left = self.line.batcher.rows
+        while left > 0:
+            instance, taken = self.line.borrow() if self._inline else (None, None)
+            if instance is None or taken is None:
+                self.line.ring()  # an instance that comes free looks by itself
+                return
+            if taken.dropped:
+                self._hear(instance, Dropped(tuple(taken.dropped)))
+            batch = taken.batch
+            if batch is None:
+                return
+            ran = instance.run_here(batch, batch.closed_ns)
+            self.line.give_back(instance)
+            left -= batch.rows
+            self._ran(instance, ran)
 
     def _hear(self, instance: Instance, news: News) -> None:
         match news:
@@ -261,6 +297,8 @@ class Pool:
         else:
             if ours:
                 self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
+                if self._inline:
+                    self._inline = self.line.batcher.costs.ns(ran.batch.size) <= INLINE_NS * MUCH_LONGER
             whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):
@@ -273,6 +311,8 @@ class Pool:
     def _opened(self, instance: Instance, news: Opened) -> None:
         waiter = self._opening.pop(instance)
         self._ready.add(instance)
+        if waiter is not None:
+            self._inline = self.work.inline and instance.lends and news.found.least_ns <= INLINE_NS
         self._retry_s = FIRST_RETRY_S
         if waiter is not None and not waiter.done():
             waiter.set_result(news.found)

@@ -9,9 +9,9 @@ from hasten.artifact import Artifact
 from hasten.deployment import Deployment, read_deployment
 from hasten.engine import Engine
 from hasten.errors import StoreError
+from hasten.golden import Golden, read_golden
 from hasten.host import this_host
 from hasten.plan import Part, load_part
-from hasten.serve.golden import Golden, read_golden
 from hasten.serve.intake import batch_axis
 from hasten.serve.repository import Bundle
 from hasten.steps.pipeline import Pipeline, Table, open_pipeline

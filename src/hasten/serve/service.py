@@ -6,18 +6,22 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Json
+from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
-from hasten.serve.lifecycle import Family
-from hasten.serve.model import Model, State
+from hasten.serve.lifecycle import Family, Version
 from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
+from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.traces import Traces, end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,26 @@ class Refused:
         """It has ended already."""
 
 
+@dataclass(frozen=True)
+class TracedTicket:
+    """The ticket of a request that is traced."""
+
+    ticket: Ticket
+    marks: Marks
+
+    def cancel(self) -> None:
+        """Drop the request, and end its trace."""
+        self.ticket.cancel()
+        end_trace(self.marks, Cancelled("the client has left"))
+
+
+def _ended(marks: Marks, done: Done, outcome: InferResponse | ServeError) -> None:
+    """End the trace of a request that has no answer, and tell; that of an answer ends once it is sent."""
+    if isinstance(outcome, ServeError):
+        end_trace(marks, outcome)
+    done(outcome)
+
+
 class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
@@ -47,9 +71,19 @@ class Service:
     """
 
     def __init__(
-        self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns, code: Path | None = None
+        self,
+        repository: Repository,
+        *,
+        clock_ns: Clock = time.perf_counter_ns,
+        code: Path | None = None,
+        shared_memory: SharedMemory | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.repository = repository
+        self.shared_memory = shared_memory
+        """The regions that clients have registered; None: they may register none."""
+        self.traces = traces
+        """Who traces requests: a transport begins a trace, the service ends it. None: nobody."""
         self._code = code
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
@@ -67,15 +101,34 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code)
+        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code, members=self)
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
-        for name, bundles in found.items():
-            await self._try(bundles[newest(bundles)], name)
+        for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
+            if self._families[name].routed is None:
+                await self._try(found[name][newest(found[name])], name)
+
+    def members_of(self, name: str) -> tuple[str, ...]:
+        """Give the names of the members of a deployment of the repository; of a model of its own there are none."""
+        bundles = self._known.get(name.removesuffix(RAW) if name not in self._known else name)
+        if not bundles:
+            return ()
+        try:
+            composition = read_composition(bundles[newest(bundles)].path)
+        except StoreError:  # told when it is loaded
+            return ()
+        return () if composition is None else tuple(member.name for member in composition.members)
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
+        if marks.trace is not None:
+            marks.trace.of(request)
+            ticket = self._submit(request, marks, partial(_ended, marks, done))
+            return TracedTicket(ticket, marks)
+        return self._submit(request, marks, done)
+
+    def _submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         family = self._families.get(request.model) or self._raw(request.model)
         try:
             if family is None:
@@ -112,6 +165,7 @@ class Service:
 
     def sent(self, response: InferResponse, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set."""
+        end_trace(marks, response)
         family = self._families.get(response.model) or self._raw(response.model)
         if family is not None and family.routed is not None and family.routed.version == response.version:
             family.routed.statistics.sent(marks)
@@ -139,12 +193,17 @@ class Service:
 
     def metadata(self) -> ServerMetadata:
         """Give what a client may know of the server."""
-        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=EXTENSIONS)
+        extensions = EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=extensions)
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
         model = self._model(name, version)
         return model.metadata((model.version,), name)
+
+    def takes_image(self, name: str) -> bool:
+        """Say whether a model's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
+        return self._model(name, None).takes_image
 
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
@@ -155,7 +214,7 @@ class Service:
         models = self.models() if name is None else [self._model(name, version)]
         return {"model_stats": [model.statistics.json(model.name, model.version) for model in models]}
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[Version]:
         """Give the versions that are routed to."""
         return [family.routed for family in self._families.values() if family.routed is not None]
 
@@ -241,8 +300,17 @@ class Service:
     async def stop(self, drain_s: float = 30.0) -> bool:
         """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
         self.drain()
-        finished = await asyncio.gather(*[family.close(drain_s) for family in self._families.values()])
+        finished, left = [], dict(self._families)
+        while left:  # a deployment made of others before those that it asks
+            asked = {member.removesuffix(RAW) for name in left for member in self.members_of(name)}
+            layer = [left.pop(name) for name in [*left] if name not in asked] or [left.pop(name) for name in [*left]]
+            finished += await asyncio.gather(*[family.close(drain_s) for family in layer])
         self._stopped = True
+        if self.shared_memory is not None:
+            self.shared_memory.unregister(None)
+        if self.traces is not None:
+            traces, self.traces = self.traces, None
+            await asyncio.to_thread(traces.close)
         return all(finished)
 
     async def _try(self, bundle: Bundle, name: str) -> None:
@@ -264,7 +332,7 @@ class Service:
         routed = None if family is None else family.routed
         return family if routed is not None and routed.has_raw else None
 
-    def _model(self, name: str, version: str | None) -> Model:
+    def _model(self, name: str, version: str | None) -> Version:
         family = self._families.get(name) or self._raw(name)
         if family is None:
             raise self._unknown(name)

@@ -7,19 +7,26 @@ each return from it waits for a switch interval where another thread is busy in 
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
-from hasten.serve.batching import Batch, Batcher
+from hasten.serve.batching import NEVER, Batch, Batcher, Taken
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
 from hasten.serve.runner import Clock, Outputs, Runner
 from hasten.serve.warm import Warm
 
+logger = logging.getLogger(__name__)
+
 SWITCH_INTERVAL_S = 0.0005
 """For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
+
+HUNG_EXIT = 70
+"""What the process exits with where a run hangs on the event loop's own thread: EX_SOFTWARE of sysexits.h."""
 
 LONGEST_WAIT_S = 3600.0
 """A bell that is not rung is looked at this often."""
@@ -74,11 +81,17 @@ class Line:
         self._closed = False
         self._idle: list[Instance] = []
 
-    def put(self, pieces: tuple[Piece, ...], now_ns: int) -> None:
-        """Add pieces, and wake an instance."""
+    def put(self, pieces: tuple[Piece, ...], now_ns: int, *, ring: bool = True) -> None:
+        """Add pieces, and wake an instance, unless the caller will ``borrow`` one."""
         with self.lock:
             for piece in pieces:
                 self.batcher.put(piece, now_ns)
+            if ring:
+                self._ring()
+
+    def ring(self) -> None:
+        """Wake an instance."""
+        with self.lock:
             self._ring()
 
     def take(self, instance: Instance) -> Batch[Piece] | None:
@@ -102,13 +115,41 @@ class Line:
                 instance.tell(Dropped(tuple(taken.dropped)))
             if taken.batch is not None:
                 return taken.batch
-            wait_s = min((taken.again_ns - now_ns) / 1e9, LONGEST_WAIT_S)
+            wait_s = min((taken.again_ns - now_ns) / 1e9, instance.look_s)
             rung = instance.bell.acquire(timeout=max(wait_s, 0.0))
+            if not rung:
+                instance.look_after(self.clock_ns())
             with self.lock:
                 if instance in self._idle:
                     self._idle.remove(instance)
                 elif not rung:  # rung just after its wait was over: the ring is used up, or the next would find it
                     instance.bell.acquire()
+
+    def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
+        """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
+
+        No batch: it is held open, and an instance is told to look when its time comes.
+        """
+        with self.lock:
+            if not self._idle or not self.batcher.rows:
+                return None, None
+            instance = self._idle.pop()
+            now_ns = self.clock_ns()
+            taken = self.batcher.take(now_ns)
+            if taken.batch is None:
+                self._idle.append(instance)
+                if taken.again_ns != NEVER:
+                    self._ring()
+            else:
+                instance.began_ns = now_ns
+                instance.running = taken.batch
+            return instance, taken
+
+    def give_back(self, instance: Instance) -> None:
+        """Let an instance that was borrowed wait again."""
+        with self.lock:
+            instance.running = None
+            self._idle.append(instance)
 
     def back(self, instance: Instance, batch: Batch[Piece]) -> None:
         """Put back a batch that was taken and not begun."""
@@ -153,6 +194,7 @@ class Instance:
         open_runner: Opens the model, in the instance's own thread.
         prepare: Warms and checks the model before the first batch; what it gives is told with ``Opened``.
         post: Tells the event loop.
+        run_limit_ns: How long a run may take that the event loop itself does, before the process is ended.
     """
 
     def __init__(
@@ -164,6 +206,7 @@ class Instance:
         open_runner: Callable[[], Runner],
         prepare: Callable[[Runner], Warm],
         post: Post,
+        run_limit_ns: int = int(LONGEST_WAIT_S * 1e9),
     ) -> None:
         self.number = number
         self.line = line
@@ -171,6 +214,9 @@ class Instance:
         self.running: Batch[Piece] | None = None
         self.began_ns = 0
         self.leaves = False
+        self.look_s = min(run_limit_ns / 1e9, LONGEST_WAIT_S)
+        """How often its thread looks, while it waits, after a run that another thread does with its model."""
+        self._run_limit_ns = run_limit_ns
         self._name = name
         self._open = open_runner
         self._prepare = prepare
@@ -190,6 +236,29 @@ class Instance:
         """End a run that hangs, where that is possible. From any thread."""
         if self._runner is not None:
             self._runner.kill()
+
+    @property
+    def lends(self) -> bool:
+        """Its model may be run by another thread while its own waits."""
+        return self._runner is not None and self._runner.lends
+
+    def run_here(self, batch: Batch[Piece], idle_ns: int) -> Ran:
+        """Run a batch in the calling thread; the instance was ``borrow``ed, and ``lends``."""
+        assert self._runner is not None
+        return self._run(self._runner, batch, idle_ns)
+
+    def look_after(self, now_ns: int) -> None:
+        """End the process where a run that the event loop does itself hangs: nobody else can end it, or answer."""
+        if self.running is not None and now_ns - self.began_ns >= self._run_limit_ns:
+            seconds = self._run_limit_ns / 1e9
+            logger.critical(
+                "a run of %s on the event loop's thread did not end within %g s, and the server with it; "
+                "set isolation = 'process' in its deployment",
+                self._name,
+                seconds,
+            )
+            logging.shutdown()
+            os._exit(HUNG_EXIT)
 
     def alive(self) -> bool:
         """Say whether its runner can be used."""

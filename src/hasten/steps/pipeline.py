@@ -11,6 +11,7 @@ from hasten import registry
 from hasten.artifact import Json
 from hasten.errors import BadRequest, HastenError, StoreError, TooLarge
 from hasten.settings import build
+from hasten.steps.decode_image import DecodeImage
 from hasten.steps.step import Around, Opened, Place, Specs, Step
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
@@ -35,6 +36,8 @@ class Pipeline:
     """Tensors of a client that steps before the model read; others go to it as they are."""
     fed: tuple[TensorSpec, ...]
     """The model's inputs, without the batch axis."""
+    images: frozenset[str] = frozenset()
+    """Tensors of a client that are files of images."""
 
     @property
     def row_bytes(self) -> int:
@@ -98,18 +101,21 @@ def open_pipeline(
         return None
     pre, post = (_built(tables.get(place, ()), place, where) for place in ("pre", "post"))
     wanted = {spec.name: _without_rows(spec) for spec in model.inputs}
-    outer, opened_pre = _fit_pre(pre, wanted, around)
+    read, untouched, opened_pre = _fit_pre(pre, wanted, around)
     given: Specs = {spec.name: _without_rows(spec) for spec in model.outputs}
     opened_post = []
     for each in post:
         given, opened = each.fitted(given, around)
         opened_post.append(opened)
     return Pipeline(
-        signature=Signature(tuple(map(_with_rows, outer.values())), tuple(map(_with_rows, given.values()))),
+        signature=Signature(
+            tuple(map(_with_rows, (*read.values(), *untouched.values()))), tuple(map(_with_rows, given.values()))
+        ),
         pre=tuple(opened_pre),
         post=tuple(opened_post),
-        read=frozenset(outer) if pre else frozenset(),
+        read=frozenset(read),
         fed=tuple(wanted.values()),
+        images=frozenset(each.step.input for each in pre if isinstance(each.step, DecodeImage)),
     )
 
 
@@ -147,8 +153,11 @@ def _built(tables: Sequence[Table], place: Place, where: str) -> list[_Named]:
     return steps
 
 
-def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[dict[str, TensorSpec], list[Opened]]:
-    """Walk from the client to the model. Gives the client's tensors, and the opened steps."""
+def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[Specs, Specs, list[Opened]]:
+    """Walk from the client to the model.
+
+    Gives the client's tensors that steps read, those that go to the model as they are, and the opened steps.
+    """
     outer: dict[str, TensorSpec] = {}
     given: dict[str, TensorSpec] = {}
     opened = []
@@ -170,7 +179,7 @@ def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[di
     untouched = {name: spec for name, spec in wanted.items() if name not in given}
     for name in untouched.keys() & outer.keys():
         raise StoreError(f"{last}: the model takes {wanted[name]}, and the steps use that name for something else")
-    return {**outer, **untouched}, opened
+    return outer, untouched, opened
 
 
 def _check_fit(last: str, made: TensorSpec, wanted: TensorSpec) -> None:
