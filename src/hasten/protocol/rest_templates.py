@@ -61,25 +61,18 @@ class _Known:
 class RequestTemplates:
     """Reads the requests of one target; gives what ``rest.decode_request`` gives."""
 
-    def __init__(self, model: str, version: str | None) -> None:
+    def __init__(self, model: str, version: str | None, *, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._model = model
         self._version = version
         self._known: dict[bytes, _Known] = {}
 
     def decode(
-        self,
-        body: Buffer,
-        *,
-        header_bytes: int | None,
-        metadata: Callable[[str, str | None], ModelMetadata],
-        regions: Regions | None = None,
+        self, body: Buffer, *, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
     ) -> InferRequest:
-        """Read a request; see ``rest.decode_request``. Where there is shared memory, heads are read anew each time.
-
-        ``metadata`` gives that of a model and version, for raw requests. Raises BadRequest.
-        """
-        if not header_bytes or header_bytes > LONGEST_HEAD_BYTES or regions is not None:
-            return self._read(body, header_bytes, metadata, regions)
+        """Read a request; ``metadata`` gives that of a model and version, for raw requests. See ``rest.decode_request``. Raises BadRequest."""
+        if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
+            return self._read(body, header_bytes, metadata)
         view = memoryview(body)
         head = bytes(view[:header_bytes])
         known, name = self._known.get(head), ""
@@ -92,17 +85,13 @@ class RequestTemplates:
                     known = None
         if known is not None and len(view) == header_bytes + known.n_bytes:
             return _filled(known, view, header_bytes, name)
-        request = self._read(body, header_bytes, metadata, None)
+        request = self._read(body, header_bytes, metadata)
         if known is None and request.id == name:
             self._keep(head, request)
         return request
 
     def _read(
-        self,
-        body: Buffer,
-        header_bytes: int | None,
-        metadata: Callable[[str, str | None], ModelMetadata],
-        regions: Regions | None,
+        self, body: Buffer, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
     ) -> InferRequest:
         return rest.decode_request(
             body,
@@ -110,7 +99,7 @@ class RequestTemplates:
             model=self._model,
             version=self._version,
             metadata=partial(metadata, self._model, self._version),
-            regions=regions,
+            regions=self._regions,
         )
 
     def _keep(self, head: bytes, request: InferRequest) -> None:
@@ -164,16 +153,15 @@ def _filled(known: _Known, view: memoryview, at: int, name: str) -> InferRequest
 class ResponseTemplates:
     """Writes answers; gives what ``rest.encode_response`` gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._known: dict[object, bytes] = {}
 
-    def encode(
-        self, response: InferResponse, request: InferRequest, *, regions: Regions | None = None
-    ) -> tuple[list[bytes | memoryview], int | None]:
+    def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
         """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
         outputs = response.outputs
         if response.parameters or request.outputs or request.parameters.get(rest.ALL) is not True:
-            return rest.encode_response(response, request, regions=regions)
+            return rest.encode_response(response, request, regions=self._regions)
         described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
         key = (response.model, response.version, described)
         head = self._known.get(key)

@@ -47,8 +47,8 @@ class Calls:
         self._keys = keys
         self._reflection = side.Reflection((codec.FILE, *side.FILES))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests = RequestTemplates()
-        self._answers = ResponseTemplates()
+        self._requests = RequestTemplates(service.shared_memory)
+        self._answers = ResponseTemplates(service.shared_memory)
 
     def opened(self, call: Call) -> None:
         """Look at a call's headers: may it be made, and does it stream?"""
@@ -88,14 +88,10 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        service = self._service
-        if service.traces is not None:
-            marks.trace = service.traces.start(call.headers, call.began_ns)
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(call.headers, call.began_ns)
         try:
-            if service.shared_memory is None:
-                wanted = self._requests.decode(call.message)
-            else:
-                wanted = codec.decode_infer(call.message, regions=service.shared_memory)
+            wanted = self._requests.decode(call.message)
             timeout = call.headers.get(b"grpc-timeout")
             if timeout is not None:
                 wanted = _with_timeout(wanted, timeout)
@@ -112,11 +108,7 @@ class Calls:
             fail(call, result)
             return
         try:
-            regions = self._service.shared_memory
-            if regions is None:
-                encoded = self._answers.encode(result, wanted)
-            else:
-                encoded = codec.encode_infer(result, wanted, regions=regions)
+            encoded = self._answers.encode(result, wanted)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
             end_trace(marks, error)
             fail(call, error)
@@ -191,9 +183,17 @@ class FastGrpcListener:
     """The fast gRPC transport on a port."""
 
     def __init__(
-        self, service: Service, limits: Limits, *, place: tuple[str, int], keys: Keys | None, tls: ssl.SSLContext | None
+        self,
+        service: Service,
+        limits: Limits,
+        *,
+        place: tuple[str, int, bool],
+        keys: Keys | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
+        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._calls = Calls(service, keys)
+        self._cork = service.cork
         self._limits = limits
         self._place = place
         self._tls = tls
@@ -212,8 +212,11 @@ class FastGrpcListener:
         """Bind and accept. Raises BadInput where the port is taken."""
         loop = asyncio.get_running_loop()
         calls = self._calls
-        self._server = Http2Server(opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time)
-        bound = bind(*self._place)
+        self._server = Http2Server(
+            opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time, cork=self._cork
+        )
+        host, port, reuse_port = self._place
+        bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)

@@ -50,7 +50,7 @@ class Rest:
         self._keys = keys
         self._targets: dict[bytes, Target] = {}
         self._templates: dict[bytes, RequestTemplates] = {}
-        self._answers = ResponseTemplates()
+        self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def route(self, request: Request) -> None:
@@ -82,23 +82,22 @@ class Rest:
             self._templates.clear()
         self._targets[raw] = target
         if target.call == "infer":
-            self._templates[raw] = RequestTemplates(str(target.model), target.version)
+            self._templates[raw] = RequestTemplates(
+                str(target.model), target.version, regions=self._service.shared_memory
+            )
         return target
 
     # inference
 
     def _infer(self, request: Request, templates: RequestTemplates) -> None:
         marks = Marks()
-        ns, service = marks.ns, self._service
+        ns = marks.ns
         ns[0], ns[1] = request.began_ns, perf_counter_ns()
-        if service.traces is not None:
-            marks.trace = service.traces.start(request.headers, request.began_ns)
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(request.headers, request.began_ns)
         try:
             wanted = templates.decode(
-                self._body(request),
-                header_bytes=_header_bytes(request),
-                metadata=service.model_metadata,
-                regions=service.shared_memory,
+                self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
             )
         except ServeError as error:
             end_trace(marks, error)
@@ -114,7 +113,7 @@ class Rest:
             fail(request, result)
             return
         try:
-            parts, header_bytes = self._answers.encode(result, wanted, regions=self._service.shared_memory)
+            parts, header_bytes = self._answers.encode(result, wanted)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
             end_trace(marks, error)
             fail(request, error)

@@ -14,6 +14,7 @@ from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
+from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
@@ -88,6 +89,8 @@ class Service:
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
         self._known: dict[str, dict[str, Bundle]] = {}
+        self.cork = Cork()
+        """Active while a batch is answered: transports then hold what they write."""
         self._around: Surroundings | None = None
         self._draining = False
         self._stopped = False
@@ -101,7 +104,9 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code, members=self)
+        self._around = Surroundings(
+            loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
+        )
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
