@@ -144,7 +144,7 @@ async def swaps(scene: Scene) -> dict:
     lasted = [end - began for began, end in spans]
     return told | outcome(tally) | {
         "exit_code": code,
-        "swap_s": {"median": float(np.median(lasted)), "longest": max(lasted)},
+        "swap_s": {"median": float(np.median(lasted)), "longest": max(lasted), "each": lasted},
         "p99_ms": {"swap": p99_ms(window(tally, spans)), "steady": p99_ms(window(tally, spans, apart=True))},
         "p50_ms": {
             "swap": float(np.median(window(tally, spans)) * 1e3),
