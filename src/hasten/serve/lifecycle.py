@@ -25,6 +25,9 @@ DRAIN_S = 30.0
 """How long an old version may take to finish what is inside."""
 
 
+KEPT_FATES = 8
+"""Versions that were unloaded are told this far back; a server that is swapped for months must not keep them all."""
+
 Version = Model | Composed
 """A version that is alive: of a model of its own, or of a deployment made of others."""
 
@@ -181,6 +184,9 @@ class Family:
         self._draining.discard(task)
         if self.fates.get(old.version) == Fate(State.DRAINING):
             self.fates[old.version] = Fate(State.GONE, "unloaded")
+        gone = [version for version, fate in self.fates.items() if fate.state is State.GONE]
+        for version in gone[:-KEPT_FATES]:
+            del self.fates[version]
 
 
 async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
