@@ -17,6 +17,7 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 
 EXTRAS = (
     *("grpc", "hpack", "httptools", "prometheus_client", "uvicorn", "uvloop"),
+    "tokenizers",
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
 )
@@ -33,6 +34,7 @@ OWNERS = {
     "httptools": ("serve/http1", "serve/listen", "client/http_async"),
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
+    "tokenizers": ("steps/tokenise",),
     "uvloop": ("serve/app",),
 }
 """The only files, by the beginning of their names, that import an extra: plainly, at their top."""

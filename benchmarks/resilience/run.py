@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import uvloop
 from place import Server, free_port, make_bundles, post, publish, withdraw
-from report import write_page
 from traffic import Bank, Tally, Traffic
 
 from hasten.deployment import Serving
 from hasten.host import this_host, versions
+from report import write_page
 
 HERE = Path(__file__).parent
 LOAD = "/v2/repository/models/net/load"
@@ -349,7 +349,9 @@ def one(asked: argparse.Namespace) -> int:
     record["complaints"] = complaints(asked.run, record)
     record |= {"at": time.strftime("%Y-%m-%d %H:%M"), "host": this_host().__dict__, "versions": versions()}
     record["cores"] = sorted(os.sched_getaffinity(0))
-    print(json.dumps({k: v for k, v in record.items() if k not in ("host", "versions", "marks")}, indent=1, default=str))
+    print(
+        json.dumps({k: v for k, v in record.items() if k not in ("host", "versions", "marks")}, indent=1, default=str)
+    )
     if not asked.dry:
         path = HERE / f"results-{asked.run}.json"
         pieces = json.loads(path.read_text()) if path.exists() else []

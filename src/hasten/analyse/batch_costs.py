@@ -76,7 +76,9 @@ class BatchCosts:
         return max(instances * size / (self.ns(size, instances) + self.between_ns) * 1e9 for size in sizes)
 
 
-def costs_of(loaded: Sequence[LoadRun], *, alone: LoadRun | None = None, saturated: LoadRun | None = None) -> BatchCosts:
+def costs_of(
+    loaded: Sequence[LoadRun], *, alone: LoadRun | None = None, saturated: LoadRun | None = None
+) -> BatchCosts:
     """Read t(n) out of runs against a server that tells batch rows and phases.
 
     Args:

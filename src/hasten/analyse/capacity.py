@@ -126,9 +126,7 @@ class Choice:
         return f"instances={self.setup.instances} threads={self.setup.threads} batch_sizes={sizes}"
 
 
-def choices(
-    costs: Sequence[tuple[int, BatchCosts]], *, cores: int, most_rows: int | None = None
-) -> tuple[Setup, ...]:
+def choices(costs: Sequence[tuple[int, BatchCosts]], *, cores: int, most_rows: int | None = None) -> tuple[Setup, ...]:
     """Give every sensible way to run a model on ``cores``: instances times threads within them, batches up to each size.
 
     ``costs`` has t(n) by threads of a run.
@@ -195,7 +193,9 @@ def replicas_for(rate: float, setup: Setup, objective: Objective, load: Load, *,
     shown = sorted({max(1, count + step) for step in (-2, -1, 0, 1, 2)})
     points = tuple(point_at(setup, rate / k, load, limit_ns=objective.limit_ns) for k in shown)
     holding = [
-        k for k, point in zip(shown, points, strict=True) if (v := point.value_ns(objective.q)) and v <= objective.limit_ns
+        k
+        for k, point in zip(shown, points, strict=True)
+        if (v := point.value_ns(objective.q)) and v <= objective.limit_ns
     ]
     found = min(holding, default=None)
     return Replicas(rate=rate, count=found, cores=None if found is None else found * setup.cores, by_count=points)

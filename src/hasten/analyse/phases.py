@@ -126,9 +126,7 @@ def band(joined: Joined, q: float, width: float, *, seed: int) -> Band | None:
     shares = tuple(
         Share(
             part=name,
-            mean_ns=Estimate(
-                value=float(parts[:, k].mean()), low=float(low[k]), high=float(high[k]), n=len(chosen)
-            ),
+            mean_ns=Estimate(value=float(parts[:, k].mean()), low=float(low[k]), high=float(high[k]), n=len(chosen)),
             share=float(parts[:, k].mean()) / total if total else 0.0,
         )
         for k, name in enumerate(joined.told)

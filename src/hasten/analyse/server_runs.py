@@ -100,7 +100,9 @@ def infer_ended_ns(run: LoadRun, joined: Joined) -> Ints:
 
 def expected_ns(size: Ints, infer_ns: Ints) -> Floats:
     """Give the typical infer time of each run's size [runs]: its median, or where there are few, from its neighbours."""
-    known = [(int(s), float(np.median(infer_ns[size == s]))) for s in np.unique(size) if (size == s).sum() >= FEWEST_RUNS]
+    known = [
+        (int(s), float(np.median(infer_ns[size == s]))) for s in np.unique(size) if (size == s).sum() >= FEWEST_RUNS
+    ]
     if not known:
         known = [(int(np.median(size)), float(np.median(infer_ns)))]
     sizes, times = np.array([s for s, _ in known], float), np.array([t for _, t in known])

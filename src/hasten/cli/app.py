@@ -29,6 +29,7 @@ VERBS = {
     "import": "Bring a model into the store, checked.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
     "infer": "Send samples to a server, and show what its model says.",
+    "cascade": "Make one deployment of two: the large one is asked only where the small one is in doubt.",
     "predict": "Run a deployment over a file, in this process, and write what it says.",
     "conformance": "Check any Open Inference Protocol server, and say where it does otherwise.",
     "doctor": "Show what works here, and the fix for what does not.",

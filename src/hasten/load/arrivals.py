@@ -1,11 +1,11 @@
 """When requests leave: arrival plans, in one line of text each, with every due time fixed before the run.
 
-    poisson:rate=200                        independent arrivals, 200 each second
-    constant:rate=200                       one every 5 ms
-    burst:rate=50,size=20,every=2s          Poisson arrivals at 50/s, and 20 at once every 2 s
-    ramp:from=10,to=500                     Poisson arrivals whose rate rises evenly over the run
-    trace:times.txt                         the times of a file, seconds from its start, or those of a recorded run
-    closed:concurrency=8                    a closed loop: 8 requests under way, each answer lets the next one go
+poisson:rate=200                        independent arrivals, 200 each second
+constant:rate=200                       one every 5 ms
+burst:rate=50,size=20,every=2s          Poisson arrivals at 50/s, and 20 at once every 2 s
+ramp:from=10,to=500                     Poisson arrivals whose rate rises evenly over the run
+trace:times.txt                         the times of a file, seconds from its start, or those of a recorded run
+closed:concurrency=8                    a closed loop: 8 requests under way, each answer lets the next one go
 """
 
 from __future__ import annotations

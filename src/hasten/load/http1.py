@@ -282,9 +282,9 @@ class Connection(asyncio.BufferedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Look for what tells how the body ends, and for the server's timing."""
         length = len(name)
-        if length == 14 and name.lower() == b"content-length":
-            self._until_end = False
-        elif length == 17 and name.lower() == b"transfer-encoding":
+        if (length == 14 and name.lower() == b"content-length") or (
+            length == 17 and name.lower() == b"transfer-encoding"
+        ):
             self._until_end = False
         elif length == 13 and name.lower() == TIMING:
             self._told = value if self._told is None else self._told + b"," + value
@@ -300,8 +300,6 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._complete = True
         self._keep = self._parser.should_keep_alive()
-
-
 
 
 def _tell(recorder: Recorder, index: int, answer: tuple[int, bytes | None, int]) -> None:

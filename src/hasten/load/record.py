@@ -87,7 +87,9 @@ def read_run(folder: Path) -> LoadRun:
     path = folder / RUN
     try:
         if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise StoreError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_JSON_BYTES} that are read")
+            raise StoreError(
+                f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_JSON_BYTES} that are read"
+            )
         record = msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no run of load: it has no {RUN}") from error

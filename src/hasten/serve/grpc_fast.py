@@ -13,13 +13,13 @@ from typing import Any
 
 from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
+from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
-from hasten.protocol.http2_frames import literal
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits

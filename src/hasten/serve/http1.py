@@ -86,7 +86,18 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_header_bytes"),
         *("_headers", "_in_headers", "_in_message", "_length", "_outstanding", "_parser", "_paused", "_peer"),
-        *("_read_ns", "_reading", "_request", "_server", "_target", "_transport", "_timed", "deadline_s", "fresh", "slot"),
+        *(
+            "_read_ns",
+            "_reading",
+            "_request",
+            "_server",
+            "_target",
+            "_transport",
+            "_timed",
+            "deadline_s",
+            "fresh",
+            "slot",
+        ),
     )
 
     def __init__(self, server: Http1Server) -> None:

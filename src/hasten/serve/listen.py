@@ -65,7 +65,9 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     return bound
 
 
-async def take_waiting(port: socket.socket, take: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None) -> None:
+async def take_waiting(
+    port: socket.socket, take: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+) -> None:
     """Take the connections that the kernel has made and nobody has taken yet, then close the port.
 
     Closing alone would reset them, and what their clients have sent already with them.

@@ -34,7 +34,12 @@ CALLS: dict[str, Call] = {
     "config": Call("GET", _both("/config"), "A model's configuration, as Triton's clients read it."),
     "stats": Call("GET", ("/v2/models/stats", *_both("/stats")), "Counts and times of a model, or of all."),
     "index": Call("POST", ("/v2/repository/index",), "The models and versions of the repository.", body=True),
-    "load": Call("POST", ("/v2/repository/models/{model}/load",), "Load a model's newest version, or parameters.version.", body=True),
+    "load": Call(
+        "POST",
+        ("/v2/repository/models/{model}/load",),
+        "Load a model's newest version, or parameters.version.",
+        body=True,
+    ),
     "unload": Call("POST", ("/v2/repository/models/{model}/unload",), "Unload a model.", body=True),
     "metrics": Call("GET", ("/metrics",), "Metrics in Prometheus' text format.", "text/plain"),
     "openapi": Call("GET", ("/openapi.json",), "This description, for machines."),

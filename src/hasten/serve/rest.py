@@ -17,7 +17,6 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
-from hasten.protocol.phases import PHASES
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress

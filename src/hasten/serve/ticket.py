@@ -14,7 +14,6 @@ from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.phases import PHASES
 
-
 _TIMING = ", ".join(f"{name};dur=%.3f" for name in PHASES[:-1]) + ', rows;desc="%d", instance;desc="%d"'
 
 
