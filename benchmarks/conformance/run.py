@@ -37,7 +37,7 @@ def hasten(transport: str) -> Command:
     def command(python: str, folder: Path) -> list[str]:
         subprocess.run([python, SERVERS / "hasten_net.py", folder], check=True)
         ports = ["--port", str(PORT), "--grpc-port", str(GRPC_PORT), "--drain", "1ms"]
-        return [python, "-m", "hasten", "serve", str(folder), *ports, "--transport", transport]
+        return [python, "-m", "hasten", "serve", str(folder), *ports, "--transport", transport, "--shared-memory"]
 
     return command
 

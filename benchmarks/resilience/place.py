@@ -1,10 +1,9 @@
-"""What is served, and by whom: two versions of a small network that answer differently, and ``hasten serve`` processes."""
+"""What is served, and by whom: two versions of a network that answer differently, and ``hasten serve`` processes."""
 
 import asyncio
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -119,6 +118,14 @@ class Server:
         """Give the process ids of its workers."""
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
+    def ready_workers(self) -> int:
+        """Ask how many workers take batches."""
+        connection = http.client.HTTPConnection(*self.place, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith("hasten_workers{"))
+
     def rss_bytes(self) -> int:
         """Give the resident memory of the server and its workers."""
         whole = psutil.Process(self.process.pid)
@@ -129,4 +136,4 @@ class Server:
         return total
 
     def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())

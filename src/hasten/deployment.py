@@ -44,8 +44,12 @@ class Serving:
     timeout_ms: Annotated[Milliseconds | None, Doc("time after which an answer is of no use")] = None
     run_limit_ms: Annotated[Milliseconds, Doc("time after which a run counts as hung")] = 30_000.0
     isolation: Annotated[
-        Literal["thread", "process"], Doc("where sessions run: in the server's process, or each in its own")
-    ] = "thread"
+        Literal["auto", "thread", "process"],
+        Doc(
+            "where sessions run: each in a thread, each in a process, or auto: a thread, and runs so short that handing "
+            "them over would cost more on the event loop's own"
+        ),
+    ] = "auto"
     slot_bytes: Annotated[
         Count | None, Doc("bytes of shared memory for a run's inputs or outputs; none: from the signature")
     ] = None

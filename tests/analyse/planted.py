@@ -181,6 +181,20 @@ def throttled(seed: int) -> Case:
     return run, host(stops, int(run.requests.done_ns.max()))
 
 
+def stopped(seed: int) -> Case:
+    """As ``throttled``, and the event loop stood still as well: what came meanwhile was read only afterwards."""
+    run, seen = throttled(seed)
+    random = np.random.default_rng(seed)
+    starts = [int(s) for s in np.sort(random.integers(200, 9_500, 8)) * MS]
+    requests = run.requests
+    for first in starts:
+        inside = (requests.sent_ns > first) & (requests.sent_ns < first + 80 * MS)
+        queue = PHASES.index("queue")
+        moved = np.minimum(first + 80 * MS - requests.sent_ns[inside], requests.phases_ns[inside, queue])
+        requests.phases_ns[inside, queue] -= moved
+    return run, seen
+
+
 def late_client(seed: int) -> Case:
     """The generator stands still for 60 ms, again and again, and then sends what was due."""
     random = np.random.default_rng(seed)

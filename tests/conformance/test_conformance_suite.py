@@ -129,10 +129,3 @@ def test_a_junit_file_has_every_check_and_fails_on_what_counts(tmp_path: Path) -
     failed = [case.get("name") for case in root.findall("testsuite/testcase[failure]")]
     assert failed == ["rest-infer-id"]
     assert sum(int(suite.get("failures", "0")) for suite in root) == 1
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,16 @@ def bundle(
         verdict="MEETS",
         host=this_host().binding,
         batch=batch or 1,
-        serving=serving or Serving(instances=1),
+        serving=_on_threads(serving or Serving(instances=1), engine),
         **more,
     )
     return write_deployment(deployment, built, folder)
+
+
+def _on_threads(serving: Serving, engine: str) -> Serving:
+    """Keep sessions that fail or hang on purpose off the event loop's thread."""
+    alone = engine != "onnxruntime" and serving.isolation == "auto"
+    return replace(serving, isolation="thread") if alone else serving
 
 
 def rows(n: int, *, seed: int = 0) -> Array:

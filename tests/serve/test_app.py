@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,37 +22,9 @@ import grpc
 
 from hasten.cli.app import run
 from serve.bundles import bundle
-from serve.served import call, infer_body, rows_of
+from serve.served import call, infer_body, rows_of, serving
 
 INFER = "/v2/models/net/infer"
-
-
-@contextmanager
-def serving(path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, object]]]:
-    """Run the command on free ports; gives the process and the line of JSON that it prints once it answers."""
-    command = [
-        sys.executable,
-        "-m",
-        "hasten",
-        "serve",
-        str(path),
-        "--json",
-        "--port",
-        "0",
-        "--grpc-port",
-        "0",
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.communicate(timeout=60)[1].decode()
-        yield process, json.loads(line)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +141,23 @@ def test_over_tls_it_answers_those_who_trust_its_certificate(toml: Path, tmp_pat
             assert b'"model_name"' in done.stdout
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_two_servers_on_one_port_both_answer_where_they_were_told_to_share_it(toml: Path, transport: str) -> None:
+    told: dict[str, object]
+    share = ("--drain", "1ms", "--reuse-port", "--transport", transport)
+    with serving(toml, *share) as (first, told):
+        ports = [urlsplit(f"//{str(told[key]).rpartition('//')[2]}").port for key in ("http", "grpc")]
+        with serving(toml, *share, "--port", str(ports[0]), "--grpc-port", str(ports[1])) as (second, again):
+            assert (told["http"], told["grpc"]) == (again["http"], again["grpc"])
+            for process in (first, second):  # whoever is left answers all
+                for _ in range(10):
+                    assert call(str(told["http"]), "POST", INFER, infer_body(rows_of(1)))[0] == 200
+                    with grpc.insecure_channel(str(told["grpc"]), [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30) == b"\x08\x01"
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
 
 
 def test_one_half_of_tls_is_a_usage_error(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""KServe's own Python clients, unchanged, REST and gRPC, in a process and, where it is told, an environment of their own.
+"""KServe's own Python clients, unchanged, REST and gRPC, in a process and, if told, an environment of their own.
 
 ``HASTEN_KSERVE_PYTHON`` names the interpreter of an environment with ``pip install kserve``; without it this one is
 tried. In one environment with tritonclient it works too, as long as one process imports only one of them.

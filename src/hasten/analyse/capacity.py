@@ -127,7 +127,7 @@ class Choice:
 
 
 def choices(costs: Sequence[tuple[int, BatchCosts]], *, cores: int, most_rows: int | None = None) -> tuple[Setup, ...]:
-    """Give every sensible way to run a model on ``cores``: instances times threads within them, batches up to each size.
+    """Give every sensible way to run a model on ``cores``: instances times threads within them, batches up to a size.
 
     ``costs`` has t(n) by threads of a run.
     """

@@ -124,10 +124,8 @@ def explain(run: LoadRun, *, limit_ns: float | None = None, host: HostSamples | 
     response = joined.response_ns
     threshold = float(np.quantile(response, 1 - SLOWEST, method="inverted_cdf")) if limit_ns is None else limit_ns
     slow = np.flatnonzero(response > threshold)
-    if len(slow) > MOST_EXPLAINED:
-        looked = slow[np.linspace(0, len(slow) - 1, MOST_EXPLAINED).astype(int)]
-    else:
-        looked = slow
+    spread = np.unique(np.linspace(0, max(len(slow) - 1, 0), min(len(slow), MOST_EXPLAINED)).astype(int))
+    looked = slow[spread]
     return Explanation(
         threshold_ns=threshold,
         typical_ns=float(np.median(response)),
@@ -171,8 +169,8 @@ class _Scene:
         self.done = run.requests.done_ns[joined.row]
         self.issue = joined.part("issue_delay")
         self.told = {name: joined.part(name) for name in joined.told}
-        self.waits = _Stretches(run, joined) if self.runs is not None else None
-        self.usual_pace = self._pace() if self.runs is not None and host is not None else None
+        self.waits = _Stretches(run, joined)
+        self.usual_pace = _pace(run, self.runs, host) if self.runs is not None and host is not None else None
 
     def why(self, i: int) -> Slow:
         """Explain one answered request, by its place among them."""
@@ -255,7 +253,6 @@ class _Scene:
 
     def _of_wait(self, runs: ServerRuns, i: int, lost_ns: float) -> tuple[str, str]:
         """Say what kept the instances while a request waited, or before, in the same stretch of waiting."""
-        assert self.waits is not None
         first, last = self.waits.before(i)
         faults: dict[str, tuple[float, str]] = {}
         for r in runs.overlapping(first, last):
@@ -320,17 +317,6 @@ class _Scene:
             idle = max(passed - worked / self.usual_pace, 0.0)
         return min(max(throttled, waiting, idle), passed)
 
-    def _pace(self) -> float:
-        """Give the server's usual processor time per time of a run: how busy it is where it is busy."""
-        assert self.runs is not None and self.host is not None
-        runs, began, paces = self.runs, self.run.began_unix_ns, []
-        long = np.flatnonzero(runs.infer_ns >= np.median(runs.infer_ns))[:400]
-        for r in long:
-            worked = self.host.spent("cpu_ns", began + int(runs.start_ns[r]), began + int(runs.end_ns[r]))
-            if worked is not None:
-                paces.append(worked / max(int(runs.infer_ns[r]), 1))
-        return float(np.median(paces)) if paces else 0.0
-
 
 class _Stretches:
     """Stretches of time in which, without a break, some request waited for an instance."""
@@ -352,6 +338,16 @@ class _Stretches:
     def before(self, i: int) -> tuple[float, float]:
         """Give the beginning of the stretch of request ``i``, and when it was taken out of the queue."""
         return float(self.start[i]), float(self.until[i])
+
+
+def _pace(run: LoadRun, runs: ServerRuns, host: HostSamples) -> float:
+    """Give the server's usual processor time per time of a run: how busy it is where it is busy."""
+    began, paces = run.began_unix_ns, []
+    for r in np.flatnonzero(runs.infer_ns >= np.median(runs.infer_ns))[:400]:
+        worked = host.spent("cpu_ns", began + int(runs.start_ns[r]), began + int(runs.end_ns[r]))
+        if worked is not None:
+            paces.append(worked / max(int(runs.infer_ns[r]), 1))
+    return float(np.median(paces)) if paces else 0.0
 
 
 def _ms(ns: float) -> str:

@@ -29,6 +29,9 @@ Word = Literal["holds", "fails", "undecided", "late generator"]
 FIRST_SHARE = 0.25
 """The search begins at this share of the rate that single requests, one after the other, would give."""
 
+STEP = 1.25
+"""Where a first rate is told, it is near: it is gone up or down from by so much."""
+
 CONFIRMATIONS = 3
 
 BACK_OFF = 0.96
@@ -58,6 +61,8 @@ class Rules:
     least_s: float = 2.0
     most_s: float = 20.0
     precision: float = 0.05
+    first: float | None = None
+    """The rate to begin with, where something is known; None: a quarter of what single requests would give."""
     seed: int = 0
 
 
@@ -132,7 +137,7 @@ def find_highest_rate(
     """
     check_objective(objective, bare_ns)
     search = _Search(measure, objective, rules or Rules(), progress)
-    search.bracket(FIRST_SHARE * 1e9 / bare_ns)
+    search.bracket(search.rules.first or FIRST_SHARE * 1e9 / bare_ns)
     search.bisect()
     confirmed = search.confirm()
     return Found(
@@ -157,10 +162,11 @@ def judge(times_ns: Floats, objective: Objective) -> Word:
     if misses:
         share = min(max(misses / n, 1 / n), 1 - 1 / n) if n > 1 else 0.5
         kept = effective_count(over, share) / n
-        n, misses = max(int(n * kept), 1), math.ceil(misses * kept)
+        n = max(int(n * kept), 1)
+        misses = min(math.ceil(misses * kept), n)
     if percentile_holds(n, misses, objective.q):
         return "holds"
-    return "fails" if percentile_fails(n, min(misses, n), objective.q) else "undecided"
+    return "fails" if percentile_fails(n, misses, objective.q) else "undecided"
 
 
 class _Search:
@@ -177,12 +183,12 @@ class _Search:
         rate = first
         while self.left() and math.isinf(self.high):
             if self.try_rate(rate) == "holds":
-                rate *= 2
+                rate *= 2 if self.rules.first is None else STEP
             elif self.steps[-1].word == "late generator" and self.low:
                 self.why = f"the generator itself was late at {rate:.4g}/s: more may hold"
                 return
         while self.left() and not self.low and self.high > first / 1000:
-            self.try_rate(self.high / 2)
+            self.try_rate(self.high / (2 if self.rules.first is None else STEP))
 
     def bisect(self) -> None:
         """Narrow it down."""

@@ -7,6 +7,7 @@ cgroup (``cpu.stat``, version 2 or 1), stolen time from the machine. What the sy
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +18,17 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from hasten.errors import StoreError
 from hasten.load.run import Ints
+from hasten.store import write_atomically
 
 EVERY_S = 0.02
 """A fifth of the cgroup's usual period: one throttled period is seen, and sampling takes about a per cent of a core."""
+
+FILE = "host.npy"
+LARGEST_BYTES = 256 << 20
+FAMILY_EVERY = 100
+"""Looking for the server's children reads all of /proc, so it is done once in so many samples."""
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -91,13 +99,16 @@ class Sampling:
 
     pid: int
     _rows: list[tuple[int, ...]] = field(default_factory=list)
+    _family: list[psutil.Process] = field(default_factory=list)
 
     def take(self) -> bool:
         """Take one sample; False where the process is gone."""
         try:
-            family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-            spent = [_schedule(process.pid) for process in family]
-            rss = sum(process.memory_info().rss for process in family)
+            if len(self._rows) % FAMILY_EVERY == 0:
+                server = psutil.Process(self.pid)
+                self._family = [server, *server.children(recursive=True)]
+            spent = [_schedule(process.pid) for process in self._family]
+            rss = sum(process.memory_info().rss for process in self._family)
         except (psutil.Error, OSError):
             return False
         known = all(one is not None for one in spent)
@@ -142,7 +153,7 @@ def server_pid(url: str) -> int | None:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:
         return None
-    pids = [one.pid for one in listening if one.pid is not None and one.laddr.port == parts.port]
+    pids = [one.pid for one in listening if one.pid is not None and one.laddr and one.laddr[1] == parts.port]
     return min(pids, default=None)
 
 
@@ -188,3 +199,32 @@ def _read_stat(path: Path) -> int:
     if "throttled_usec" in pairs:
         return int(pairs["throttled_usec"]) * 1000
     return int(pairs.get("throttled_time", -1))
+
+
+def write_host(samples: HostSamples, folder: Path) -> Path:
+    """Write samples beside a record of load. Raises StoreError: the disk cannot be written."""
+    table = np.stack([getattr(samples, name) for name in COLUMNS])
+    held = io.BytesIO()
+    np.lib.format.write_array(held, table, allow_pickle=False)
+    write_atomically(folder / FILE, held.getvalue())
+    return folder / FILE
+
+
+def read_host(folder: Path) -> HostSamples | None:
+    """Read samples that ``write_host`` wrote; None where there are none.
+
+    Raises:
+        StoreError: they are damaged, or too large.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise StoreError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_BYTES} that are read")
+        table = np.lib.format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    if table.dtype != np.int64 or table.ndim != 2 or len(table) != len(COLUMNS):
+        raise StoreError(f"{path} is damaged: it holds {table.dtype} {list(table.shape)}; measure again")
+    return HostSamples(**dict(zip(COLUMNS, table, strict=True)))

@@ -154,13 +154,16 @@ class _Service:
 
     def saturated(self) -> LoadRun:
         """More and more clients that wait for their answers, as long as that brings more."""
-        best: LoadRun | None = None
-        for clients in CLIENTS:
-            run = self.run(Closed(concurrency=clients), SATURATED_S, self.look.seed, f"{clients} clients at once")
-            if best is not None and load_point(run).throughput.value < BRINGS * load_point(best).throughput.value:
-                return best
+
+        def clients(count: int) -> LoadRun:
+            return self.run(Closed(concurrency=count), SATURATED_S, self.look.seed, f"{count} clients at once")
+
+        best = clients(CLIENTS[0])
+        for count in CLIENTS[1:]:
+            run = clients(count)
+            if load_point(run).throughput.value < BRINGS * load_point(best).throughput.value:
+                break
             best = run
-        assert best is not None
         return best
 
     def curve(self, top: float) -> list[LoadRun]:

@@ -47,7 +47,8 @@ class Joined:
     @property
     def response_ns(self) -> Ints:
         """[answered]."""
-        return self.parts_ns.sum(axis=1)
+        found: Ints = self.parts_ns.sum(axis=1)
+        return found
 
     def part(self, name: str) -> Ints:
         """Give one part, [answered]."""
@@ -93,7 +94,7 @@ def join_phases(run: LoadRun) -> Joined:
     if not len(row):
         raise BadInput(f"none of the {len(requests.outcome)} requests of this run was answered: it has no phases")
     phases = requests.phases_ns[row]
-    known = (phases >= 0).any(axis=0)  # [len(PHASES)]
+    known: list[bool] = (phases >= 0).any(axis=0).tolist()  # [len(PHASES)]
     phases = np.maximum(phases, 0)
     scheduled, sent, done = requests.scheduled_ns[row], requests.sent_ns[row], requests.done_ns[row]
     first = np.where(requests.first_ns[row] >= 0, requests.first_ns[row], done)
@@ -118,7 +119,7 @@ def band(joined: Joined, q: float, width: float, *, seed: int) -> Band | None:
     if len(chosen) < FEWEST_IN_BAND:
         return None
     places = [PARTS.index(name) for name in joined.told]
-    parts = joined.parts_ns[np.ix_(chosen, places)].astype(np.float64)  # [chosen, told]
+    parts = joined.parts_ns[chosen][:, places].astype(np.float64)  # [chosen, told]
     total = float(parts.sum(axis=1).mean())
     random = np.random.default_rng(seed)
     resampled = parts[random.integers(0, len(chosen), (RESAMPLES, len(chosen)))].mean(axis=1)  # [RESAMPLES, told]

@@ -99,7 +99,7 @@ def infer_ended_ns(run: LoadRun, joined: Joined) -> Ints:
 
 
 def expected_ns(size: Ints, infer_ns: Ints) -> Floats:
-    """Give the typical infer time of each run's size [runs]: its median, or where there are few, from its neighbours."""
+    """Give the typical infer time of each run's size [runs]: its median, or where there are few, its neighbours."""
     known = [
         (int(s), float(np.median(infer_ns[size == s]))) for s in np.unique(size) if (size == s).sum() >= FEWEST_RUNS
     ]
@@ -107,7 +107,8 @@ def expected_ns(size: Ints, infer_ns: Ints) -> Floats:
         known = [(int(np.median(size)), float(np.median(infer_ns)))]
     sizes, times = np.array([s for s, _ in known], float), np.array([t for _, t in known])
     beyond = times[-1] * size / sizes[-1]  # in proportion: an upper bound for a batch that gains by its size
-    return np.where(size > sizes[-1], beyond, np.interp(size, sizes, times))
+    found: Floats = np.where(size > sizes[-1], beyond, np.interp(size, sizes, times))
+    return found
 
 
 def _firsts(size: Ints, instance: Ints) -> npt.NDArray[np.bool_]:

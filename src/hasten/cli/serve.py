@@ -58,6 +58,11 @@ class GuardOptions:
     """Its key, in PEM."""
     allow_code: Path | None = None
     """A folder whose Python files the steps of deployments may run; without it they run no code."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
+    otel: str | None = None
+    """Where an OpenTelemetry collector takes spans, as http://HOST:4318; by default where OTEL_EXPORTER_OTLP_ENDPOINT
+    says, or nowhere."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request; - is standard output."""
 
@@ -140,6 +145,8 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
         tls_key=guards.tls_key,
         access_log=guards.access_log,
         code=guards.allow_code,
+        shared_memory=guards.shared_memory,
+        otel=guards.otel,
     )
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from hasten.client.values import Address
 from hasten.errors import NoAnswer
 
+OPEN_S = 10.0
+"""How long the first connection to a server may take."""
+
 SPARE_FILES = 64
 """Descriptors that are left for everything else."""
 
@@ -45,6 +48,8 @@ def connection_limit(wanted: int) -> int:
 
 def connect_failure(error: OSError) -> str:
     """Say in a few words why a connection could not be opened, the same for all addresses of a host."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no connection within {OPEN_S:g} s"
     if isinstance(error, ConnectionRefusedError) or "refused" in str(error):
         return "nobody listens there (connection refused)"
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -33,8 +33,8 @@ def server_cores(target: Target) -> set[int]:
     found: set[int] = set()
     try:
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
-            if listens and connection.laddr.port == target.address.port and connection.pid is not None:
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (target.address.port,)
+            if listens and connection.pid is not None:
                 found |= set(psutil.Process(connection.pid).cpu_affinity())
     except (psutil.AccessDenied, psutil.NoSuchProcess):
         return set()

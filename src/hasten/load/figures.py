@@ -106,7 +106,8 @@ def times_of(run: LoadRun) -> Floats:
     """Give the response times of what was sent, in order, in nanoseconds; infinite where there was no good answer."""
     requests = run.requests
     times = np.where(requests.outcome == OK, requests.latency_ns.astype(np.float64), np.inf)
-    return times[requests.outcome != UNSENT]
+    sent: Floats = times[requests.outcome != UNSENT]
+    return sent
 
 
 def why_invalid(run: LoadRun, objective: Objective | None) -> str | None:
@@ -119,8 +120,8 @@ def why_invalid(run: LoadRun, objective: Objective | None) -> str | None:
             return None
         share = delay_p99_ns / objective.limit_ns
         return (
-            f"the generator was late by {delay_p99_ns / 1e6:.3g} ms at p99, {share:.0%} of the objective (5 % is allowed); "
-            "use more --processes, other cores, or a lower rate"
+            f"the generator was {delay_p99_ns / 1e6:.3g} ms late at p99, {share:.0%} of the objective, and 5 % are "
+            "allowed; use more --processes, other cores, or a lower rate"
         )
     ok = requests.outcome == OK
     if not ok.any():

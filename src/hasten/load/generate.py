@@ -38,7 +38,8 @@ LEAD_S = 0.05
 LEAD_FOR_REQUEST_S = 2e-7
 SPARE_S = 120.0
 """What a run may take beyond its plan and its last timeout: reading what servers told of a million requests."""
-OPEN_S = 60.0
+OPEN_S = 300.0
+"""What reaching a target may take: a session is opened there, and run once."""
 
 Progress = Callable[[int, int, float], None]
 """Called now and then with the answers, the misses, and the share of the run that is over."""

@@ -10,7 +10,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from hasten.client.http import trusted
 from hasten.errors import NoAnswer
-from hasten.load.connect import Place, connect_failure, connection_limit, find_place
+from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, find_place
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, Recorder
 from hasten.load.target import Target
@@ -49,8 +49,9 @@ class Http1Sender:
         first = Connection(self)
         self._open.add(first)
         try:
-            await self._reach(first)
-        except OSError as error:
+            async with asyncio.timeout(OPEN_S):
+                await self._reach(first)
+        except OSError as error:  # a TimeoutError is one
             self._open.discard(first)
             raise NoAnswer(f"{self._url} gives no answer: {connect_failure(error)}") from error
         self._idle.append(first)
@@ -148,10 +149,10 @@ class Http1Sender:
         try:
             await self._reach(connection)
         except OSError as error:
-            self._open.discard(connection)
             if connection.index == index:
                 connection.index = NONE
                 self.failed(index, connect_failure(error), unreached=True)
+            self.lost(connection)
             return
         if connection.index == index:
             connection.write(payload, self._wire[payload])
@@ -240,7 +241,7 @@ class Connection(asyncio.BufferedProtocol):
                 what = "ended its answer early" if self._received else "closed the connection without a word"
                 sender.failed(index, what, unreached=not self._received)
         sender.lost(self)
-        self._parser = None  # it refers back to this object
+        self._parser = None  # type: ignore[assignment]  # it refers back to this object
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Give what is read into."""
@@ -282,9 +283,7 @@ class Connection(asyncio.BufferedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Look for what tells how the body ends, and for the server's timing."""
         length = len(name)
-        if (length == 14 and name.lower() == b"content-length") or (
-            length == 17 and name.lower() == b"transfer-encoding"
-        ):
+        if length in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
             self._until_end = False
         elif length == 13 and name.lower() == TIMING:
             self._told = value if self._told is None else self._told + b"," + value

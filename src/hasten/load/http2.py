@@ -14,7 +14,7 @@ from hpack import Decoder, HPACKError
 
 from hasten.client.http import trusted
 from hasten.errors import NoAnswer
-from hasten.load.connect import Place, connect_failure, connection_limit, find_place
+from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, find_place
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, Recorder
 from hasten.load.target import GRPC_STREAMS, Target
@@ -45,7 +45,9 @@ class Http2Sender:
         if self.context is not None:
             self.context.set_alpn_protocols(["h2"])
         self._limit = connection_limit(target.connections)
+        self.open_connections: set[Connection] = set()
         self._connections: list[Connection] = []
+        """Those that take calls."""
         self._carriers: dict[int, Connection] = {}
         self._waiting: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,8 +58,12 @@ class Http2Sender:
         self._place = await find_place(self.address, self.loop)
         first = Connection(self)
         try:
-            await self._reach(first)
-            await asyncio.wait_for(first.greeted, 10.0)
+            async with asyncio.timeout(OPEN_S):
+                await self._reach(first)
+        except OSError as error:  # a TimeoutError is one
+            raise NoAnswer(f"{self.address.url} gives no answer: {connect_failure(error)}") from error
+        try:
+            await asyncio.wait_for(first.greeted, OPEN_S)
         except TimeoutError as error:
             raise NoAnswer(f"{self.address.url} does not greet as HTTP/2 does; is it a gRPC port?") from error
         except OSError as error:
@@ -74,17 +80,13 @@ class Http2Sender:
 
     def send(self, index: int, payload: int) -> None:
         """Let a call go over the first connection that has room."""
-        for connection in self._connections:
-            if connection.room > 0:
-                self._carriers[index] = connection
-                connection.call(index, payload)
-                return
-        if len(self._connections) < self._limit:
-            connection = self._connect()
-            self._carriers[index] = connection
-            connection.call(index, payload)
-        else:
+        connection = self._with_room()
+        if connection is None:
             self._waiting[index] = payload
+            return
+        self._carriers[index] = connection
+        self.recorder.let_go(index)
+        connection.call(index, payload)
 
     def withdraw(self, index: int) -> None:
         """Tell the server that nobody waits any more."""
@@ -109,7 +111,7 @@ class Http2Sender:
 
     def close(self) -> None:
         """Cut every connection."""
-        for connection in list(self._connections):
+        for connection in list(self.open_connections):
             connection.abort()
         for task in self._tasks:
             task.cancel()
@@ -119,26 +121,47 @@ class Http2Sender:
     def ended(self, index: int) -> None:
         """A call is over; what waits may take its place."""
         self._carriers.pop(index, None)
-        if self._waiting:
-            first = next(iter(self._waiting))
-            self.send(first, self._waiting.pop(first))
+        self._next_waiting()
 
     def fail(self, index: int, reason: str, *, unreached: bool = False) -> None:
         """A call has no answer."""
         self._carriers.pop(index, None)
         self.recorder.fail(index, reason, unreached=unreached)
+        self._next_waiting()
 
     def refuse(self, index: int) -> None:
         """A call was turned away before it was looked at (REFUSED_STREAM, ENHANCE_YOUR_CALM)."""
         self._carriers.pop(index, None)
         self.recorder.answer(index, REFUSED, -1, 0)
+        self._next_waiting()
+
+    def again(self, index: int, payload: int) -> None:
+        """Send a call once more that the server said it never looked at (RFC 9113, 6.8)."""
+        connection = self._with_room()
+        if connection is None:
+            self.refuse(index)
+        else:
+            self._carriers[index] = connection
+            connection.call(index, payload)
 
     def lost(self, connection: Connection) -> None:
         """A connection takes no more calls."""
         if connection in self._connections:
             self._connections.remove(connection)
 
+    def _next_waiting(self) -> None:
+        if self._waiting:
+            first = next(iter(self._waiting))
+            self.send(first, self._waiting.pop(first))
+
     # connecting
+
+    def _with_room(self) -> Connection | None:
+        """Give the first connection that takes a call, a new one where none does; None: there are too many."""
+        for connection in self._connections:
+            if connection.room > 0:
+                return connection
+        return self._connect() if len(self._connections) < self._limit else None
 
     def _connect(self) -> Connection:
         connection = Connection(self)
@@ -172,10 +195,11 @@ class Http2Sender:
 class Stream:
     """One call."""
 
-    __slots__ = ("index", "received", "rest", "window")
+    __slots__ = ("index", "payload", "received", "rest", "window")
 
-    def __init__(self, index: int, window: int) -> None:
+    def __init__(self, index: int, payload: int, window: int) -> None:
         self.index = index
+        self.payload = payload
         self.received = 0
         self.window = window
         self.rest: memoryview | None = None
@@ -203,13 +227,13 @@ class Connection(asyncio.Protocol):
         self._receive_left = WINDOW
         self._rest = b""
         self._block: tuple[int, int, bytearray] | None = None
-        self._paused = False
+        self._retired = False
+        """It takes no more calls, and closes once those that it has are over."""
 
     # calls
 
     def call(self, index: int, payload: int) -> None:
         """Let a call go."""
-        self._sender.recorder.let_go(index)
         self.room -= 1
         if self._transport is None:
             self._early[index] = payload
@@ -219,7 +243,7 @@ class Connection(asyncio.Protocol):
     def _start(self, index: int, payload: int) -> None:
         number, self._next = self._next, self._next + 2
         block, message = self._sender.block, self._sender.wire[payload]
-        stream = Stream(index, self._first_window)
+        stream = Stream(index, payload, self._first_window)
         self._streams[number], self._numbers[index] = stream, number
         head = h2.frame(h2.HEADERS, h2.END_HEADERS, number, block)
         size = len(message)
@@ -232,7 +256,7 @@ class Connection(asyncio.Protocol):
             self._write(head)
             self._pump(number, stream)
         if self._next > LARGEST_NUMBER:
-            self._sender.lost(self)
+            self._retire()
 
     def _pump(self, number: int, stream: Stream) -> None:
         """Send what the windows let through."""
@@ -275,6 +299,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, and start what waited."""
         self._transport = transport  # type: ignore[assignment]
+        self._sender.open_connections.add(self)
         held = transport.get_extra_info("socket")
         if held is not None:
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -287,6 +312,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone, and its calls with it."""
         self._transport = None
+        self._sender.open_connections.discard(self)
         self._sender.lost(self)
         if not self.greeted.done():
             self.greeted.set_exception(ConnectionResetError("it closed the connection; is it a gRPC port?"))
@@ -376,6 +402,8 @@ class Connection(asyncio.Protocol):
         del self._streams[number]
         self._numbers.pop(stream.index, None)
         self.room += 1
+        if self._retired:
+            self._close_if_over()
 
     def _reset(self, flags: int, number: int, payload: bytes) -> None:
         stream = self._streams.get(number)
@@ -427,13 +455,22 @@ class Connection(asyncio.Protocol):
             self._write(h2.frame(h2.PING, h2.ACK, 0, payload))
 
     def _goaway(self, flags: int, number: int, payload: bytes) -> None:
-        """Take no more calls here; those that the server did not take are refused."""
-        self._sender.lost(self)
+        """Take no more calls here; those that the server never looked at go over another connection."""
+        self._retire()
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         for later in [found for found in self._streams if found > last]:
             stream = self._streams[later]
             self._forget(later, stream)
-            self._sender.refuse(stream.index)
+            self._sender.again(stream.index, stream.payload)
+        self._close_if_over()
+
+    def _retire(self) -> None:
+        self._retired = True
+        self._sender.lost(self)
+
+    def _close_if_over(self) -> None:
+        if self._retired and not self._streams and self._transport is not None:
+            self._transport.close()
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

@@ -27,6 +27,8 @@ LOOK_S = 0.005
 """How often timeouts and a dead server are looked for."""
 DEAD_S = 1.0
 """A server is given up when every attempt for so long found nobody there."""
+LATE_S = 1.0
+"""A generator that has not sent all so long after the last due time cannot keep the rate, and gives up."""
 TELL_S = 0.25
 
 Tell = Callable[[int, int, float], None]
@@ -175,6 +177,12 @@ class Pace:
         if self._course.concurrency and passed >= self._course.duration_ns:
             self._stopping = True
             self._finish_if_done()
+        elif self._next < len(self.scheduled) and passed > self.scheduled[-1] + LATE_S * NS:
+            left = len(self.scheduled) - self._next
+            self.stop(
+                f"the generator is too slow for this rate: {left} of {len(self.scheduled)} requests were due and not "
+                "sent; use more --processes, or a lower rate"
+            )
         if now - self._told_ns >= TELL_S * NS:
             self._told_ns = now
             self._tell(self.recorder.answered, self.recorder.missed, min(1.0, passed / self._course.duration_ns))
@@ -194,12 +202,9 @@ class Pace:
 def quiet_memory() -> Iterator[None]:
     """Collect no garbage while the block runs: a collection of everything takes longer than most answers."""
     was = gc.isenabled()
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was:
             gc.enable()

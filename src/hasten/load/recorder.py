@@ -13,7 +13,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from hasten.client.calls import phases_of
+from hasten.client.calls import numbers_of, phases_of
 from hasten.load.run import OUTCOMES, PHASES, Ints
 
 OK, REFUSED, TIMEOUT, ERROR, UNSENT = range(len(OUTCOMES))
@@ -108,7 +108,7 @@ def ints(column: array[int], requests: int) -> Ints:
 def phases_told(told: list[bytes | None]) -> tuple[Ints, Ints, Ints]:
     """Read what servers told: phases [n, PHASES], rows of the batch [n] and instance [n]; -1: not told.
 
-    ``name;dur=MILLISECONDS`` is a phase, as Server-Timing has it; ``rows;desc=N`` and ``instance;desc=N`` are ours.
+    ``name;dur=MILLISECONDS`` is a phase, as Server-Timing has it; ``rows;desc="N"`` and ``instance;desc="N"`` are ours.
     """
     phases = np.full((len(told), len(PHASES)), -1, np.int64)
     batch_rows = np.full(len(told), -1, np.int64)
@@ -121,20 +121,7 @@ def phases_told(told: list[bytes | None]) -> tuple[Ints, Ints, Ints]:
         for name, value_ns in phases_of(text).items():
             if name in places:
                 phases[index, places[name]] = value_ns
-        batch_rows[index] = _described(text, "rows")
-        instance[index] = _described(text, "instance")
+        numbers = numbers_of(text)
+        batch_rows[index] = numbers.get("rows", -1)
+        instance[index] = numbers.get("instance", -1)
     return phases, batch_rows, instance
-
-
-def _described(text: str, name: str) -> int:
-    """Find ``name;desc=N``, or ``name;dur=N``; -1 where it is not there."""
-    for piece in text.split(","):
-        word, _, rest = piece.strip().partition(";")
-        if word != name:
-            continue
-        for item in rest.split(";"):
-            key, _, value = item.strip().partition("=")
-            number = value.strip('"').partition(".")[0]
-            if key in ("desc", "dur") and number.isdecimal() and len(number) < 12:
-                return int(number)
-    return -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from typing import Any
 
@@ -14,7 +15,6 @@ from hasten.load.clock import precise_loop
 from hasten.load.pace import Course, Pace
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ints, phases_told
-from hasten.load.run import Ints
 from hasten.load.sender import Sender, make_sender
 from hasten.load.target import Target
 from hasten.tensors import Array
@@ -36,6 +36,8 @@ class LoadWorker:
         self._payloads = unpack(arrays, rows)
         self._sender = make_sender(self._target, self._payloads, self._loop)
         self._loop.run_until_complete(self._sender.open())
+        gc.collect()
+        gc.freeze()  # what is here by now stays: no collection need look at it again
 
     def run(self, arrays: dict[str, Array], **course: int) -> Reply:
         """Run one ``Course`` whose ``due_ns`` and ``samples`` are the arrays.
@@ -54,7 +56,7 @@ class LoadWorker:
         reasons = dict(pace.recorder.reasons)
         return Reply({"cut_short": pace.cut_short, "reasons": reasons}, self._columns(pace))
 
-    def _columns(self, pace: Pace) -> dict[str, Ints]:
+    def _columns(self, pace: Pace) -> dict[str, Array]:
         recorder, n = pace.recorder, len(pace.scheduled)
         sample = np.full(n, -1, np.int64)
         sample[: len(pace.sample)] = ints(pace.sample, len(pace.sample))

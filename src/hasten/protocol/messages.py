@@ -1,14 +1,16 @@
 """The protocol's messages as values: what codecs read and write, and what a service takes and gives.
 
 A tensor's data is an array in row-major order, a view of the body it came in where that is possible; BYTES are object
-arrays of ``bytes``. Nothing here knows HTTP, gRPC or JSON.
+arrays of ``bytes``. Nothing here knows HTTP, gRPC or JSON. What is made for each request is a
+``Struct``: a frozen value like a dataclass, made several times faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from hasten.errors import InvalidSetting
@@ -35,15 +37,14 @@ ITEM_BYTES: dict[str, int] = {name: DTYPES[ours].itemsize for name, ours in DATA
 """Bytes of one element; BYTES has no fixed size."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     """A named tensor of a request or a response. ``data`` has ``shape`` and the dtype of ``datatype``."""
 
     name: str
     datatype: str
     """A key of ``DATATYPES``."""
     data: Array
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = msgspec.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,17 +70,15 @@ class Tensor:
         return cls(name=name, datatype=datatype, data=data, parameters=parameters or {})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestedOutput:
+class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True):
     """An output that a client asks for. ``binary``: as bytes behind the JSON; None: as the request says for all."""
 
     name: str
     binary: bool | None = None
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One inference request. Rows are axis 0 of the inputs."""
 
     model: str
@@ -88,22 +87,21 @@ class InferRequest:
     id: str = ""
     outputs: tuple[RequestedOutput, ...] = ()
     """None given: all."""
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = msgspec.field(default_factory=dict)
     priority: int = 0
     """1 is the highest; 0: the deployment's usual one."""
     timeout_us: int = 0
     """Microseconds after its arrival from which its answer is of no use; 0: never."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InferResponse:
+class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to one request."""
 
     model: str
     version: str
     outputs: tuple[Tensor, ...]
     id: str = ""
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

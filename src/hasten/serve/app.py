@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +22,7 @@ from typing import IO, Literal
 
 import uvloop
 
-from hasten.errors import BadInput, InvalidSetting, ModelNotReady, StoreError
+from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
 from hasten.serve.asgi import AsgiListener
 from hasten.serve.grpc_fast import FastGrpcListener
@@ -31,9 +34,14 @@ from hasten.serve.listen import HttpListener, Listener, tls_context
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.traces import Traces
 from hasten.serve.worker import SWITCH_INTERVAL_S
 
 logger = logging.getLogger(__name__)
+
+GC_THRESHOLD = (20_000, 20, 50)
+"""Of the cyclic collector: what a request makes is freed by counting, and each pass costs as much as a few requests."""
 
 Transport = Literal["fast", "library"]
 
@@ -67,6 +75,10 @@ class Listening:
     """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
+    otel: str | None = None
+    """Where a collector takes OpenTelemetry spans, as http://HOST:4318. None: nowhere, but for ``OTEL_VARIABLES``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +89,9 @@ class Open:
     grpc: str | None
     service: Service
 
+
+OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Where OpenTelemetry's own variables name a collector, spans go there."""
 
 Announce = Callable[[Open], None]
 
@@ -97,13 +112,14 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    service = Service(open_repository(path), code=_code(listening))
+    service = _service(path, listening)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
         try:
             if not await _started(service, stop):
                 return True
+            _settle()
             for listener in listeners:
                 await listener.open()
             if not stop.is_set():
@@ -134,22 +150,47 @@ def make_listeners(
     rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
     if listening.transport == "library":
-        http = AsgiListener(rest, listening.limits, host=listening.host, port=listening.port, tls=tls)
+        http = AsgiListener(
+            rest, listening.limits, place=(listening.host, listening.port, listening.reuse_port), tls=tls
+        )
     else:
         clock_s = asyncio.get_running_loop().time
         log = None if access is None else access.log
-        server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log)
+        server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log, cork=service.cork)
         http = HttpListener(
             server, listening.host, listening.port, tls=tls, reuse_port=listening.reuse_port, access=access
         )
     if listening.grpc_port is None:
         return (http,)
+    place = (listening.host, listening.grpc_port, listening.reuse_port)
     if listening.transport == "fast":
         tls = None if pair is None else tls_context(*pair, speaks="h2")
-        place = (listening.host, listening.grpc_port)
         return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
-    grpc = GrpcListener(service, listening.limits, host=listening.host, port=listening.grpc_port, keys=keys, tls=pair)
-    return http, grpc
+    return http, GrpcListener(service, listening.limits, place=place, keys=keys, tls=pair)
+
+
+def _settle() -> None:
+    """Take what lives as long as the server out of the collector's way; requests leave it next to nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+
+
+def _service(path: Path, listening: Listening) -> Service:
+    memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
+    return Service(open_repository(path), code=_code(listening), shared_memory=memory, traces=_traces(listening))
+
+
+def _traces(listening: Listening) -> Traces | None:
+    """Make who traces requests, where the setting or the environment asks. Raises MissingDependency, BadInput."""
+    if listening.otel is None and not any(os.environ.get(name) for name in OTEL_VARIABLES):
+        return None
+    try:
+        otel = importlib.import_module("hasten.serve.otel")
+    except ImportError as error:
+        raise MissingDependency(f"what traces need ({error.name or error})", "pip install 'hasten[otel]'") from error
+    made: Traces = otel.open_traces(listening.otel)
+    return made
 
 
 async def _start(service: Service) -> None:
@@ -241,7 +282,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
-    service = Service(open_repository(path), code=_code(listening))
+    service = _service(path, listening)
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     listeners = make_listeners(service, listening, keys=keys, access=None)
     try:

@@ -137,6 +137,7 @@ class ChildRunner:
     """A session in a process of its own. Start it with ``start``; the thread that does must outlive it."""
 
     copies = True
+    lends = False
 
     def __init__(self, process: subprocess.Popen[bytes], pipes: tuple[int, int], slot: tuple[Region, Region]) -> None:
         self._process = process

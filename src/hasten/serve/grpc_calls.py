@@ -12,6 +12,7 @@ from hasten.errors import BadRequest
 from hasten.protocol import grpc as codec
 from hasten.serve.grpc_side import INFERENCE, parse
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 
 SERVICE = INFERENCE
 
@@ -81,6 +82,25 @@ async def _unload(service: Service, asked: Any) -> Message:
     return _new("RepositoryModelUnloadResponse")
 
 
+def _memory_status(service: Service, asked: Any) -> Message:
+    held = service.shared_memory
+    found = [] if held is None else held.status(asked.name or None)
+    return _new("SystemSharedMemoryStatusResponse", regions={region.name: region.json() for region in found})
+
+
+def _memory_register(service: Service, asked: Any) -> Message:
+    if service.shared_memory is None:
+        raise BadRequest(OFF)
+    service.shared_memory.register(asked.name, asked.key, offset=asked.offset, size_bytes=asked.byte_size)
+    return _new("SystemSharedMemoryRegisterResponse")
+
+
+def _memory_unregister(service: Service, asked: Any) -> Message:
+    if service.shared_memory is not None:
+        service.shared_memory.unregister(asked.name or None)
+    return _new("SystemSharedMemoryUnregisterResponse")
+
+
 CALLS: dict[str, Answer] = {
     "ServerLive": lambda service, asked: _new("ServerLiveResponse", live=service.live()),
     "ServerReady": lambda service, asked: _new("ServerReadyResponse", ready=service.ready()),
@@ -94,6 +114,9 @@ CALLS: dict[str, Answer] = {
     "RepositoryIndex": _index,
     "RepositoryModelLoad": _load,
     "RepositoryModelUnload": _unload,
+    "SystemSharedMemoryStatus": _memory_status,
+    "SystemSharedMemoryRegister": _memory_register,
+    "SystemSharedMemoryUnregister": _memory_unregister,
 }
 """What answers each call, by its name. Each raises ServeError."""
 

@@ -6,13 +6,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Coroutine
-from dataclasses import replace
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
+import msgspec
+
 from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
+from hasten.protocol.grpc_templates import RequestTemplates, ResponseTemplates
 from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
@@ -26,6 +28,7 @@ from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 INFER = f"/{SERVICE}/ModelInfer".encode()
 SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
@@ -44,10 +47,14 @@ class Calls:
         self._keys = keys
         self._reflection = side.Reflection((codec.FILE, *side.FILES))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._requests = RequestTemplates(service.shared_memory)
+        self._answers = ResponseTemplates(service.shared_memory)
 
     def opened(self, call: Call) -> None:
         """Look at a call's headers: may it be made, and does it stream?"""
         path = call.path
+        if path == INFER and self._keys is None:
+            return
         if path in REFLECT:
             call.on_message = partial(self._reflect, call, REFLECT[path])
         elif path != INFER and path not in SMALL and path not in (CHECK, WATCH):
@@ -81,7 +88,16 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        wanted = _with_timeout(codec.decode_infer(call.message), call.headers.get(b"grpc-timeout"))
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(call.headers, call.began_ns)
+        try:
+            wanted = self._requests.decode(call.message)
+            timeout = call.headers.get(b"grpc-timeout")
+            if timeout is not None:
+                wanted = _with_timeout(wanted, timeout)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
@@ -92,14 +108,18 @@ class Calls:
             fail(call, result)
             return
         try:
-            encoded = codec.encode_infer(result, wanted)
+            encoded = self._answers.encode(result, wanted)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
+            end_trace(marks, error)
             fail(call, error)
             return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded, literal(b"server-timing", marks.timing().encode()))
+        told = literal(b"server-timing", marks.timing())
+        if marks.trace is not None:
+            told += literal(b"traceparent", marks.trace.header)
+        call.respond(encoded, told)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()
@@ -148,26 +168,32 @@ def fail(call: Call, error: ServeError) -> None:
     call.fail(code_of(error).grpc, str(error), extra)
 
 
-def _with_timeout(request: InferRequest, text: bytes | None) -> InferRequest:
+def _with_timeout(request: InferRequest, text: bytes) -> InferRequest:
     """Take the client's deadline over, where it is the earlier one. Raises BadRequest."""
-    if text is None:
-        return request
     digits, unit = text[:-1], text[-1:].decode("latin-1")
     if not digits.isdigit() or len(digits) > 8 or unit not in UNITS_US:
         raise BadRequest(f"grpc-timeout is {text[:20].decode('latin-1')!r}, and must be digits and one of HMSmun")
     timeout_us = max(1, int(int(digits) * UNITS_US[unit]))
     if request.timeout_us and request.timeout_us <= timeout_us:
         return request
-    return replace(request, timeout_us=timeout_us)
+    return msgspec.structs.replace(request, timeout_us=timeout_us)
 
 
 class FastGrpcListener:
     """The fast gRPC transport on a port."""
 
     def __init__(
-        self, service: Service, limits: Limits, *, place: tuple[str, int], keys: Keys | None, tls: ssl.SSLContext | None
+        self,
+        service: Service,
+        limits: Limits,
+        *,
+        place: tuple[str, int, bool],
+        keys: Keys | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
+        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._calls = Calls(service, keys)
+        self._cork = service.cork
         self._limits = limits
         self._place = place
         self._tls = tls
@@ -186,8 +212,11 @@ class FastGrpcListener:
         """Bind and accept. Raises BadInput where the port is taken."""
         loop = asyncio.get_running_loop()
         calls = self._calls
-        self._server = Http2Server(opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time)
-        bound = bind(*self._place)
+        self._server = Http2Server(
+            opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time, cork=self._cork
+        )
+        host, port, reuse_port = self._place
+        bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)

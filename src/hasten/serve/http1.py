@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import formatdate
 from math import inf
 from time import perf_counter_ns
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from hasten.serve.cork import Cork
 from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.wheel import Wheel
@@ -25,8 +27,23 @@ Route = Callable[[Request], None]
 
 TICK_S = 0.5
 SCRATCH_BYTES = 256 * 2**10
+LARGEST_WHOLE = 64 * 2**10
+"""Reads up to this size are looked at for a head that is known."""
+KEPT_HEADS, LONGEST_HEAD = 256, 4096
+"""Heads that are remembered, then all are forgotten; and the longest of them, in bytes."""
 JOIN_BYTES = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a request's head means."""
+
+    method: bytes
+    target: bytes
+    headers: Mapping[bytes, bytes]
+    length: int
+    """Of the body, in bytes."""
 
 
 class Http1Server:
@@ -39,8 +56,10 @@ class Http1Server:
         limits: Limits,
         clock_s: Callable[[], float],
         log: Callable[[Request], None] | None = None,
+        cork: Cork | None = None,
     ) -> None:
         self.route = route
+        self.cork = cork or Cork()
         self.limits = limits
         self.clock_s = clock_s
         self.log = log
@@ -48,6 +67,8 @@ class Http1Server:
         self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         """What every connection reads into: a read is parsed before the loop goes on to the next."""
+        self.heads: dict[bytes, Head] = {}
+        """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
         self.requests = 0
         self.buffered_bytes = 0
         self.date = _date()
@@ -84,7 +105,8 @@ class Connection(asyncio.BufferedProtocol):
     """One client. All methods run on the event loop's thread."""
 
     __slots__ = (
-        *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_header_bytes"),
+        *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_head"),
+        "_header_bytes",
         *("_headers", "_in_headers", "_in_message", "_length", "_outstanding", "_parser", "_paused", "_peer"),
         *(
             "_read_ns",
@@ -117,6 +139,8 @@ class Connection(asyncio.BufferedProtocol):
         self._continue = False
         self._direct = False
         self._read_ns = 0
+        self._head = b""
+        """The bytes of the head that is parsed, where they came in one read."""
         self._begin()
 
     def _begin(self) -> None:
@@ -202,10 +226,42 @@ class Connection(asyncio.BufferedProtocol):
         if self._deaf:
             return
         self._read_ns = perf_counter_ns()
-        self._fed += nbytes
-        self._parse(self._server.scratch[:nbytes])
+        data = self._server.scratch[:nbytes]
+        if not self._in_message and nbytes <= LARGEST_WHOLE:
+            whole = bytes(data)
+            at = self._known(whole)
+            if at == nbytes or self._deaf:
+                return
+            data = data[at:]
+            if not self._outstanding:  # else an answer would have to wait for those before it
+                self._head = whole[at : whole.find(b"\r\n\r\n", at) + 4]
+        self._fed += len(data)
+        self._parse(data)
+        self._head = b""
         if not self._deaf and self._in_message:
             self._after_part()
+
+    def _known(self, data: bytes) -> int:
+        """Take the requests that ``data`` begins with, as far as their heads were seen before; give where they end.
+
+        What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
+        """
+        server, at = self._server, 0
+        while at < len(data) and not server.draining and not self._deaf:
+            end = data.find(b"\r\n\r\n", at) + 4
+            head = server.heads.get(data[at:end])
+            if head is None:
+                return at
+            length, rest = head.length, end + head.length
+            if rest > len(data) or server.buffered_bytes + length > server.limits.buffered_bytes:
+                return at
+            request = Request(self, head.method, head.target, head.headers)
+            request.began_ns, request.peer = self._read_ns, self._peer
+            request.body = memoryview(data)[end:rest] if length else b""
+            server.buffered_bytes += length
+            self._hand_on(request)
+            at = rest
+        return at
 
     # llhttp's side
 
@@ -356,13 +412,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def _dispatch(self) -> None:
         """Hand a complete request to the route, with its place in the order of answers."""
-        request, server = self._request, self._server
+        request = self._request
         if request is None:
             return
-        request.body, request.received_ns = self._body, self._read_ns
-        request.date = server.date
+        request.body = self._body
+        head, self._head = self._head, b""  # what follows in the same read has a head of its own
+        if head and self._length == len(request.body):
+            self._keep_head(head, request)
         self._continue = False
         self._begin()
+        self._hand_on(request)
+
+    def _keep_head(self, head: bytes, request: Request) -> None:
+        """Remember what a head means, where it is a plain one whose body has a length.
+
+        Its lines end with CRLF and nothing else looks like an end of line, so that where it ends is beyond doubt.
+        """
+        heads = self._server.heads
+        usual = request.keep_alive and not request.old and not self._chunked and not self._continue
+        lines = head.count(b"\r\n")
+        plain = lines == head.count(b"\n") == head.count(b"\r") and not head.startswith(b"\r")
+        if usual and plain and len(head) <= LONGEST_HEAD and b"upgrade" not in request.headers:
+            if len(heads) >= KEPT_HEADS:
+                heads.clear()
+            heads[head] = Head(request.method, request.target, request.headers, self._length)
+
+    def _hand_on(self, request: Request) -> None:
+        server = self._server
+        request.received_ns, request.date = self._read_ns, server.date
         self._outstanding.append(request)
         server.requests += 1
         self._arm(inf)
@@ -375,6 +452,13 @@ class Connection(asyncio.BufferedProtocol):
         pass_on(server.route, request)
 
     def replied(self, request: Request) -> None:
+        """Write every answer whose turn it is, together with others where a batch is being answered."""
+        if self._server.cork.active:
+            self._server.cork.hold(self)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
         """Write every answer whose turn it is."""
         outstanding = self._outstanding
         while outstanding and (parts := outstanding[0].reply) is not None:

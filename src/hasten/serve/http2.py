@@ -15,6 +15,7 @@ from time import perf_counter_ns
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
+from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
 from hasten.serve.http2_stream import OPENING, Call
 from hasten.serve.limits import Limits
@@ -40,7 +41,16 @@ class Http2Server:
     unary call once its message is there.
     """
 
-    def __init__(self, *, opened: Route, route: Route, limits: Limits, clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        opened: Route,
+        route: Route,
+        limits: Limits,
+        clock_s: Callable[[], float],
+        cork: Cork | None = None,
+    ) -> None:
+        self.cork = cork or Cork()
         self.opened = opened
         self.route = route
         self.limits = limits
@@ -94,6 +104,8 @@ class Connection(asyncio.Protocol):
         self._looked_s = server.clock_s()
         self._receiving = 0
         """Unary calls whose message has not come whole."""
+        self._held: list[Call] = []
+        self._gathered: list[bytes] | None = None
         self._paused = False
         self._draining = False
         self._over = False
@@ -270,6 +282,9 @@ class Connection(asyncio.Protocol):
         ended = bool(flags & h2.END_STREAM)
         if not payload and not ended:
             self._credit.pay(self._server.clock_s)
+        if ended and not call.body and self._take_whole(call, flags, payload):
+            self._ended(call)
+            return
         if not self._grow(call, h2.unpadded(flags, payload)):
             return
         if ended:
@@ -278,9 +293,24 @@ class Connection(asyncio.Protocol):
             self._write(h2.window_update(number, STREAM_WINDOW - call.receive_left))
             call.receive_left = STREAM_WINDOW
 
+    def _take_whole(self, call: Call, flags: int, payload: memoryview) -> bool:
+        """Keep a message that came in one frame as it lies; False where it is not that plain."""
+        server, size = self._server, len(payload)
+        if size < 5 or flags & h2.PADDED or payload[0] or call.on_message is not None:
+            return False
+        limits = server.limits
+        if size - 5 != int.from_bytes(payload[1:5], "big") or size - 5 > limits.body_bytes:
+            return False
+        if server.buffered_bytes + size > limits.buffered_bytes:
+            return False
+        call.body = payload
+        server.buffered_bytes += size
+        return True
+
     def _grow(self, call: Call, payload: memoryview) -> bool:
         """Keep a piece of a message, bounded by what its prefix says; False: the call is over."""
         server, body = self._server, call.body
+        assert isinstance(body, bytearray)  # a message that was kept as it lay has ended its call
         if server.buffered_bytes + len(payload) > server.limits.buffered_bytes:
             call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again")
             return False
@@ -394,9 +424,34 @@ class Connection(asyncio.Protocol):
     # answers
 
     def pump(self, call: Call) -> None:
-        """Send what the windows let through: headers, messages, trailers."""
+        """Send what the windows let through: headers, messages, trailers; all of a batch's answers together."""
+        if self._server.cork.active:
+            self._held.append(call)
+            self._server.cork.hold(self)
+        else:
+            self._send(call)
+
+    def flush(self) -> None:
+        """Send what was held, in one write."""
+        held, self._held = self._held, []
+        if len(held) == 1:
+            self._send(held[0])
+        elif held:
+            self._gathered = []
+            for call in held:
+                self._send(call)
+            data, self._gathered = b"".join(self._gathered), None
+            self._write(data)
+            self._close_if_drained()
+
+    def _send(self, call: Call) -> None:
         if self._over or call.id not in self._calls:
             return
+        if not call.started and call.trailers is not None and len(call.out) == 1 and not self._paused:
+            size = len(call.out[0])
+            if size <= min(self._send_window, call.send_window, self._peer_frame):
+                self._send_whole(call, size)
+                return
         parts: list[bytes | memoryview] = []
         if not call.started:
             call.started = True
@@ -420,13 +475,37 @@ class Connection(asyncio.Protocol):
                 parts.append(h2.reset(call.id, Code.NO_ERROR))
             self._write(b"".join(parts))
             self._credit.earn(CREDIT_PER_CALL)
-            sent = call.sent
-            self._forget(call)
-            if sent is not None:
-                sent()
-            self._watch()
+            self._done(call)
         elif parts:
             self._write(b"".join(parts))
+
+    def _send_whole(self, call: Call, size: int) -> None:
+        """Send an answer of one frame that the windows let through: headers, message, trailers, in one write."""
+        pack, number, trailers = h2.HEAD.pack, call.id, call.trailers or b""
+        self._send_window -= size
+        parts = [
+            pack(0, len(OPENING), h2.HEADERS, h2.END_HEADERS, number),
+            OPENING,
+            pack(size >> 16, size & 0xFFFF, h2.DATA, 0, number),
+            call.out[0],
+            pack(len(trailers) >> 16, len(trailers) & 0xFFFF, h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, number),
+            trailers,
+        ]
+        if not call.ended:
+            parts.append(h2.reset(number, Code.NO_ERROR))
+        self._write(b"".join(parts))
+        self._credit.earn(CREDIT_PER_CALL + 1)
+        call.started = True
+        call.out.clear()
+        self._done(call)
+
+    def _done(self, call: Call) -> None:
+        """All of a call was sent."""
+        sent = call.sent
+        self._forget(call)
+        if sent is not None:
+            sent()
+        self._watch()
 
     def _leave(self, call: Call) -> None:
         leave = call.leave
@@ -441,7 +520,11 @@ class Connection(asyncio.Protocol):
             self._receiving -= call.counted
             call.counted = False
         call.connection = call.leave = call.sent = call.on_message = None
-        if self._draining and not self._calls:
+        if self._draining and self._gathered is None:  # else what was gathered is written first
+            self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self._calls and self._transport is not None:
             self._let_go()
 
     # the end
@@ -518,7 +601,9 @@ class Connection(asyncio.Protocol):
         self._server.wheel.arm(self, self._server.clock_s() + after_s)
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._over:
+        if self._gathered is not None:
+            self._gathered.append(data)
+        elif self._transport is not None and not self._over:
             self._transport.write(data)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from hasten.protocol.http2_frames import FIRST_WINDOW, literal
+from hasten.serve.codes import LONGEST_TEXT
 
 OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""
@@ -33,7 +34,7 @@ class Call:
         self.id = number
         self.headers = headers
         self.path = headers[b":path"]
-        self.body = bytearray()
+        self.body: bytearray | memoryview = bytearray()
         """What came of a message, its prefix of 5 bytes with it."""
         self.began_ns = 0
         self.ended = False
@@ -77,7 +78,7 @@ class Call:
     def fail(self, status: int, text: str, extra: Mapping[str, str] | None = None) -> None:
         """End the call with a gRPC status and the reason for it."""
         if self.trailers is None:
-            said = quote(text[:1000], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
+            said = quote(text[:LONGEST_TEXT], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
             pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
             pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
             self.trailers = b"".join(literal(name, value) for name, value in pairs)

@@ -141,7 +141,7 @@ class Family:
         await self.load(self._before)
 
     def end_loads(self) -> None:
-        """Give up a load that is under way, and refuse those to come: nobody waits for a version of a server that ends."""
+        """Give up a load that is under way, and refuse those to come: the server is about to end."""
         self._ending = True
         if self._preparing is not None:
             self._preparing.cancel()

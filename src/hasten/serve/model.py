@@ -58,7 +58,8 @@ class Model:
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = kinds_of(signature)
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
-        self.pool = Pool(self._work(), self.line, seen=Seen(ran=self._ran, restarted=self._restarted), loop=around.loop)
+        seen = Seen(ran=self._ran, restarted=self._restarted)
+        self.pool = Pool(self._work(), self.line, seen=seen, loop=around.loop, cork=around.cork)
         self._piping = self._with_steps(read.pipeline) if read.pipeline else None
 
     async def load(self) -> Warm:
@@ -344,7 +345,13 @@ class Model:
             ),
             run_limit_ns=int(serving.run_limit_ms * 1e6),
             batched=self._axis is not None,
+            inline=serving.isolation == "auto" and self._is_fixed(),
         )
+
+    def _is_fixed(self) -> bool:
+        """Say whether rows alone are open: t(n) then tells what any run costs."""
+        specs = self.read.artifact.signature.inputs
+        return self._axis is not None and all(isinstance(dim, int) for spec in specs for dim in spec.shape[1:])
 
     def _described(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> TensorMetadata:
         lengths = tuple(dim if isinstance(dim, int) else -1 for dim in shape)

@@ -12,12 +12,25 @@ from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeErr
 from hasten.serve.admission import Asked, Inside, Limits, refusal
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
+from hasten.serve.cork import Cork
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.warm import Warm
 from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
 
 logger = logging.getLogger(__name__)
+
+INLINE_NS = 100_000
+"""A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand one over and be told costs 30 to 400 us, most of it
+wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more from going on beside the loop."""
+
+MOST_HELD = 32
+"""Answers that are written together at the most: the first of them waits for the last."""
+
+MUCH_LONGER = 4
+"""Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
+START_S = 120.0
+"""A request waits no longer than this for the first worker that is started anew."""
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
@@ -39,6 +52,8 @@ class Work:
     limits: Limits
     run_limit_ns: int
     batched: bool = True
+    inline: bool = False
+    """Runs that are short enough may be done on the event loop's thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +67,16 @@ class Seen:
 class Pool:
     """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
 
-    def __init__(self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop, cork: Cork | None = None
+    ) -> None:
         self.work = work
         self.line = line
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
         self._loop = loop
+        self._cork = cork or Cork()
         self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
         self._ready: set[Instance] = set()
         self._alone: set[Instance] = set()
@@ -70,6 +88,8 @@ class Pool:
         self._emptied.set()
         self._watch: asyncio.TimerHandle | None = None
         self._watch_ns = NEVER
+        self._inline = False
+        self._turn_due = False
 
     @property
     def ready(self) -> int:
@@ -120,7 +140,13 @@ class Pool:
         self.calls += 1
         self._emptied.clear()
         call.withdraw = self._withdraw
-        self.line.put(call.pieces, now_ns)
+        if self._inline:
+            self.line.put(call.pieces, now_ns, ring=False)
+            if not self._turn_due:  # once everything that this turn of the loop reads has come
+                self._turn_due = True
+                self._loop.call_soon(self._turn)
+        else:
+            self.line.put(call.pieces, now_ns)
         self._arm(min(call.pieces[0].deadline_ns, now_ns + self.work.run_limit_ns), now_ns)
 
     def ended(self, call: Call) -> None:
@@ -158,9 +184,8 @@ class Pool:
     def look(self, now_ns: int) -> None:
         """End calls whose time is over, replace instances that hang, and see when to look again."""
         if not self._ready:
-            seconds = self.work.run_limit_ns / 1e9
-            before_ns = now_ns - self.work.run_limit_ns
-            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {seconds:g} s", before_ns)
+            before_ns = now_ns - int(START_S * 1e9)
+            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {START_S:g} s", before_ns)
         with self.line.lock:
             late = self.line.batcher.expire(now_ns)
         again_ns = NEVER
@@ -222,6 +247,7 @@ class Pool:
             open_runner=work.open_runner,
             prepare=work.prepare,
             post=self._post,
+            run_limit_ns=work.run_limit_ns,
         )
         self._opening[instance] = opened
         instance.start()
@@ -233,6 +259,35 @@ class Pool:
             if not self._loop.is_closed():
                 raise
             # The server has ended, and with it everyone who could be told.
+
+    def _turn(self) -> None:
+        """Run what waits on this thread, as many batches as there are now; longer runs go to the instances."""
+        self._turn_due = False
+        self._cork.active = True
+        try:
+            self._take_turn()
+        finally:
+            self._cork.release()
+
+    def _take_turn(self) -> None:
+        left = self.line.batcher.rows
+        while left > 0:
+            instance, taken = self.line.borrow() if self._inline else (None, None)
+            if instance is None or taken is None:
+                self.line.ring()  # an instance that comes free looks by itself
+                return
+            if taken.dropped:
+                self._hear(instance, Dropped(tuple(taken.dropped)))
+            batch = taken.batch
+            if batch is None:
+                return
+            ran = instance.run_here(batch, batch.closed_ns)
+            self.line.give_back(instance)
+            left -= batch.rows
+            self._answer(instance, ran)
+            if self._cork.size >= MOST_HELD:
+                self._cork.release()
+                self._cork.active = True
 
     def _hear(self, instance: Instance, news: News) -> None:
         match news:
@@ -249,6 +304,13 @@ class Pool:
                 self._instance_ended(instance, news)
 
     def _ran(self, instance: Instance, ran: Ran) -> None:
+        self._cork.active = True
+        try:
+            self._answer(instance, ran)
+        finally:
+            self._cork.release()
+
+    def _answer(self, instance: Instance, ran: Ran) -> None:
         outcome = ran.outcome
         ours = (
             instance not in self._alone
@@ -259,6 +321,8 @@ class Pool:
         else:
             if ours:
                 self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
+                if self._inline:
+                    self._inline = self.line.batcher.costs.ns(ran.batch.size) <= INLINE_NS * MUCH_LONGER
             whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):
@@ -271,6 +335,8 @@ class Pool:
     def _opened(self, instance: Instance, news: Opened) -> None:
         waiter = self._opening.pop(instance)
         self._ready.add(instance)
+        if waiter is not None:
+            self._inline = self.work.inline and instance.lends and news.found.least_ns <= INLINE_NS
         self._retry_s = FIRST_RETRY_S
         if waiter is not None and not waiter.done():
             waiter.set_result(news.found)
@@ -341,7 +407,10 @@ def _mark(piece: Piece, ran: Ran, number: int) -> None:
     marks.rows, marks.instance = ran.batch.size, number
     ns = marks.ns
     if not ns[5]:
-        ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
-        ns[4] = max(ran.batch.closed_ns, ns[2])
+        closed_ns, decoded_ns = ran.batch.closed_ns, ns[2]
+        idle_ns = ran.idle_ns if ran.idle_ns > decoded_ns else decoded_ns
+        ns[3] = idle_ns if idle_ns < closed_ns else closed_ns
+        ns[4] = closed_ns if closed_ns > decoded_ns else decoded_ns
         ns[5] = ran.joined_ns
-    ns[6] = max(ns[6], ran.ended_ns)
+    if ran.ended_ns > ns[6]:
+        ns[6] = ran.ended_ns

@@ -43,7 +43,10 @@ def read_bundle(bundle: Bundle, code: Path | None = None) -> Read:
     deployment, artifact = read_deployment(bundle.path)
     here = this_host()
     if artifact.host not in (None, here.binding):
-        raise StoreError(f"{bundle.path} was built for another processor ({artifact.host}); build it on this one")
+        raise StoreError(
+            f"{bundle.path} was built for another processor ({artifact.host}) than this one ({here.binding}); "
+            "build it here"
+        )
     engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
     pipeline = open_steps(bundle.path, deployment, artifact, code)
     return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)

@@ -17,6 +17,7 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
 from hasten.protocol.messages import InferRequest, InferResponse
+from hasten.protocol.rest_templates import RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -24,7 +25,9 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,17 @@ class Rest:
         self._body_bytes = body_bytes
         self._keys = keys
         self._targets: dict[bytes, Target] = {}
+        self._templates: dict[bytes, RequestTemplates] = {}
+        self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def route(self, request: Request) -> None:
         """Answer a request, now or later. Raises nothing for anything a client can send."""
         try:
+            templates = self._templates.get(request.target)
+            if templates is not None and self._keys is None and request.method == b"POST":
+                self._infer(request, templates)
+                return
             target = self._targets.get(request.target) or self._find(request.target)
             if self._keys is not None and target.call not in OPEN_CALLS:
                 self._keys.check(request.headers)
@@ -60,7 +69,7 @@ class Rest:
                 request.refuse(405, text, b"Allow: %b\r\n" % (b"GET, HEAD" if verb == b"GET" else verb))
                 return
             if target.call == "infer":
-                self._infer(request, target)
+                self._infer(request, self._templates[request.target])
             else:
                 CALLS[target.call](self, request, target)
         except ServeError as error:
@@ -70,23 +79,30 @@ class Rest:
         target = find_target(raw)
         if len(self._targets) >= KEPT_TARGETS:
             self._targets.clear()
+            self._templates.clear()
         self._targets[raw] = target
+        if target.call == "infer":
+            self._templates[raw] = RequestTemplates(
+                str(target.model), target.version, regions=self._service.shared_memory
+            )
         return target
 
     # inference
 
-    def _infer(self, request: Request, target: Target) -> None:
+    def _infer(self, request: Request, templates: RequestTemplates) -> None:
         marks = Marks()
-        marks.ns[0], marks.ns[1] = request.began_ns, perf_counter_ns()
-        model = str(target.model)
-        wanted = codec.decode_request(
-            self._body(request),
-            header_bytes=_header_bytes(request),
-            model=model,
-            version=target.version,
-            metadata=partial(self._service.model_metadata, model, target.version),
-        )
-        marks.ns[2] = perf_counter_ns()
+        ns = marks.ns
+        ns[0], ns[1] = request.began_ns, perf_counter_ns()
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(request.headers, request.began_ns)
+        try:
+            wanted = templates.decode(
+                self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
+            )
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
+        ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
@@ -97,8 +113,9 @@ class Rest:
             fail(request, result)
             return
         try:
-            parts, header_bytes = codec.encode_response(result, wanted)
+            parts, header_bytes = self._answers.encode(result, wanted)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
+            end_trace(marks, error)
             fail(request, error)
             return
         ns = marks.ns
@@ -106,8 +123,10 @@ class Rest:
         body, coding = self._encoded(request, parts)
         ns[8] = perf_counter_ns()
         request.sent = partial(self._sent, result, marks)
-        timing = b"Server-Timing: %b\r\n" % marks.timing().encode()
+        timing = b"Server-Timing: %b\r\n" % marks.timing()
         kind = JSON if header_bytes is None else BINARY
+        if marks.trace is not None:
+            timing += b"traceparent: %b\r\n" % marks.trace.header
         request.respond(200, body, kind=kind, extra=extra + coding + timing)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
@@ -117,8 +136,8 @@ class Rest:
     # bodies
 
     def _body(self, request: Request) -> Buffer:
-        coding = request.headers.get(b"content-encoding", b"identity")
-        if coding in (b"identity", b""):
+        coding = request.headers.get(b"content-encoding")
+        if coding is None or coding in (b"identity", b""):
             return request.body
         return decompress(request.body, coding, limit_bytes=self._body_bytes)
 
@@ -203,6 +222,23 @@ class Rest:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _memory_status(self, request: Request, target: Target) -> None:
+        held = self._service.shared_memory
+        self._json(request, [] if held is None else [region.json() for region in held.status(target.region)])
+
+    def _memory_register(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is None:
+            raise BadRequest(OFF)
+        asked = self._parameters(request, _Register)
+        name, offset = str(target.region), asked.offset
+        self._service.shared_memory.register(name, asked.key, offset=offset, size_bytes=asked.byte_size)
+        self._json(request, {})
+
+    def _memory_unregister(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is not None:
+            self._service.shared_memory.unregister(target.region)
+        self._json(request, {})
+
     def _metrics(self, request: Request, target: Target) -> None:
         kind = prometheus.CONTENT_TYPE.encode()
         self._send(request, prometheus.exposition(self._service), kind=kind)
@@ -227,6 +263,9 @@ CALLS: dict[str, Answer] = {
     "index": Rest._index,
     "load": Rest._load,
     "unload": Rest._unload,
+    "memory_status": Rest._memory_status,
+    "memory_register": Rest._memory_register,
+    "memory_unregister": Rest._memory_unregister,
     "metrics": Rest._metrics,
     "openapi": Rest._openapi,
     "docs": Rest._docs,
@@ -262,6 +301,14 @@ class _Unload(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an unload."""
 
     parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
+
+
+class _Register(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a registration of shared memory."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 def fail(request: Request, error: ServeError) -> None:

@@ -22,6 +22,8 @@ class Runner(Protocol):
 
     copies: bool
     """Inputs must lie in its own buffers."""
+    lends: bool
+    """``run`` may be called from any thread, one at a time."""
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
         """Give the array that an input of the next run is written into."""
@@ -43,6 +45,7 @@ class LocalRunner:
     """A session in this process."""
 
     copies = False
+    lends = True
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Json
@@ -13,12 +14,15 @@ from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
+from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
+from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.traces import Traces, end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,26 @@ class Refused:
         """It has ended already."""
 
 
+@dataclass(frozen=True)
+class TracedTicket:
+    """The ticket of a request that is traced."""
+
+    ticket: Ticket
+    marks: Marks
+
+    def cancel(self) -> None:
+        """Drop the request, and end its trace."""
+        self.ticket.cancel()
+        end_trace(self.marks, Cancelled("the client has left"))
+
+
+def _ended(marks: Marks, done: Done, outcome: InferResponse | ServeError) -> None:
+    """End the trace of a request that has no answer, and tell; that of an answer ends once it is sent."""
+    if isinstance(outcome, ServeError):
+        end_trace(marks, outcome)
+    done(outcome)
+
+
 class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
@@ -48,13 +72,25 @@ class Service:
     """
 
     def __init__(
-        self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns, code: Path | None = None
+        self,
+        repository: Repository,
+        *,
+        clock_ns: Clock = time.perf_counter_ns,
+        code: Path | None = None,
+        shared_memory: SharedMemory | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.repository = repository
+        self.shared_memory = shared_memory
+        """The regions that clients have registered; None: they may register none."""
+        self.traces = traces
+        """Who traces requests: a transport begins a trace, the service ends it. None: nobody."""
         self._code = code
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
         self._known: dict[str, dict[str, Bundle]] = {}
+        self.cork = Cork()
+        """Active while a batch is answered: transports then hold what they write."""
         self._around: Surroundings | None = None
         self._draining = False
         self._stopped = False
@@ -68,7 +104,9 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, code=self._code, members=self)
+        self._around = Surroundings(
+            loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
+        )
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
@@ -89,6 +127,13 @@ class Service:
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
+        if marks.trace is not None:
+            marks.trace.of(request)
+            ticket = self._submit(request, marks, partial(_ended, marks, done))
+            return TracedTicket(ticket, marks)
+        return self._submit(request, marks, done)
+
+    def _submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         family = self._families.get(request.model) or self._raw(request.model)
         try:
             if family is None:
@@ -125,6 +170,7 @@ class Service:
 
     def sent(self, response: InferResponse, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set."""
+        end_trace(marks, response)
         family = self._families.get(response.model) or self._raw(response.model)
         if family is not None and family.routed is not None and family.routed.version == response.version:
             family.routed.statistics.sent(marks)
@@ -152,7 +198,8 @@ class Service:
 
     def metadata(self) -> ServerMetadata:
         """Give what a client may know of the server."""
-        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=EXTENSIONS)
+        extensions = EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=extensions)
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
@@ -262,6 +309,11 @@ class Service:
             layer = [left.pop(name) for name in [*left] if name not in asked] or [left.pop(name) for name in [*left]]
             finished += await asyncio.gather(*[family.close(drain_s) for family in layer])
         self._stopped = True
+        if self.shared_memory is not None:
+            self.shared_memory.unregister(None)
+        if self.traces is not None:
+            traces, self.traces = self.traces, None
+            await asyncio.to_thread(traces.close)
         return all(finished)
 
     async def _try(self, bundle: Bundle, name: str) -> None:

@@ -13,14 +13,17 @@ from typing import Protocol
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.phases import PHASES
+from hasten.serve.traces import Trace
 
-_TIMING = ", ".join(f"{name};dur=%.3f" for name in PHASES[:-1]) + ', rows;desc="%d", instance;desc="%d"'
+_TIMING = b", ".join(b"%b;dur=%%b" % name.encode() for name in PHASES[:-1]) + b', rows;desc="%d", instance;desc="%d"'
+_MILLISECONDS = tuple(b"%.3f" % (us / 1000) for us in range(4096))
+"""Texts of 0.000 ms and so on: to look one up is ten times faster than to write it."""
 
 
 class Marks:
     """The times of one request. ``ns[k]`` is when phase k began; 0: it was not reached."""
 
-    __slots__ = ("instance", "ns", "rows")
+    __slots__ = ("instance", "ns", "rows", "trace")
 
     def __init__(self) -> None:
         self.ns = [0] * (len(PHASES) + 1)
@@ -28,6 +31,8 @@ class Marks:
         """Of the batch that it ran in, padding included; of the last one where it was cut; 0: it did not run."""
         self.instance = 0
         """The number of the instance that ran it, from 0."""
+        self.trace: Trace | None = None
+        """Where it is traced."""
 
     def phases_ns(self) -> dict[str, int]:
         """Give the length of every phase that ended; one that was skipped (its mark is missing) has length 0."""
@@ -37,10 +42,20 @@ class Marks:
             before = at or before
         return found
 
-    def timing(self) -> str:
-        """Give what the header Server-Timing says: the phases up to the encoding, in milliseconds, and where it ran."""
-        lengths = [ns / 1e6 for ns in self.phases_ns().values()]
-        return _TIMING % (*lengths[:-1], self.rows, self.instance)
+    def timing(self) -> bytes:
+        """Give what the header Server-Timing says: the phases up to the encoding, in milliseconds, and where it ran.
+
+        Marks are rounded, not lengths, so that these add up to the rounded total.
+        """
+        texts, first, before = [], self.ns[0], 0
+        for at in self.ns[1:-1]:
+            us = (at - first) // 1000 - before if at else 0
+            if us <= 0:
+                texts.append(b"0.000")
+            else:
+                before += us
+                texts.append(_MILLISECONDS[us] if us < 4096 else b"%.3f" % (us / 1000))
+        return _TIMING % (*texts, self.rows, self.instance)
 
 
 Done = Callable[[InferResponse | ServeError], None]

@@ -7,19 +7,26 @@ each return from it waits for a switch interval where another thread is busy in 
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
-from hasten.serve.batching import Batch, Batcher
+from hasten.serve.batching import NEVER, Batch, Batcher, Taken
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
 from hasten.serve.runner import Clock, Outputs, Runner
 from hasten.serve.warm import Warm
 
+logger = logging.getLogger(__name__)
+
 SWITCH_INTERVAL_S = 0.0005
 """For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
+
+HUNG_EXIT = 70
+"""What the process exits with where a run hangs on the event loop's own thread: EX_SOFTWARE of sysexits.h."""
 
 LONGEST_WAIT_S = 3600.0
 """A bell that is not rung is looked at this often."""
@@ -74,11 +81,17 @@ class Line:
         self._closed = False
         self._idle: list[Instance] = []
 
-    def put(self, pieces: tuple[Piece, ...], now_ns: int) -> None:
-        """Add pieces, and wake an instance."""
+    def put(self, pieces: tuple[Piece, ...], now_ns: int, *, ring: bool = True) -> None:
+        """Add pieces, and wake an instance, unless the caller will ``borrow`` one."""
         with self.lock:
             for piece in pieces:
                 self.batcher.put(piece, now_ns)
+            if ring:
+                self._ring()
+
+    def ring(self) -> None:
+        """Wake an instance."""
+        with self.lock:
             self._ring()
 
     def take(self, instance: Instance) -> Batch[Piece] | None:
@@ -102,13 +115,50 @@ class Line:
                 instance.tell(Dropped(tuple(taken.dropped)))
             if taken.batch is not None:
                 return taken.batch
-            wait_s = min((taken.again_ns - now_ns) / 1e9, LONGEST_WAIT_S)
-            rung = instance.bell.acquire(timeout=max(wait_s, 0.0))
-            with self.lock:
-                if instance in self._idle:
-                    self._idle.remove(instance)
-                elif not rung:  # rung just after its wait was over: the ring is used up, or the next would find it
-                    instance.bell.acquire()
+            wait_s = (taken.again_ns - now_ns) / 1e9
+            while self._waits(instance, wait_s):
+                wait_s = instance.look_s
+
+    def _waits(self, instance: Instance, wait_s: float) -> bool:
+        """Wait for the bell, for at most ``wait_s``; True where the instance is lent then, and has nothing to take."""
+        rung = instance.bell.acquire(timeout=max(min(wait_s, instance.look_s), 0.0))
+        with self.lock:
+            if instance in self._idle:
+                self._idle.remove(instance)
+            elif not rung:
+                if instance.lent:
+                    instance.look_after(self.clock_ns())
+                    return True
+                instance.bell.acquire()  # rung just after its wait was over: used up, or the next would find it
+        return False
+
+    def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
+        """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
+
+        No batch: it is held open, and an instance is told to look when its time comes.
+        """
+        with self.lock:
+            if not self._idle or not self.batcher.rows:
+                return None, None
+            instance = self._idle.pop()
+            now_ns = self.clock_ns()
+            taken = self.batcher.take(now_ns)
+            if taken.batch is None:
+                self._idle.append(instance)
+                if taken.again_ns != NEVER:
+                    self._ring()
+            else:
+                instance.lent = True
+                instance.began_ns = now_ns
+                instance.running = taken.batch
+            return instance, taken
+
+    def give_back(self, instance: Instance) -> None:
+        """Let an instance that was borrowed wait again."""
+        with self.lock:
+            instance.running = None
+            instance.lent = False
+            self._idle.append(instance)
 
     def back(self, instance: Instance, batch: Batch[Piece]) -> None:
         """Put back a batch that was taken and not begun."""
@@ -153,6 +203,7 @@ class Instance:
         open_runner: Opens the model, in the instance's own thread.
         prepare: Warms and checks the model before the first batch; what it gives is told with ``Opened``.
         post: Tells the event loop.
+        run_limit_ns: How long a run may take that the event loop itself does, before the process is ended.
     """
 
     def __init__(
@@ -164,6 +215,7 @@ class Instance:
         open_runner: Callable[[], Runner],
         prepare: Callable[[Runner], Warm],
         post: Post,
+        run_limit_ns: int = int(LONGEST_WAIT_S * 1e9),
     ) -> None:
         self.number = number
         self.line = line
@@ -171,6 +223,11 @@ class Instance:
         self.running: Batch[Piece] | None = None
         self.began_ns = 0
         self.leaves = False
+        self.lent = False
+        """Another thread runs its model."""
+        self.look_s = min(run_limit_ns / 1e9, LONGEST_WAIT_S)
+        """How often its thread looks, while it waits, after a run that another thread does with its model."""
+        self._run_limit_ns = run_limit_ns
         self._name = name
         self._open = open_runner
         self._prepare = prepare
@@ -191,6 +248,29 @@ class Instance:
         if self._runner is not None:
             self._runner.kill()
 
+    @property
+    def lends(self) -> bool:
+        """Its model may be run by another thread while its own waits."""
+        return self._runner is not None and self._runner.lends
+
+    def run_here(self, batch: Batch[Piece], idle_ns: int) -> Ran:
+        """Run a batch in the calling thread; the instance was ``borrow``ed, and ``lends``."""
+        assert self._runner is not None
+        return self._run(self._runner, batch, idle_ns)
+
+    def look_after(self, now_ns: int) -> None:
+        """End the process where a run that the event loop does itself hangs: nobody else can end it, or answer."""
+        if self.running is not None and now_ns - self.began_ns >= self._run_limit_ns:
+            seconds = self._run_limit_ns / 1e9
+            logger.critical(
+                "a run of %s on the event loop's thread did not end within %g s, and the server with it; "
+                "set isolation = 'process' in its deployment",
+                self._name,
+                seconds,
+            )
+            logging.shutdown()
+            os._exit(HUNG_EXIT)
+
     def alive(self) -> bool:
         """Say whether its runner can be used."""
         return self._runner is not None and self._runner.alive()
@@ -206,22 +286,24 @@ class Instance:
             self._give_up(BuildFailed("opening", _one_line(error)))
             return
         self.tell(Opened(found))
-        lost = False
-        while not lost:
-            idle_ns = self.line.clock_ns()
-            batch = self.line.take(self)
-            if batch is None:
-                break
-            if runner.alive():
-                ran = self._run(runner, batch, idle_ns)
-                self.running = None
-                lost = ran.lost
-                self.tell(ran)
-            else:
-                self.line.back(self, batch)
-                lost = True
+        while self._turn(runner):
+            continue
         runner.close()
         self.tell(Ended(None))
+
+    def _turn(self, runner: Runner) -> bool:
+        """Wait for a batch and run it; False where the instance ends. An idle instance holds on to no request."""
+        idle_ns = self.line.clock_ns()
+        batch = self.line.take(self)
+        if batch is None:
+            return False
+        if not runner.alive():
+            self.line.back(self, batch)
+            return False
+        ran = self._run(runner, batch, idle_ns)
+        self.running = None
+        self.tell(ran)
+        return not ran.lost
 
     def _give_up(self, error: HastenError) -> None:
         if self._runner is not None:

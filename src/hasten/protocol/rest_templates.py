@@ -1,0 +1,190 @@
+"""JSON heads that were read or written before: clients send the same one thousands of times, and only ids differ.
+
+A head that was read whole and found right is kept by its bytes, without its id. A body with the same head needs its
+tensors cut out of what follows, and nothing else: whatever was checked of the head holds for the same bytes. Bodies
+that are JSON alone carry their data in the head, and are read anew each time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from hasten.protocol import rest
+from hasten.protocol.binary_tensors import Buffer
+from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
+from hasten.protocol.shared_memory import Regions
+from hasten.tensors import Array
+
+KEPT_HEADS = 256
+"""Heads that are kept for a target, or for answers; then all are forgotten, so that nobody fills the memory with them."""
+
+LONGEST_HEAD_BYTES = 8192
+"""A longer one is read anew each time."""
+
+ID = re.compile(rb'"id": ?"([ !#-\[\]-~]*)"')
+"""An id of plain ASCII. In a head without escapes that has one such place it is the request's own, or a parameter's; a
+head is kept without it only where what was read tells that it is the request's own."""
+
+_JSON = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where a tensor lies behind the head."""
+
+    name: str
+    datatype: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    count: int
+    offset: int
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A head that was read: the request without its data and its id, and the bytes that must follow."""
+
+    request: InferRequest
+    slots: tuple[_Slot, ...]
+    n_bytes: int
+    takes_id: bool
+    """The place that was emptied is the request's own id, since it was read from there."""
+
+
+class RequestTemplates:
+    """Reads the requests of one target; gives what ``rest.decode_request`` gives."""
+
+    def __init__(self, model: str, version: str | None, *, regions: Regions | None = None) -> None:
+        self._regions = regions
+        self._model = model
+        self._version = version
+        self._known: dict[bytes, _Known] = {}
+
+    def decode(
+        self, body: Buffer, *, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
+    ) -> InferRequest:
+        """Read a request; ``metadata`` gives that of a model and version, for raw requests. See ``rest.decode_request``. Raises BadRequest."""
+        if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
+            return self._read(body, header_bytes, metadata)
+        view = memoryview(body)
+        head = bytes(view[:header_bytes])
+        known, name = self._known.get(head), ""
+        if known is None and b'"id"' in head:
+            parted = _without_id(head)
+            if parted is not None:
+                head, name = parted
+                known = self._known.get(head)
+                if known is not None and not known.takes_id:
+                    known = None
+        if known is not None and len(view) == header_bytes + known.n_bytes:
+            return _filled(known, view, header_bytes, name)
+        request = self._read(body, header_bytes, metadata)
+        if known is None and request.id == name:
+            self._keep(head, request)
+        return request
+
+    def _read(
+        self, body: Buffer, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
+    ) -> InferRequest:
+        return rest.decode_request(
+            body,
+            header_bytes=header_bytes,
+            model=self._model,
+            version=self._version,
+            metadata=partial(metadata, self._model, self._version),
+            regions=self._regions,
+        )
+
+    def _keep(self, head: bytes, request: InferRequest) -> None:
+        slots, at = [], 0
+        for tensor in request.inputs:
+            item = ITEM_BYTES.get(tensor.datatype)
+            if item is None or tensor.datatype == "BOOL" or tensor.parameters.get(rest.SIZE) != tensor.data.nbytes:
+                return  # BYTES and BOOL are looked into, and what is no bytes is in the head
+            data = tensor.data
+            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters))
+            at += data.nbytes
+        if len(self._known) >= KEPT_HEADS:
+            self._known.clear()
+        bare = msgspec.structs.replace(request, inputs=(), id="")
+        self._known[head] = _Known(bare, tuple(slots), at, bool(request.id))
+
+
+def _without_id(head: bytes) -> tuple[bytes, str] | None:
+    """Take the id out of a head; None where there is not exactly one place for it."""
+    if head.count(b'"id"') != 1 or b"\\" in head:
+        return None
+    found = ID.search(head)
+    if found is None:
+        return None
+    return head[: found.start(1)] + head[found.end(1) :], found[1].decode("ascii")
+
+
+def _filled(known: _Known, view: memoryview, at: int, name: str) -> InferRequest:
+    tensors = [
+        Tensor(
+            name=slot.name,
+            datatype=slot.datatype,
+            data=np.frombuffer(view, slot.dtype, slot.count, at + slot.offset).reshape(slot.shape),
+            parameters=slot.parameters,
+        )
+        for slot in known.slots
+    ]
+    bare = known.request
+    return InferRequest(
+        model=bare.model,
+        version=bare.version,
+        id=name,
+        inputs=tuple(tensors),
+        outputs=bare.outputs,
+        parameters=bare.parameters,
+        priority=bare.priority,
+        timeout_us=bare.timeout_us,
+    )
+
+
+class ResponseTemplates:
+    """Writes answers; gives what ``rest.encode_response`` gives."""
+
+    def __init__(self, regions: Regions | None = None) -> None:
+        self._regions = regions
+        self._known: dict[object, bytes] = {}
+
+    def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
+        """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
+        outputs = response.outputs
+        if response.parameters or request.outputs or request.parameters.get(rest.ALL) is not True:
+            return rest.encode_response(response, request, regions=self._regions)
+        described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
+        key = (response.model, response.version, described)
+        head = self._known.get(key)
+        if head is None:
+            parts, header_bytes = rest.encode_response(response, request)
+            if header_bytes is not None and all([t.datatype in ITEM_BYTES and not t.parameters for t in outputs]):
+                bare, _ = rest.encode_response(msgspec.structs.replace(response, id=""), request)
+                if len(self._known) >= KEPT_HEADS:
+                    self._known.clear()
+                self._known[key] = bytes(bare[0])
+            return parts, header_bytes
+        if response.id:  # it is written last
+            head = b'%b,"id":%b}' % (head[:-1], _JSON.encode(response.id))
+        return [head, *[_bytes_of(tensor.data) for tensor in outputs]], len(head)
+
+
+def _bytes_of(data: Array) -> bytes | memoryview:
+    return (
+        data.tobytes()
+        if data.nbytes <= SMALL_BYTES
+        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    )
+
+
+SMALL_BYTES = 4096
+"""Up to this a copy costs less than a view."""
