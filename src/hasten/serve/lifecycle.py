@@ -197,18 +197,28 @@ async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
     """
     if _told(old.signature) != _told(fresh.signature):
         raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
-    if _told(old.read.artifact.signature) != _told(fresh.read.artifact.signature):
-        return None  # steps make up for it: clients see no difference, and the probes are none of the old one's
+    limit = fresh.read.deployment.serving.max_change
+    if _shapes(old) != _shapes(fresh):  # steps make up for it, so clients see no difference
+        if limit is not None:
+            raise Untrusted(
+                f"its model takes other tensors than version {old.version}, so nothing can say that answers changed by "
+                f"at most {limit:.2g}; leave max_change out, or unload that one first"
+            )
+        return None
     try:
         before = await old.answers(warm.probes)
     except ServeError:
         return None  # the old one cannot answer: no reason to keep it
     own = {name: array for name, array in warm.answers.items() if array.dtype.kind in "fiub"}
     change = max((relative_error(before[name], array) for name, array in own.items()), default=0.0)
-    limit = fresh.read.deployment.serving.max_change
     if limit is not None and change > limit:
         raise Untrusted(f"its answers differ from version {old.version} by {change:.2g} (allowed: {limit:.2g})")
     return change
+
+
+def _shapes(model: Model) -> list[tuple[str, str, tuple[int | str, ...]]]:
+    signature = model.read.artifact.signature
+    return [(spec.name, spec.dtype, spec.shape[1:]) for spec in (*signature.inputs, *signature.outputs)]
 
 
 def _told(signature: Signature) -> list[tuple[str, str, int]]:

@@ -102,12 +102,13 @@ class Service:
             StoreError: the repository cannot be read.
         """
         found = await asyncio.to_thread(self.repository.scan)
-        cores = max(1, this_host().usable_cores // max(len(found), 1))
+        self._known = found
+        own = sum(not self.members_of(name) for name in found)  # those made of others compute nothing
+        cores = max(1, this_host().usable_cores // max(own, 1))
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
             loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
         )
-        self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
         for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
