@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hasten.errors import InvalidSetting
-from hasten.load.cores import cores_for, server_cores
+from hasten.load.cores import away_from_server, cores_for, server_cores
 from hasten.load.target import Protocol, Target
 
 
@@ -80,3 +80,16 @@ def test_the_cores_of_a_server_on_this_machine_are_seen_and_kept_clear(
 
 def test_a_server_elsewhere_has_no_cores_here() -> None:
     assert server_cores(REMOTE) == set()
+    assert away_from_server((0,), REMOTE)
+
+
+def test_a_generator_is_alone_only_where_the_server_surely_runs_elsewhere(
+    listening: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(url=f"http://127.0.0.1:{listening}")
+    core = max(os.sched_getaffinity(0))
+    assert not away_from_server((core,), target)
+    monkeypatch.setattr("hasten.load.cores.server_cores", lambda target: {core + 1})
+    assert away_from_server((core,), target)
+    monkeypatch.setattr("hasten.load.cores.server_cores", lambda target: set())
+    assert not away_from_server((core,), target), "it listens here, and nobody can see where"
