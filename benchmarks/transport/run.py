@@ -61,9 +61,7 @@ class Server:
 def start(kind: str, bundle: Path, core: int) -> Server:
     model = str(bundle.parent / "model" / "model.onnx")
     words = ["-c", HASTEN, str(bundle)] if kind == "hasten" else [str(HERE / "peers.py"), kind, model]
-    process = subprocess.Popen(
-        ["taskset", "-c", str(core), sys.executable, *words], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(["taskset", "-c", str(core), sys.executable, *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ports = [int(port) for port in process.stdout.readline().split()]
     if not ports:
@@ -97,7 +95,11 @@ def write_bodies(folder: Path) -> None:
     (folder / "grpc.bin").write_bytes(found["grpc"][0])
     body, headers = found["binary"]
     (folder / "body.bin").write_bytes(body)
-    lines = [f'local file = io.open("{folder / "body.bin"}", "rb")', 'wrk.method = "POST"', 'wrk.body = file:read("*a")']
+    lines = [
+        f'local file = io.open("{folder / "body.bin"}", "rb")',
+        'wrk.method = "POST"',
+        'wrk.body = file:read("*a")',
+    ]
     lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]
     (folder / "binary.lua").write_text("\n".join(lines) + "\n")
 

@@ -143,6 +143,23 @@ def test_over_tls_it_answers_those_who_trust_its_certificate(toml: Path, tmp_pat
         assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_two_servers_on_one_port_both_answer_where_they_were_told_to_share_it(toml: Path, transport: str) -> None:
+    told: dict[str, object]
+    share = ("--drain", "1ms", "--reuse-port", "--transport", transport)
+    with serving(toml, *share) as (first, told):
+        ports = [urlsplit(f"//{str(told[key]).rpartition('//')[2]}").port for key in ("http", "grpc")]
+        with serving(toml, *share, "--port", str(ports[0]), "--grpc-port", str(ports[1])) as (second, again):
+            assert (told["http"], told["grpc"]) == (again["http"], again["grpc"])
+            for process in (first, second):  # whoever is left answers all
+                for _ in range(10):
+                    assert call(str(told["http"]), "POST", INFER, infer_body(rows_of(1)))[0] == 200
+                    with grpc.insecure_channel(str(told["grpc"]), [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30) == b"\x08\x01"
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+
+
 def test_one_half_of_tls_is_a_usage_error(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(toml), "--tls-cert", "cert.pem", "--port", "0", "--grpc-port", "0"]) == 2
     assert "--tls-key" in capsys.readouterr().err

@@ -137,10 +137,11 @@ class _Uvicorn(uvicorn.Server):
 class AsgiListener:
     """uvicorn on a port."""
 
-    def __init__(self, rest: Rest, limits: Limits, *, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, rest: Rest, limits: Limits, *, place: tuple[str, int, bool], tls: ssl.SSLContext | None) -> None:
+        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._app = asgi(rest, limits)
         self._limits = limits
-        self._place = (host, port)
+        self._place = place
         self._tls = tls
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -153,7 +154,8 @@ class AsgiListener:
 
     async def open(self) -> None:
         """Bind and accept."""
-        bound = bind(*self._place)
+        host, port, reuse_port = self._place
+        bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("https" if self._tls else "http", bound)
         config = uvicorn.Config(
             self._app,

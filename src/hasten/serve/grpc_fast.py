@@ -183,9 +183,17 @@ class FastGrpcListener:
     """The fast gRPC transport on a port."""
 
     def __init__(
-        self, service: Service, limits: Limits, *, place: tuple[str, int], keys: Keys | None, tls: ssl.SSLContext | None
+        self,
+        service: Service,
+        limits: Limits,
+        *,
+        place: tuple[str, int, bool],
+        keys: Keys | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
+        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._calls = Calls(service, keys)
+        self._cork = service.cork
         self._limits = limits
         self._place = place
         self._tls = tls
@@ -204,8 +212,11 @@ class FastGrpcListener:
         """Bind and accept. Raises BadInput where the port is taken."""
         loop = asyncio.get_running_loop()
         calls = self._calls
-        self._server = Http2Server(opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time)
-        bound = bind(*self._place)
+        self._server = Http2Server(
+            opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time, cork=self._cork
+        )
+        host, port, reuse_port = self._place
+        bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)

@@ -178,14 +178,14 @@ class GrpcListener:
         service: Service,
         limits: Limits,
         *,
-        host: str,
-        port: int,
+        place: tuple[str, int, bool],
         keys: Keys | None,
         tls: tuple[Path, Path] | None,
     ) -> None:
+        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._service = service
         self._limits = limits
-        self._place = (host, port)
+        self._place = place
         self._keys = keys
         self._tls = tls
         self._server: grpc.aio.Server | None = None
@@ -205,7 +205,7 @@ class GrpcListener:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", limits.header_bytes),
                 ("grpc.max_concurrent_streams", limits.requests),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._place[2])),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -214,7 +214,7 @@ class GrpcListener:
             maximum_concurrent_rpcs=limits.requests,
         )
         server.add_generic_rpc_handlers((InferenceHandlers(self._service, self._keys),))
-        host, port = self._place
+        host, port, _ = self._place
         shown = f"[{host}]" if ":" in host else host
         try:
             bound = self._bind(server, f"{shown}:{port}")

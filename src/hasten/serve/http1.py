@@ -18,6 +18,7 @@ from time import perf_counter_ns
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from hasten.serve.cork import Cork
 from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.wheel import Wheel
@@ -55,8 +56,10 @@ class Http1Server:
         limits: Limits,
         clock_s: Callable[[], float],
         log: Callable[[Request], None] | None = None,
+        cork: Cork | None = None,
     ) -> None:
         self.route = route
+        self.cork = cork or Cork()
         self.limits = limits
         self.clock_s = clock_s
         self.log = log
@@ -449,6 +452,13 @@ class Connection(asyncio.BufferedProtocol):
         pass_on(server.route, request)
 
     def replied(self, request: Request) -> None:
+        """Write every answer whose turn it is, together with others where a batch is being answered."""
+        if self._server.cork.active:
+            self._server.cork.hold(self)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
         """Write every answer whose turn it is."""
         outstanding = self._outstanding
         while outstanding and (parts := outstanding[0].reply) is not None:

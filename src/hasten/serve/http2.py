@@ -15,6 +15,7 @@ from time import perf_counter_ns
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
+from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
 from hasten.serve.http2_stream import OPENING, Call
 from hasten.serve.limits import Limits
@@ -40,7 +41,16 @@ class Http2Server:
     unary call once its message is there.
     """
 
-    def __init__(self, *, opened: Route, route: Route, limits: Limits, clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        opened: Route,
+        route: Route,
+        limits: Limits,
+        clock_s: Callable[[], float],
+        cork: Cork | None = None,
+    ) -> None:
+        self.cork = cork or Cork()
         self.opened = opened
         self.route = route
         self.limits = limits
@@ -94,6 +104,8 @@ class Connection(asyncio.Protocol):
         self._looked_s = server.clock_s()
         self._receiving = 0
         """Unary calls whose message has not come whole."""
+        self._held: list[Call] = []
+        self._gathered: list[bytes] | None = None
         self._paused = False
         self._draining = False
         self._over = False
@@ -412,7 +424,27 @@ class Connection(asyncio.Protocol):
     # answers
 
     def pump(self, call: Call) -> None:
-        """Send what the windows let through: headers, messages, trailers."""
+        """Send what the windows let through: headers, messages, trailers; all of a batch's answers together."""
+        if self._server.cork.active:
+            self._held.append(call)
+            self._server.cork.hold(self)
+        else:
+            self._send(call)
+
+    def flush(self) -> None:
+        """Send what was held, in one write."""
+        held, self._held = self._held, []
+        if len(held) == 1:
+            self._send(held[0])
+        elif held:
+            self._gathered = []
+            for call in held:
+                self._send(call)
+            data, self._gathered = b"".join(self._gathered), None
+            self._write(data)
+            self._close_if_drained()
+
+    def _send(self, call: Call) -> None:
         if self._over or call.id not in self._calls:
             return
         if not call.started and call.trailers is not None and len(call.out) == 1 and not self._paused:
@@ -488,7 +520,11 @@ class Connection(asyncio.Protocol):
             self._receiving -= call.counted
             call.counted = False
         call.connection = call.leave = call.sent = call.on_message = None
-        if self._draining and not self._calls:
+        if self._draining and self._gathered is None:  # else what was gathered is written first
+            self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self._calls and self._transport is not None:
             self._let_go()
 
     # the end
@@ -565,7 +601,9 @@ class Connection(asyncio.Protocol):
         self._server.wheel.arm(self, self._server.clock_s() + after_s)
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._over:
+        if self._gathered is not None:
+            self._gathered.append(data)
+        elif self._transport is not None and not self._over:
             self._transport.write(data)
 
 

@@ -58,7 +58,8 @@ class Model:
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = kinds_of(signature)
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
-        self.pool = Pool(self._work(), self.line, seen=Seen(ran=self._ran, restarted=self._restarted), loop=around.loop)
+        seen = Seen(ran=self._ran, restarted=self._restarted)
+        self.pool = Pool(self._work(), self.line, seen=seen, loop=around.loop, cork=around.cork)
         self._piping = self._with_steps(read.pipeline) if read.pipeline else None
 
     async def load(self) -> Warm:

@@ -12,6 +12,7 @@ from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeErr
 from hasten.serve.admission import Asked, Inside, Limits, refusal
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
+from hasten.serve.cork import Cork
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.warm import Warm
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 INLINE_NS = 100_000
 """A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand one over and be told costs 30 to 400 us, most of it
 wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more from going on beside the loop."""
+
+MOST_HELD = 32
+"""Answers that are written together at the most: the first of them waits for the last."""
 
 MUCH_LONGER = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
@@ -63,13 +67,16 @@ class Seen:
 class Pool:
     """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
 
-    def __init__(self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop, cork: Cork | None = None
+    ) -> None:
         self.work = work
         self.line = line
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
         self._loop = loop
+        self._cork = cork or Cork()
         self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
         self._ready: set[Instance] = set()
         self._alone: set[Instance] = set()
@@ -256,6 +263,13 @@ class Pool:
     def _turn(self) -> None:
         """Run what waits on this thread, as many batches as there are now; longer runs go to the instances."""
         self._turn_due = False
+        self._cork.active = True
+        try:
+            self._take_turn()
+        finally:
+            self._cork.release()
+
+    def _take_turn(self) -> None:
         left = self.line.batcher.rows
         while left > 0:
             instance, taken = self.line.borrow() if self._inline else (None, None)
@@ -270,7 +284,10 @@ class Pool:
             ran = instance.run_here(batch, batch.closed_ns)
             self.line.give_back(instance)
             left -= batch.rows
-            self._ran(instance, ran)
+            self._answer(instance, ran)
+            if self._cork.size >= MOST_HELD:
+                self._cork.release()
+                self._cork.active = True
 
     def _hear(self, instance: Instance, news: News) -> None:
         match news:
@@ -287,6 +304,13 @@ class Pool:
                 self._instance_ended(instance, news)
 
     def _ran(self, instance: Instance, ran: Ran) -> None:
+        self._cork.active = True
+        try:
+            self._answer(instance, ran)
+        finally:
+            self._cork.release()
+
+    def _answer(self, instance: Instance, ran: Ran) -> None:
         outcome = ran.outcome
         ours = (
             instance not in self._alone
@@ -383,7 +407,10 @@ def _mark(piece: Piece, ran: Ran, number: int) -> None:
     marks.rows, marks.instance = ran.batch.size, number
     ns = marks.ns
     if not ns[5]:
-        ns[3] = min(max(ran.idle_ns, ns[2]), ran.batch.closed_ns)
-        ns[4] = max(ran.batch.closed_ns, ns[2])
+        closed_ns, decoded_ns = ran.batch.closed_ns, ns[2]
+        idle_ns = ran.idle_ns if ran.idle_ns > decoded_ns else decoded_ns
+        ns[3] = idle_ns if idle_ns < closed_ns else closed_ns
+        ns[4] = closed_ns if closed_ns > decoded_ns else decoded_ns
         ns[5] = ran.joined_ns
-    ns[6] = max(ns[6], ran.ended_ns)
+    if ran.ended_ns > ns[6]:
+        ns[6] = ran.ended_ns

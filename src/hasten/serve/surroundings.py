@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from hasten.protocol.messages import InferResponse, ModelMetadata
+from hasten.serve.cork import Cork
 from hasten.serve.runner import Clock
 from hasten.serve.ticket import Infers, Marks
 
@@ -39,6 +40,8 @@ class Surroundings:
     loop: asyncio.AbstractEventLoop
     clock_ns: Clock
     cores: int
+    cork: Cork = field(default_factory=Cork)
+    """What holds the answers of a batch together, shared with the transports."""
     code: Path | None = None
     """The folder whose Python files steps may run; None: none."""
     members: Members | None = None

@@ -115,15 +115,22 @@ class Line:
                 instance.tell(Dropped(tuple(taken.dropped)))
             if taken.batch is not None:
                 return taken.batch
-            wait_s = min((taken.again_ns - now_ns) / 1e9, instance.look_s)
-            rung = instance.bell.acquire(timeout=max(wait_s, 0.0))
-            if not rung:
-                instance.look_after(self.clock_ns())
-            with self.lock:
-                if instance in self._idle:
-                    self._idle.remove(instance)
-                elif not rung:  # rung just after its wait was over: the ring is used up, or the next would find it
-                    instance.bell.acquire()
+            wait_s = (taken.again_ns - now_ns) / 1e9
+            while self._waits(instance, wait_s):
+                wait_s = instance.look_s
+
+    def _waits(self, instance: Instance, wait_s: float) -> bool:
+        """Wait for the bell, for at most ``wait_s``; True where the instance is lent then, and has nothing to take."""
+        rung = instance.bell.acquire(timeout=max(min(wait_s, instance.look_s), 0.0))
+        with self.lock:
+            if instance in self._idle:
+                self._idle.remove(instance)
+            elif not rung:
+                if instance.lent:
+                    instance.look_after(self.clock_ns())
+                    return True
+                instance.bell.acquire()  # rung just after its wait was over: used up, or the next would find it
+        return False
 
     def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
         """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
@@ -141,6 +148,7 @@ class Line:
                 if taken.again_ns != NEVER:
                     self._ring()
             else:
+                instance.lent = True
                 instance.began_ns = now_ns
                 instance.running = taken.batch
             return instance, taken
@@ -149,6 +157,7 @@ class Line:
         """Let an instance that was borrowed wait again."""
         with self.lock:
             instance.running = None
+            instance.lent = False
             self._idle.append(instance)
 
     def back(self, instance: Instance, batch: Batch[Piece]) -> None:
@@ -214,6 +223,8 @@ class Instance:
         self.running: Batch[Piece] | None = None
         self.began_ns = 0
         self.leaves = False
+        self.lent = False
+        """Another thread runs its model."""
         self.look_s = min(run_limit_ns / 1e9, LONGEST_WAIT_S)
         """How often its thread looks, while it waits, after a run that another thread does with its model."""
         self._run_limit_ns = run_limit_ns
