@@ -72,7 +72,7 @@ def test_what_holds_in_spite_of_a_late_generator_holds_and_more_is_not_claimed()
         return Seen(times_ns=np.full(max(int(rate * seconds), 1), 1e6), late=rate > 1000)
 
     found = find_highest_rate(late, LIMIT, bare_ns=1e6)
-    assert found.rate == 2000
+    assert found.rate == 8000  # the third rate in a row at which it was late
     assert "more may hold" in found.why
 
 

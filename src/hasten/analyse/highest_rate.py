@@ -35,7 +35,7 @@ STEP = 1.25
 MOST_RATE = 1e6
 
 LATE_AT_MOST = 3
-"""Runs of one rate in which the generator was late, before that is held to be the rate's doing."""
+"""Runs of one rate, or rates in a row, with a late generator, before it is held to be at its end."""
 
 CONFIRMATIONS = 3
 
@@ -186,13 +186,14 @@ class _Search:
 
     def bracket(self, first: float) -> None:
         """Double from ``first`` until a rate fails, or halve until one holds."""
-        rate = first
+        rate, late = first, 0
         while self.left() and math.isinf(self.high):
             if rate > MOST_RATE:
                 self.why = f"{rate:.4g}/s was not tried: no generator here sends so many"
                 return
             if self.try_rate(rate) == "holds":
-                if self.late:
+                late = late + 1 if self.late else 0
+                if late == LATE_AT_MOST:
                     self.why = f"the generator itself was late at {rate:.4g}/s, which holds all the same: more may hold"
                     return
                 rate *= 2 if self.rules.first is None else STEP
