@@ -50,7 +50,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def load(url: str) -> Iterator[OpenLoad]:
-    target = Target(url=url, model="net")
+    target = Target(url=url, model="net", connections=64)  # the server's ends of them are in this process as well
     with open_load(target, payloads_of(target, Samples({"x": ROWS}))) as opened:
         yield opened
 
@@ -120,7 +120,7 @@ def test_the_verb_writes_a_record_that_it_reads_again(
     again = analyse_run(read_run(folder), host=read_host(folder))
     assert again.percentiles[0].value_ns == document["percentiles"][0]["value_ns"]
     assert app.run(["analyse", str(folder), "--slo", "p50 <= 10s"]) == 0
-    assert app.run(["analyse", str(folder), "--slo", "p50 <= 1us"]) == 3
+    assert app.run(["analyse", str(folder), "--slo", "p50 <= 1us"]) == 4  # no generator is within 5 % of that
 
 
 @pytest.mark.parametrize(

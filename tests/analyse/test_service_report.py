@@ -79,7 +79,7 @@ def test_the_page_stands_alone(analysis: Analysis) -> None:
     loads = _Loads()
     loads.feed(page)
     assert loads.found == []
-    assert "default-src 'none'" in page
+    assert "default-src &#39;none&#39;" in page
     for name in ("curve", "waterfall", "distribution", "timeline"):
         assert f'id="figure-{name}"' in page
 
