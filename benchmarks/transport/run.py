@@ -135,7 +135,7 @@ def main() -> None:
         try:
             if "hasten" in servers:
                 check(servers["hasten"])
-            for stack, (kind, protocol) in stacks.items():  # warm
+            for kind, protocol in stacks.values():  # warm
                 load(protocol, servers[kind].ports[protocol], 1.0, folder)
             order = random.Random(0)
             for at in range(asked.rounds):

@@ -255,7 +255,8 @@ class Instance:
 
     def run_here(self, batch: Batch[Piece], idle_ns: int) -> Ran:
         """Run a batch in the calling thread; the instance was ``borrow``ed, and ``lends``."""
-        assert self._runner is not None
+        if self._runner is None:
+            raise BuildFailed("run", f"{self._name} is not open")
         return self._run(self._runner, batch, idle_ns)
 
     def look_after(self, now_ns: int) -> None:
