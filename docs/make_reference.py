@@ -27,7 +27,8 @@ def reference() -> str:
         "Written from the code by `python docs/make_reference.py`. Verbs have their own `--help`.",
         "## Verbs",
         *[f"* `hasten {name}`: {text}" for name, text in VERBS.items()],
-        "* Exit codes: 0 done; 1 an error, in one line; 2 usage; 3 done, but the goal was not met; 130 stopped.",
+        "* Exit codes: 0 done; 1 an error, in one line; 2 usage; 3 done, but the goal was not met; "
+        "4 done, but what was measured does not decide; 130 stopped.",
     ]
     for kind, title in (("pass", "Passes"), ("engine", "Engines")):
         parts.append(f"## {title}")

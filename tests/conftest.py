@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,11 @@ def shared_peaks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("peaks")
     measure_peaks(1, home=home)
     return home / "peaks"
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that is bound and not listening: nothing else takes it, and every connection is refused."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -16,9 +16,10 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 """Distributions that a bare ``import hasten`` must not load."""
 
 EXTRAS = (
-    *("grpc", "hpack", "httptools", "prometheus_client", "uvicorn", "uvloop"),
+    *("grpc", "hpack", "httptools", "opentelemetry", "prometheus_client", "uvicorn", "uvloop"),
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
+    *("tensorboardX", "wandb", "mlflow"),
 )
 """What the base install does not hold."""
 
@@ -28,12 +29,16 @@ OWNERS = {
         *("passes/finetune", "passes/distill", "passes/importance", "passes/prune_channels"),
     ),
     "openvino": ("engines/openvino", "measure/peaks_openvino"),
-    "grpc": ("serve/grpc_library", "serve/app", "client/grpc"),
-    "hpack": ("serve/http2", "serve/grpc_fast"),
-    "httptools": ("serve/http1", "serve/listen", "client/http_async"),
+    "grpc": ("serve/grpc_library", "serve/app", "client/grpc", "conformance/grpc_wire"),
+    "hpack": ("serve/http2", "serve/grpc_fast", "load/http2"),
+    "httptools": ("serve/http1", "serve/listen", "client/http_async", "load/http1"),
+    "opentelemetry": ("serve/otel",),
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
     "uvloop": ("serve/app",),
+    "tensorboardX": ("report/export_tensorboard",),
+    "wandb": ("report/export_wandb",),
+    "mlflow": ("report/export_mlflow",),
 }
 """The only files, by the beginning of their names, that import an extra: plainly, at their top."""
 

@@ -41,7 +41,15 @@ def closed(place: Place, server: Server, protocol: str, seconds: float) -> dict[
     before_s = server.cpu_s()
     url = f"http://127.0.0.1:{server.ports[protocol]}{path_of(place.model, protocol)}"
     if protocol == "grpc":
-        words = ["h2load", "-t1", f"-c{CONNECTIONS}", "-m1", f"-D{seconds * 1000:.0f}ms", "-d", str(place.folder / "grpc.bin")]
+        words = [
+            "h2load",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            "-m1",
+            f"-D{seconds * 1000:.0f}ms",
+            "-d",
+            str(place.folder / "grpc.bin"),
+        ]
         said = _text([*words, "-H", "content-type: application/grpc", "-H", "te: trailers", url])
         rate = float(re.search(r"([\d.]+) req/s", said)[1])  # type: ignore[index]
         failed = int(re.search(r"(\d+) failed", said)[1])  # type: ignore[index]

@@ -73,7 +73,15 @@ def load(kind: str, port: int, seconds: float, folder: Path) -> float:
     """Give requests a second of a closed loop."""
     url = f"http://127.0.0.1:{port}{PATH[kind]}"
     if kind == "grpc":
-        words = ["h2load", "-t1", f"-c{CONNECTIONS}", "-m1", f"-D{seconds * 1000:.0f}ms", "-d", str(folder / "grpc.bin")]
+        words = [
+            "h2load",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            "-m1",
+            f"-D{seconds * 1000:.0f}ms",
+            "-d",
+            str(folder / "grpc.bin"),
+        ]
         words += ["-H", "content-type: application/grpc", "-H", "te: trailers", url]
         found = _text(words)
         succeeded = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", found)

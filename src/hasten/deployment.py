@@ -83,10 +83,18 @@ class Deployment:
     claims: dict[str, Json] = field(default_factory=dict)
     """What was certified: speed-up and drop with their intervals."""
     serving: Serving = field(default_factory=Serving)
+    pre: tuple[dict[str, Json], ...] = ()
+    """Steps before the model, in order: ``step`` is the name of each (``hasten.steps``), the rest its settings."""
+    post: tuple[dict[str, Json], ...] = ()
+    """Steps after the model."""
+    raw: bool = False
+    """Serve the model without its steps too, as NAME.raw."""
 
 
-def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> Path:
-    """Write a bundle: the deployment and a copy of the model. Gives the path of the TOML file.
+def write_deployment(
+    deployment: Deployment, built: Artifact, folder: Path, *, files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a bundle: the deployment, a copy of the model, and other files beside. Gives the path of the TOML file.
 
     The folder appears whole, or what was there before stays.
 
@@ -100,6 +108,8 @@ def write_deployment(deployment: Deployment, built: Artifact, folder: Path) -> P
             for name in (*built.files, MANIFEST):  # files alone: the store's folders are the owner's
                 (fresh / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(built.folder / name, fresh / MODEL / name)
+            for name, data in (files or {}).items():
+                write_atomically(fresh / name, data)
             write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
             fresh.chmod(0o755)
             old = fresh.with_name(f"{fresh.name}.old")

@@ -1,7 +1,7 @@
-"""What passes, engines and frontends there are, known without importing them.
+"""What passes, engines, frontends and steps there are, known without importing them.
 
-An entry names a class and what it needs; the class is imported when it is first asked for. Other distributions
-add theirs through the entry-point groups ``hasten.passes``, ``hasten.engines`` and ``hasten.frontends``.
+An entry names a class and what it needs; the class is imported when it is first asked for. Other distributions add
+theirs through the entry-point groups ``hasten.passes``, ``hasten.engines``, ``hasten.frontends`` and ``hasten.steps``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from hasten.errors import MissingDependency, UnknownName
 
-Kind = Literal["pass", "engine", "frontend"]
+Kind = Literal["pass", "engine", "frontend", "step"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,24 @@ BUILT_IN: Mapping[Kind, Mapping[str, Entry]] = {
         "onnx": Entry("hasten.frontends.onnx:OnnxFrontend"),
         "pytorch": Entry("hasten.frontends.pytorch:PytorchFrontend", ("torch", "onnxscript", "safetensors"), "train"),
     },
+    "step": {
+        "decode-image": Entry("hasten.steps.decode_image:DecodeImage"),
+        "resize": Entry("hasten.steps.resize:Resize"),
+        "center-crop": Entry("hasten.steps.center_crop:CenterCrop"),
+        "normalise": Entry("hasten.steps.normalise:Normalise"),
+        "tokenise": Entry("hasten.steps.tokenise:Tokenise", ("tokenizers",), "text"),
+        "cast": Entry("hasten.steps.cast:Cast"),
+        "rename": Entry("hasten.steps.rename:Rename"),
+        "softmax": Entry("hasten.steps.softmax:Softmax"),
+        "top-k": Entry("hasten.steps.top_k:TopK"),
+        "argmax": Entry("hasten.steps.argmax:Argmax"),
+        "threshold": Entry("hasten.steps.threshold:Threshold"),
+        "non-maximum-suppression": Entry("hasten.steps.non_maximum_suppression:NonMaximumSuppression"),
+        "function": Entry("hasten.steps.function:Function"),
+    },
 }
 
-_registered: dict[Kind, dict[str, Entry]] = {"pass": {}, "engine": {}, "frontend": {}}
+_registered: dict[Kind, dict[str, Entry]] = {"pass": {}, "engine": {}, "frontend": {}, "step": {}}
 
 
 def register(kind: Kind, name: str, entry: Entry) -> None:
@@ -106,4 +121,4 @@ def _outside(kind: Kind) -> Mapping[str, Entry]:
     return {point.name: Entry(point.value) for point in points}
 
 
-_GROUPS: Mapping[Kind, str] = {"pass": "passes", "engine": "engines", "frontend": "frontends"}
+_GROUPS: Mapping[Kind, str] = {"pass": "passes", "engine": "engines", "frontend": "frontends", "step": "steps"}

@@ -102,3 +102,34 @@ def test_a_graph_inside_a_node_is_refused_by_name() -> None:
     net.add("Relu", net.nodes[-1].output[0])
     with pytest.raises(Unsupported, match=r"'if_0' \(If\) holds a graph"):
         blocks_of(net.model(("x", (2, 4)), ("y", (2, 4))), {})
+
+
+def labelled(hidden: int, *, product: bool = False) -> onnx.ModelProto:
+    """Give a network with labels behind it as scikit-learn's converter writes them."""
+    net = Builder(0)
+    h = net.add("Relu", net.add("MatMul", "x", net.weight(8, hidden)))
+    net.add("MatMul", h, net.weight(hidden, 4))
+    model = net.model(("x", ("batch", 8)), ("y", ("batch", 4)))
+    nodes = [
+        onnx.helper.make_node("ArgMax", ["y"], ["place"], name="argmax", axis=1),
+        onnx.helper.make_node(
+            "ArrayFeatureExtractor", ["kinds", "place"], ["found"], name="extract", domain="ai.onnx.ml"
+        ),
+        onnx.helper.make_node("Cast", ["found"], ["label"], name="label", to=onnx.TensorProto.FLOAT),
+    ]
+    if product:
+        nodes.append(onnx.helper.make_node("MatMul", ["label", "kinds"], ["z"], name="product"))
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "kinds"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT, None))
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    return model
+
+
+def test_labels_whose_shapes_nobody_infers_are_left_out_and_the_network_before_them_is_not() -> None:
+    assert [block.name for block in blocks_of(labelled(16), DIMS)] == ["matmul_0", "matmul_2", "argmax"]
+
+
+def test_a_product_of_unknown_shape_is_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="'label' cannot be inferred"):
+        blocks_of(labelled(16, product=True), DIMS)

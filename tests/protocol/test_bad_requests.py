@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten.errors import BadRequest
-from hasten.protocol import rest
+from hasten.protocol import json_tensors, rest
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 
 NET = ModelMetadata(
@@ -52,6 +52,22 @@ def asked(**changed):
 def test_a_tensor_that_does_not_fit_is_told(changed, told) -> None:
     with pytest.raises(BadRequest, match=told):
         read(asked(**changed))
+
+
+@pytest.mark.parametrize("data", [b"1," * 99_999 + b"1", b"[]," * 99_999 + b"[]"])
+def test_what_is_far_too_much_is_told_before_it_is_made(data, monkeypatch) -> None:
+    monkeypatch.setattr(json_tensors, "_decoder", lambda element, depth: pytest.fail("it was made"))
+    body = b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [%s]}]}' % data
+    with pytest.raises(BadRequest, match="100000 elements or more"):
+        read(body)
+
+
+@pytest.mark.parametrize("shape", [[300, 100], [30_000, 1], [1, 1, 30_000]])
+def test_what_is_large_and_right_is_read_flat_and_nested(shape) -> None:
+    values = np.arange(30_000, dtype=np.float32).reshape(shape)
+    for data in (values.tolist(), values.ravel().tolist()):
+        (tensor,) = read(asked(shape=shape, data=data)).inputs
+        np.testing.assert_array_equal(tensor.data, values)
 
 
 def test_nan_and_infinity_are_no_json() -> None:

@@ -75,7 +75,7 @@ def test_the_policy_allows_the_pages_own_scripts_and_no_request(page: Page) -> N
 
 
 def test_the_style_asks_for_nothing_from_outside(page: Page) -> None:
-    assert not re.search(r"url\(|@import", render_html.__globals__["_asset"]("report.css"))
+    assert not re.search(r"url\(|@import", render_html.__globals__["asset"]("report.css"))
 
 
 def test_the_main_numbers_are_there_without_a_script(page: Page) -> None:

@@ -31,8 +31,9 @@ def bundle(
     serving: Serving | None = None,
     engine: str = "onnxruntime",
     batch: int | None = None,
+    **more: Any,
 ) -> Path:
-    """Build a model for ONNX Runtime and write a bundle of it; gives its TOML file."""
+    """Build a model for ONNX Runtime and write a bundle of it; gives its TOML file. ``more``: of the deployment."""
     store = Store(folder.parent / f".store-{folder.name}")
     ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
     built = run_pass(OnnxRuntime(batch=batch), stored(model or mlp(), store), store, ctx)
@@ -47,6 +48,7 @@ def bundle(
         host=this_host().binding,
         batch=batch or 1,
         serving=_on_threads(serving or Serving(instances=1), engine),
+        **more,
     )
     return write_deployment(deployment, built, folder)
 

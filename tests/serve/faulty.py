@@ -23,6 +23,10 @@ RAISES, HANGS = 1000.0, 2000.0
 
 release = threading.Event()
 hanging = threading.Event()
+may_open = threading.Event()
+may_open.set()
+opening = threading.Event()
+"""Set once a session waits for ``may_open``."""
 ENTRY = Entry("serve.faulty:FaultyEngine")
 
 
@@ -64,6 +68,9 @@ class FaultyEngine:
         return OnnxRuntime().apply(source, ctx)
 
     def open(self, built: Artifact) -> Session:
+        if not may_open.is_set():
+            opening.set()
+            may_open.wait()
         return FaultySession(OnnxRuntime().open(built))
 
     def operators(self, built: Artifact, feed: Feed, *, runs: int) -> tuple[Operator, ...]:

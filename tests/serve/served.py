@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,25 @@ import uvloop
 from hasten.serve.app import Listening, Open, open_app
 
 FEATURES, CLASSES = 16, 4
+
+
+@contextmanager
+def serving(
+    path: Path, *options: str, port: int = 0, grpc_port: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, object]]]:
+    """Run the command, on free ports unless told; gives the process and the JSON that it prints once it answers."""
+    command = [sys.executable, "-m", "hasten", "serve", str(path), "--json"]
+    command += ["--port", str(port), "--grpc-port", str(grpc_port), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=60)[1].decode()
+        yield process, json.loads(line)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 @contextmanager

@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,37 +22,9 @@ import grpc
 
 from hasten.cli.app import run
 from serve.bundles import bundle
-from serve.served import call, infer_body, rows_of
+from serve.served import call, infer_body, rows_of, serving
 
 INFER = "/v2/models/net/infer"
-
-
-@contextmanager
-def serving(path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, object]]]:
-    """Run the command on free ports; gives the process and the line of JSON that it prints once it answers."""
-    command = [
-        sys.executable,
-        "-m",
-        "hasten",
-        "serve",
-        str(path),
-        "--json",
-        "--port",
-        "0",
-        "--grpc-port",
-        "0",
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.communicate(timeout=60)[1].decode()
-        yield process, json.loads(line)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 
 from hasten.deployment import Serving
 from hasten.errors import ServeError, ServerFault
@@ -26,6 +28,12 @@ async def started(path: Path) -> Service:
     await service.start()
     assert service.ready(), service.index()
     return service
+
+
+def said_by(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """Give what ONNX Runtime itself says."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["y"], {"x": x})[0]
 
 
 def test_each_request_is_told_once_and_a_cancelled_one_at_most_before(tmp_path: Path) -> None:
@@ -70,8 +78,12 @@ def test_swaps_under_load_lose_nothing_and_leave_no_thread(tmp_path: Path) -> No
         over, answered = asyncio.Event(), Counter[str]()
 
         async def client(x: np.ndarray) -> None:
+            right = {version: said_by(mlp(seed=seed), x) for seed, version in enumerate("12")}
+            assert not np.isclose(right["1"], right["2"]).all(axis=1).any(), "every row tells the versions apart"
             while not over.is_set():
-                answered[(await service.infer(request(x))).version] += 1
+                answer = await service.infer(request(x))
+                np.testing.assert_allclose(answer.outputs[0].data, right[answer.version], rtol=1e-4, atol=1e-5)
+                answered[answer.version] += 1
 
         clients = [asyncio.create_task(client(rows(n))) for n in (1, 2, 3, 4)]
         for version in ("1", "2") * 4:

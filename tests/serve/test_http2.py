@@ -18,9 +18,10 @@ import grpc.aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.serve import http2_frames as h2
+from hasten.protocol import http2_frames as h2
+from hasten.protocol.http2_frames import Code, frame
+from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Http2Server, Route
-from hasten.serve.http2_frames import Code, frame
 from hasten.serve.http2_guards import CREDIT, HeaderBlocks
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits
@@ -373,6 +374,7 @@ def test_a_client_that_says_nothing_is_let_go(hello: bytes) -> None:
             for _ in range(20):
                 await server.until(lambda: True)
             server.advance(LIMITS.idle_s + LIMITS.header_s)
+            server.advance(LIMITS.linger_s + TICK_S)  # for one that does not close when it is told
             await server.until(lambda: not server.server.connections)
 
     run(test)
@@ -420,12 +422,15 @@ def test_draining_answers_what_is_open_and_refuses_the_rest() -> None:
             for _ in range(20):
                 await server.until(lambda: True)
             server.server.drain()
+            await idle.send(request(1))  # on its way before the client could know
             assert await idle.ended_with() == Code.NO_ERROR
             await peer.until(h2.GOAWAY)
             await peer.send(request(3))
             assert (await peer.until(h2.RST_STREAM))[1] == 3
             route.calls[0].respond(b"done")
             assert (await peer.until(h2.DATA))[2] == message(b"done")
+            assert len(server.server.connections) == 2, "what is still on its way is read, so that nothing is reset"
+            server.advance(LIMITS.linger_s + TICK_S)
             await server.until(lambda: not server.server.connections)
 
     run(test)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from hasten.deployment import FILE, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
-from hasten.serve.golden import Golden, read_golden, write_golden
+from hasten.golden import Golden, read_golden, write_golden
+from hasten.host import this_host
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
 from hasten.testing.models import convnet, mlp
@@ -170,6 +172,44 @@ def test_the_watched_folder_loads_what_is_new_and_unloads_what_has_gone(tmp_path
         await service.refresh()
         assert {e["name"] for e in service.index(ready=True)} == {"net"}
         assert service.ready()
+        await service.stop()
+
+    run(work())
+
+
+def test_the_watched_folder_goes_back_when_the_newest_version_is_taken_away(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+    bundle(home / "net" / "2", model=mlp(seed=1))
+
+    async def work() -> None:
+        service = await started(home)
+        assert (await service.infer(request(rows(1)))).version == "2"
+        shutil.rmtree(home / "net" / "2")
+        await service.refresh()
+        assert (await service.infer(request(rows(1)))).version == "1"
+        await service.stop()
+
+    run(work())
+
+
+def test_a_bundle_of_another_processor_is_refused_with_both_fingerprints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        with monkeypatch.context() as elsewhere:
+            other = replace(this_host(), cpu="another one")
+            elsewhere.setattr("hasten.engines.built.this_host", lambda: other)
+            bundle(home / "net" / "2", model=mlp(seed=1))
+        with pytest.raises(ModelNotReady, match="built for another processor") as told:
+            await service.load("net")
+        assert other.binding in str(told.value)
+        assert this_host().binding in str(told.value)
+        assert (await service.infer(request(rows(1)))).version == "1"
         await service.stop()
 
     run(work())

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
+from hasten.protocol.phases import PHASES
 from hasten.serve.app import Listening, Open
 from hasten.serve.limits import Limits
 from hasten.serve.openapi import CALLS
 from hasten.serve.rest import CALLS as ANSWERED
-from hasten.serve.ticket import PHASES
 from serve.bundles import bundle
 from serve.served import CLASSES, call, infer_body, rows_of, served
 

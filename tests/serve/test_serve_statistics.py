@@ -14,11 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from hasten.client.calls import numbers_of, phases_of
 from hasten.deployment import Serving
 from hasten.errors import BadRequest
+from hasten.protocol.phases import PHASES
 from hasten.serve.prometheus import exposition
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.statistics import BOUNDS_NS, Histogram, Statistics
-from hasten.serve.ticket import PHASES, Marks
+from hasten.serve.ticket import Marks
 from serve.bundles import bundle, request, rows, run
 
 

@@ -20,7 +20,7 @@ from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFau
 from hasten.protocol.messages import InferResponse
 from hasten.serve import child
 from hasten.serve.child import ChildRunner, part_bytes
-from hasten.serve.model import read_bundle
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
@@ -38,6 +38,7 @@ def _faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     faulty.hanging.clear()
     yield
     faulty.release.set()
+    faulty.may_open.set()
 
 
 def wide() -> onnx.ModelProto:
@@ -173,6 +174,57 @@ def test_readiness_tells_of_a_dead_idle_child(tmp_path: Path) -> None:
         await until("its pipe is closed", lambda: not worker.alive())
         assert not service.ready()
         await until("it is replaced", service.ready)
+        await service.stop()
+
+    run(work())
+
+
+def test_no_request_waits_for_a_worker_that_cannot_be_started_and_readiness_says_so(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation="process"))
+
+    async def work() -> None:
+        service = await started(path)
+        model, kept = path.parent / "model" / "model.onnx", tmp_path / "kept"
+        model.rename(kept)
+        (worker,) = children(service)
+        os.kill(worker.pid, signal.SIGKILL)
+        await until("it is seen", lambda: not service.ready())
+        for _ in range(3):
+            with pytest.raises(ModelNotReady, match="no worker of model 'net'"):
+                await service.infer(request(rows(1)))
+        assert service.models()[0].pool.calls == 0
+        assert not service.ready()
+        assert not service.model_ready("net")
+        assert service.index()[0]["state"] == "UNAVAILABLE"
+        kept.rename(model)
+        await until("it comes back", service.ready)
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_request_whose_worker_does_not_come_back_is_told_so_after_a_while(tmp_path: Path) -> None:
+    serving = Serving(instances=1, isolation="thread", run_limit_ms=60_000)
+    path = bundle(tmp_path / "net", engine="faulty", serving=serving)
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        waiting = asyncio.create_task(service.infer(request(rows(2))))
+        await asyncio.sleep(0)
+        faulty.may_open.clear()
+        pool = service.models()[0].pool
+        pool.look(time.perf_counter_ns() + 61 * 10**9)
+        with pytest.raises(ServerFault):
+            await hung
+        assert not waiting.done(), "another worker may come"
+        pool.look(time.perf_counter_ns() + 121 * 10**9)
+        with pytest.raises(ModelNotReady, match="was ready within 120 s"):
+            await waiting
+        faulty.may_open.set()
+        faulty.release.set()
         await service.stop()
 
     run(work())

@@ -1,6 +1,7 @@
 """The command line: finds the verb, prints its answer, turns errors into one line and an exit code.
 
-0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 130: stopped.
+0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 4: done, but what
+was measured does not decide. 130: stopped.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ VERBS = {
     "apply": "Apply passes to a model and write the changed model.",
     "import": "Bring a model into the store, checked.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
+    "analyse": "Show where a service's time goes, why slow requests are slow, and what it can carry.",
+    "plan-serving": "Choose engine, threads, instances and batching for a service's objective, and write them down.",
     "infer": "Send samples to a server, and show what its model says.",
+    "load": "Put load on a service by a plan that is fixed before, and say what came back.",
+    "compare": "Compare two services, live and interleaved, or two recorded runs.",
+    "gate": "Judge a service by limits, for CI: met, missed, or cannot be told.",
     "predict": "Run a deployment over a file, in this process, and write what it says.",
+    "conformance": "Check any Open Inference Protocol server, and say where it does otherwise.",
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""
@@ -61,8 +68,8 @@ def make_app(called: str | None = None) -> App:
 
 
 def module_of(verb: str) -> str:
-    """Give the module, and in it the function, of a verb: ``import`` is a keyword."""
-    return "import_" if verb == "import" else verb
+    """Give the module, and in it the function, of a verb: ``import`` is a keyword, and names have no hyphens."""
+    return "import_" if verb == "import" else verb.replace("-", "_")
 
 
 def main() -> None:

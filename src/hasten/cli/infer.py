@@ -17,6 +17,7 @@ from rich.text import Text
 from hasten.artifact import Json
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, Shown, python_answer
+from hasten.cli.files_of import Rows, as_objects
 from hasten.cli.models import DATA, DataOptions
 from hasten.client.client import Client
 from hasten.client.values import InferResult
@@ -24,6 +25,7 @@ from hasten.errors import BadInput, InvalidSetting
 from hasten.protocol.messages import DATATYPES, ModelMetadata, TensorMetadata
 from hasten.report import format as fmt
 from hasten.samples import Samples
+from hasten.samples.columns import Images
 from hasten.samples.readers import read_samples
 from hasten.store import write_atomically
 from hasten.tensors import Array, Signature, TensorSpec
@@ -71,7 +73,9 @@ def infer(
     model: str,
     /,
     *,
-    data: str,
+    data: str | None = None,
+    image: tuple[Path, ...] = (),
+    text: tuple[str, ...] = (),
     rows: Annotated[slice | None, units.read_by(read_rows, metavar="START:STOP")] = None,
     output: Path | None = None,
     samples: DataOptions = DATA,
@@ -84,11 +88,15 @@ def infer(
 
         hasten infer http://127.0.0.1:8000 net --data val.parquet --rows 0:8
         hasten infer grpc://127.0.0.1:8001 net --data images/ --output out.npz
+        hasten infer http://127.0.0.1:8000 net --image photo.jpg
+        hasten infer http://127.0.0.1:8000 net --text "what a fine day"
 
     Args:
         url: http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT.
         model: The model's name on the server.
         data: Samples, as every verb reads them.
+        image: A file of an image, for a model that takes such files; give it again for more rows.
+        text: A text, for a model that takes text; give it again for more rows.
         rows: Which of them, as 0:8; by default all.
         output: Where to write the outputs, as an .npz file.
         samples: How samples are read.
@@ -99,11 +107,15 @@ def infer(
         raise InvalidSetting(f"--batch is {server.batch}, and must be 1 or more")
     if output is not None and output.suffix != ".npz":
         raise BadInput(f"{output} is no .npz file; outputs are written as one")
-    if common.show_python:
+    if (data is not None) + bool(image) + bool(text) != 1:
+        raise InvalidSetting("give one of --data, --image and --text")
+    if common.show_python and data is not None:
         return python_answer(*_python(url, model, data, samples, server))
+    if common.show_python:
+        return python_answer(*_python_of_files(url, model, image, text))
     with Client(url, binary=not server.as_text, api_key=server.api_key, certificate=server.certificate) as client:
         metadata = client.metadata(model, version=server.version)
-        chosen = _samples(data, metadata, samples, rows)
+        chosen = _given(metadata, image, text) if data is None else _samples(data, metadata, samples, rows)
         results = [
             client.infer(model, feed, version=server.version, timeout_s=server.timeout)
             for feed in chosen.batches(server.batch)
@@ -135,6 +147,17 @@ def _spec(spec: TensorMetadata) -> TensorSpec:
         for axis, length in enumerate(spec.shape)
     )
     return TensorSpec(spec.name, DATATYPES[spec.datatype], shape)
+
+
+def _given(metadata: ModelMetadata, images: Sequence[Path], texts: Sequence[str]) -> Rows:
+    """Give files or texts as the only input of BYTES. Raises BadInput: the model has none, or a file cannot be read."""
+    takes = [spec for spec in metadata.inputs if spec.datatype == "BYTES"]
+    if len(takes) != 1 or len(metadata.inputs) != 1:
+        listed = ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in metadata.inputs)
+        raise BadInput(f"model {metadata.name!r} takes {listed}, not one file or text for each row; send it --data")
+    items = [text.encode() for text in texts] if texts else [Images(images).read(row) for row in range(len(images))]
+    held = as_objects(items).reshape(len(items), *(1 for _ in takes[0].shape[1:]))
+    return Rows({takes[0].name: held})
 
 
 def _samples(data: str, metadata: ModelMetadata, options: DataOptions, rows: slice | None) -> Samples:
@@ -184,18 +207,19 @@ def plain_array(array: Array) -> Array:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def outputs_table(outputs: Mapping[str, Array], samples: Samples, first_row: int) -> Table:
+def outputs_table(outputs: Mapping[str, Array], samples: Samples | Rows, first_row: int) -> Table:
     """Draw a line for each row: the class with its score where an output looks like scores, else values."""
+    labels, classes = (samples.labels, samples.classes) if isinstance(samples, Samples) else (None, None)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("row", justify="right")
     for name in outputs:
         table.add_column(Text(name))
-    if samples.labels is not None:
+    if labels is not None:
         table.add_column("label")
     for row in range(min(len(samples), SHOWN_ROWS)):
-        cells = [_cell(array[row], samples.classes) if row < len(array) else "" for array in outputs.values()]
-        if samples.labels is not None:
-            cells.append(_label(samples.labels[row], samples.classes))
+        cells = [_cell(array[row], classes) if row < len(array) else "" for array in outputs.values()]
+        if labels is not None:
+            cells.append(_label(labels[row], classes))
         table.add_row(str(first_row + row), *(Text(cell) for cell in cells))
     return table
 
@@ -251,4 +275,17 @@ def _python(url: str, model: str, data: str, samples: DataOptions, server: Serve
         f"    samples = hasten.read_samples({data!r}, signature{more}).samples",
         f"    for feed in samples.batches({server.batch}):",
         f"        print(client.infer({model!r}, feed, version={server.version!r}).outputs)",
+    ]
+
+
+def _python_of_files(url: str, model: str, images: Sequence[Path], texts: Sequence[str]) -> list[str]:
+    rows = [repr(text) for text in texts] or [f"Path({str(path)!r}).read_bytes()" for path in images]
+    return [
+        "from pathlib import Path",
+        "import hasten",
+        "import numpy as np",
+        "",
+        f"with hasten.Client({url!r}) as client:",
+        f"    name = client.metadata({model!r}).inputs[0].name",
+        f"    print(client.infer({model!r}, {{name: np.array([{', '.join(rows)}], object)}}).outputs)",
     ]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from hasten.artifact import Artifact
 from hasten.cli.answer import COMMON, Answer, Common, python_answer
+from hasten.cli.files_of import Rows, file_pieces
 from hasten.cli.models import DATA, DataOptions
 from hasten.cli.predict_output import WRITERS, Part, read_part, write_part
 from hasten.cli.progress import telling
@@ -31,6 +32,7 @@ from hasten.samples.fit import fit
 from hasten.samples.parquet_footer import footer_rows
 from hasten.samples.preprocess import Preprocess
 from hasten.samples.readers import read_samples
+from hasten.serve.reading import open_steps
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.store import write_atomically
@@ -41,6 +43,9 @@ PIECE_ROWS = 1024
 
 UNDER_WAY = 2
 """Requests for each instance at once: one runs, one waits to be next."""
+
+Pieced = Samples | Rows
+"""Rows that are run together: as the model takes them, or as its steps do."""
 
 TRIES = 10
 """Of a request that an overloaded service refuses."""
@@ -53,12 +58,14 @@ def predict(
     data: str,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     piece: int = PIECE_ROWS,
+    allow_code: Path | None = None,
     samples: DataOptions = DATA,
     common: Common = COMMON,
 ) -> Answer:
     """Run a deployment over a file, in this process, and write what it says of every row.
 
-    Parquet is read piece by piece, so a file may be larger than memory; other data is read whole. Finished pieces are
+    A deployment with steps is given images and text as they are, and writes what its last step says. Parquet is read
+    piece by piece, so a file may be larger than memory; other data is read whole. Finished pieces are
     kept beside the output until it is whole: after an interruption the same command goes on where it was.
 
     .. code-block:: console
@@ -71,6 +78,7 @@ def predict(
         data: Samples, as every verb reads them.
         output: Where to write, as .parquet or .npz; a file that is there is replaced once the new one is whole.
         piece: Rows that are kept together: in memory at once, and lost at most by an interruption.
+        allow_code: A folder whose Python files the deployment's steps may run; without it they run no code.
         samples: How samples are read.
         common: The options of every verb.
     """
@@ -87,10 +95,17 @@ def predict(
         )
     file = deployment / FILE if deployment.is_dir() else deployment
     what, artifact = read_deployment(file)
+    steps = open_steps(file, what, artifact, allow_code)
     parts = open_parts(output, key_of(what, data, samples, piece))
     kept = len(parts.finished())
-    pieces = read_pieces(data, artifact, samples, piece, what)
-    rows = asyncio.run(run_pieces(file, pieces, parts, rows_of(data, samples.limit)))
+    pieces: Iterator[Pieced] = (
+        read_pieces(data, artifact, samples, piece, what)
+        if steps is None
+        else file_pieces(
+            data, steps.signature, rows=piece, limit=samples.limit, inputs=samples.inputs or {}, label=samples.label
+        )
+    )
+    rows = asyncio.run(run_pieces(file, pieces, parts, rows_of(data, samples.limit), allow_code))
     WRITERS[output.suffix](output, parts.finished(), what.classes)
     parts.remove()
     document = {"output": str(output), "rows": rows, "pieces_kept_from_before": kept}
@@ -133,7 +148,16 @@ def key_of(what: Deployment, data: str, samples: DataOptions, piece: int) -> str
     path = Path(data.partition("#")[0].partition(".py:")[0])
     stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in _files(path)]
     told = msgspec.json.encode(
-        [what.artifact, what.preprocess, str(Path(data).resolve()), stamp, msgspec.to_builtins(vars(samples)), piece]
+        [
+            what.artifact,
+            what.preprocess,
+            what.pre,
+            what.post,
+            str(Path(data).resolve()),
+            stamp,
+            msgspec.to_builtins(vars(samples)),
+            piece,
+        ]
     )
     return hashlib.sha256(told).hexdigest()
 
@@ -177,7 +201,9 @@ def rows_of(data: str, limit: int | None) -> int | None:
     return found if found is None or limit is None else min(found, limit)
 
 
-async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts, expected_rows: int | None) -> int:
+async def run_pieces(
+    file: Path, pieces: Iterator[Pieced], parts: Parts, expected_rows: int | None, code: Path | None = None
+) -> int:
     """Run what is not finished yet, and give the rows of all; ``expected_rows`` is for the progress alone.
 
     Raises:
@@ -185,7 +211,7 @@ async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts, expect
         BadInput: there are no rows.
     """
     finished, rows = set(parts.finished()), 0
-    service = Service(open_repository(file))
+    service = Service(open_repository(file), code=code)
     try:
         await service.start()
         state = service.index()[0]
@@ -204,11 +230,11 @@ async def run_pieces(file: Path, pieces: Iterator[Samples], parts: Parts, expect
     return rows
 
 
-async def _run(service: Service, model: str, samples: Samples) -> Part:
+async def _run(service: Service, model: str, samples: Pieced) -> Part:
     """Run one piece in requests of the largest batch, a few at once."""
     config = service.config(model)
     size = max(1, int(str(config["max_batch_size"])))
-    gate = asyncio.Semaphore(UNDER_WAY * service.models()[0].pool.work.instances)
+    gate = asyncio.Semaphore(UNDER_WAY * service.models()[0].instances)
 
     async def one(feed: Feed) -> InferResponse:
         async with gate:

@@ -56,6 +56,13 @@ class GuardOptions:
     """The certificate chain, in PEM."""
     tls_key: Path | None = None
     """Its key, in PEM."""
+    allow_code: Path | None = None
+    """A folder whose Python files the steps of deployments may run; without it they run no code."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
+    otel: str | None = None
+    """Where an OpenTelemetry collector takes spans, as http://HOST:4318; by default where OTEL_EXPORTER_OTLP_ENDPOINT
+    says, or nowhere."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request; - is standard output."""
 
@@ -137,6 +144,9 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
         tls_cert=guards.tls_cert,
         tls_key=guards.tls_key,
         access_log=guards.access_log,
+        code=guards.allow_code,
+        shared_memory=guards.shared_memory,
+        otel=guards.otel,
     )
 
 
@@ -144,11 +154,6 @@ def _announce(opened: Open, guards: GuardOptions, common: Common) -> None:
     """Say where the server is and how to call it, at once: the process goes on."""
     from hasten.serve.sample_calls import Caller, curl_line, python_line
 
-    caller = Caller(
-        url=opened.http,
-        with_key=guards.api_keys is not None,
-        certificate=None if guards.tls_cert is None else str(guards.tls_cert),
-    )
     models, lines = [], [f"HTTP  {opened.http}", f"gRPC  {opened.grpc or 'off'}"]
     for state in opened.service.index():
         name, version = str(state["name"]), str(state["version"])
@@ -160,6 +165,12 @@ def _announce(opened: Open, guards: GuardOptions, common: Common) -> None:
     except ServeError:  # it failed between its warm-up and now; its state above says so
         calls: list[str] = []
     else:
+        caller = Caller(
+            url=opened.http,
+            with_key=guards.api_keys is not None,
+            certificate=None if guards.tls_cert is None else str(guards.tls_cert),
+            takes_image=opened.service.takes_image(str(ready)),
+        )
         calls = [line for line in (curl_line(caller, metadata), python_line(caller, metadata)) if line is not None]
     if common.json:
         document = {"http": opened.http, "grpc": opened.grpc, "models": models, "calls": calls}

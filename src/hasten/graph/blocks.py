@@ -116,15 +116,19 @@ class Block:
 def blocks_of(model: onnx.ModelProto, dims: Mapping[str, int]) -> tuple[Block, ...]:
     """Cut a graph into blocks, in order. What takes no time (views, constants, shapes) is left out.
 
+    So is what follows an operator whose shapes nobody infers (those of ai.onnx.ml, which scikit-learn's converter puts
+    behind the network for its labels): no width reaches beyond such an operator, so its time is a constant of the
+    graph. A product of matrices with unknown shapes is refused instead: it would be most of the time.
+
     Args:
         model: Any ONNX model.
         dims: The length of each symbolic dimension of the inputs; one that is not named is 1.
 
     Raises:
-        Unsupported: a node holds a graph of its own, or a tensor's shape cannot be inferred.
+        Unsupported: a node holds a graph of its own, or the shape of a product's tensor cannot be inferred.
     """
     splitter = _Splitter(Graph(bind(model, dims)))
-    return tuple(splitter.block(nodes) for nodes in splitter.regions())
+    return tuple(splitter.block(nodes) for nodes in splitter.regions() if splitter.counts(nodes))
 
 
 def block_model(block: Block) -> onnx.ModelProto:
@@ -193,6 +197,18 @@ class _Splitter:
             covers=tuple(node.name or node.output[0] for node in nodes if node.op_type != "DequantizeLinear"),
         )
 
+    def counts(self, nodes: Sequence[onnx.NodeProto]) -> bool:
+        """Whether all shapes of a region are known, or must be."""
+        if any(node.op_type in QUANTIZABLE for node in nodes):
+            return True
+        return all(self._shape(name) is not None for node in nodes for name in (*node.input, *node.output) if name)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        spec = self.graph.specs.get(name)
+        if spec is None or not all(isinstance(length, int) for length in spec.shape):
+            return None
+        return tuple(int(length) for length in spec.shape)
+
     def _is_free(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "DequantizeLinear":
             return not any(name in self.graph.outputs for name in node.output)
@@ -247,10 +263,9 @@ class _Splitter:
         return any(id(user) not in inside for user in self.graph.consumers.get(name, []))
 
     def _value(self, name: str) -> Value:
-        spec = self.graph.specs.get(name)
-        if spec is None or not all(isinstance(length, int) for length in spec.shape):
+        shape, spec = self._shape(name), self.graph.specs.get(name)
+        if shape is None or spec is None:
             raise Unsupported("cost model", f"the shape of tensor {name!r} cannot be inferred; fix the model's inputs")
-        shape = tuple(int(length) for length in spec.shape)
         made_inside = name in self.graph.producers and self.graph.producers[name].op_type == "DequantizeLinear"
         if name not in self.known or made_inside:
             return Value(spec.dtype, shape)

@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.artifact import Json
+from hasten.protocol.phases import PHASES
 
 OUTCOMES = ("ok", "refused", "timeout", "error", "unsent")
 """How a request ended: answered; refused by admission (503, 429, RESOURCE_EXHAUSTED, UNAVAILABLE); no answer within its
 time; any other failure; never sent, because the run ended before. All but the first miss every objective."""
-
-PHASES = ("receive", "decode", "queue", "batch_wait", "pre", "infer", "post", "encode", "send")
-"""What a server of ours tells of one request, in order."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -26,7 +24,8 @@ class Requests:
     scheduled_ns: Ints
     """When the plan has it leave; in a closed loop, when it left. Latency counts from here."""
     sent_ns: Ints
-    """When its bytes were handed to the socket. Minus ``scheduled_ns``: the delay that is the generator's own."""
+    """When the generator let it go: its bytes were handed to a socket, or a connection was asked for to carry them.
+    Minus ``scheduled_ns``: the delay that is the generator's own."""
     first_ns: Ints
     """When the first byte of the answer was read."""
     done_ns: Ints
@@ -74,3 +73,6 @@ class LoadRun:
     """Of this machine, the generator's processors, and what the server says of itself."""
     cut_short: str | None = None
     """Why it ended before its plan did; what was measured until then is kept."""
+
+
+__all__ = ["OUTCOMES", "PHASES", "Ints", "LoadRun", "Requests"]

@@ -7,6 +7,7 @@ BF16 have no typed form. An answer is raw where the request was, and also where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,17 @@ from google.protobuf.message import DecodeError
 from hasten.errors import BadRequest
 from hasten.protocol import binary_tensors, json_tensors
 from hasten.protocol.grpc_messages import FILE, message
-from hasten.protocol.messages import DATATYPES, InferRequest, InferResponse, Parameter, RequestedOutput, Tensor
+from hasten.protocol.messages import (
+    DATATYPES,
+    InferRequest,
+    InferResponse,
+    Parameter,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+)
 from hasten.protocol.rest import check_parameters, check_unique, number_of
+from hasten.protocol.shared_memory import Regions, places_of, put_outputs, read_tensor
 from hasten.tensors import DTYPES, Array
 
 __all__ = ["FILE", "decode_infer", "decode_infer_response", "encode_infer", "encode_infer_request", "message"]
@@ -43,17 +53,20 @@ _CONTENTS: Mapping[str, str] = {
 _REQUEST, _RESPONSE = message("ModelInferRequest"), message("ModelInferResponse")
 
 
-def decode_infer(data: bytes) -> InferRequest:
-    """Read a serialized ModelInferRequest.
+def decode_infer(data: bytes, *, regions: Regions | None = None) -> InferRequest:
+    """Read a serialized ModelInferRequest; ``regions`` are where inputs may lie in shared memory.
 
     Raises:
-        BadRequest: it is malformed; says where.
+        BadRequest: it is malformed; says where. TooLarge: more is asked of shared memory than may be.
     """
     said = _parsed(_REQUEST, data)
-    inputs, typed = _tensors(said.inputs, said.raw_input_contents, "input")
+    inputs, typed = _tensors(said.inputs, said.raw_input_contents, "input", regions=regions)
     parameters = _parameters(said.parameters, "the request")
     asked = tuple(
-        RequestedOutput(name=item.name, parameters=_parameters(item.parameters, f"output {item.name!r}"))
+        RequestedOutput(
+            name=item.name,
+            parameters=_parameters(item.parameters, f"output {item.name!r}", shared=regions is not None),
+        )
         for item in said.outputs
     )
     check_unique([output.name for output in asked], "output")
@@ -70,15 +83,17 @@ def decode_infer(data: bytes) -> InferRequest:
     )
 
 
-def encode_infer(response: InferResponse, request: InferRequest) -> bytes:
+def encode_infer(response: InferResponse, request: InferRequest, *, regions: Regions | None = None) -> bytes:
     """Write a serialized ModelInferResponse: typed where the request was, else raw.
 
     Raises:
-        BadRequest: a typed answer was asked for, and an output is FP16 or BF16.
+        BadRequest: a typed answer was asked for, and an output is FP16 or BF16; a place in shared memory is too small.
     """
+    elsewhere = {} if regions is None else put_outputs(response, request, regions)
     made: Any = _RESPONSE(model_name=response.model, model_version=response.version, id=response.id)
     _put(made.parameters, response.parameters)
-    _put_tensors(response.outputs, made.outputs, made.raw_output_contents, typed=TYPED in request.parameters)
+    typed = TYPED in request.parameters
+    _put_tensors(response.outputs, made.outputs, made.raw_output_contents, typed=typed, elsewhere=elsewhere)
     done: bytes = made.SerializeToString()
     return done
 
@@ -119,24 +134,34 @@ def _parsed(kind: Any, data: bytes) -> Any:
         raise BadRequest(f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
-def _tensors(said: Sequence[Any], raw: Sequence[bytes], kind: str) -> tuple[tuple[Tensor, ...], bool]:
-    """Make tensors of raw or of typed contents; says whether they were typed."""
+def _tensors(
+    said: Sequence[Any], raw: Sequence[bytes], kind: str, *, regions: Regions | None = None
+) -> tuple[tuple[Tensor, ...], bool]:
+    """Make tensors of raw or of typed contents, or of shared memory; says whether they were typed."""
     typed = [item.name for item in said if item.HasField("contents")]
     if raw and typed:
         raise BadRequest(f"{kind} {typed[0]!r} has typed contents, and the message has raw ones; give one kind")
-    if raw and len(raw) != len(said):
-        raise BadRequest(f"the message has {len(said)} {kind}s and {len(raw)} raw contents; each wants one")
-    found = []
-    for at, item in enumerate(said):
-        parameters = _parameters(item.parameters, f"{kind} {item.name!r}")
+    known = [_parameters(item.parameters, f"{kind} {item.name!r}", shared=regions is not None) for item in said]
+    names = [item.name for item in said]
+    places = {} if regions is None else places_of(zip(names, known, strict=True), kind, regions)
+    contents, found = iter(raw), list[Tensor]()
+    if raw and len(raw) != len(said) - len(places):
+        raise BadRequest(
+            f"the message has {len(said) - len(places)} {kind}s and {len(raw)} raw contents; each wants one"
+        )
+    for item, parameters in zip(said, known, strict=True):
         json_tensors.check_datatype(item.name, item.datatype)
         shape = list(item.shape)
-        if raw:
-            data = binary_tensors.decode(item.name, item.datatype, shape, memoryview(raw[at]))
+        if regions is not None and (place := places.get(item.name)) is not None:
+            if item.HasField("contents"):
+                raise BadRequest(f"{kind} {item.name!r} has both contents and a region of shared memory; give one")
+            data = read_tensor(item.name, (item.datatype, shape), place, regions)
+        elif raw:
+            data = binary_tensors.decode(item.name, item.datatype, shape, memoryview(next(contents)))
         else:
             data = _typed(item.name, item.datatype, shape, item.contents)
         found.append(Tensor(name=item.name, datatype=item.datatype, data=data, parameters=parameters))
-    check_unique([tensor.name for tensor in found], kind)
+    check_unique(names, kind)
     return tuple(found), bool(typed)
 
 
@@ -160,11 +185,22 @@ def _typed(name: str, datatype: str, shape: list[int], contents: Any) -> Array:
         raise BadRequest(f"tensor {name!r} is out of the range of {datatype}: {error}") from error
 
 
-def _put_tensors(tensors: Sequence[Tensor], there: Any, raw: Any, *, typed: bool) -> None:
+def _put_tensors(
+    tensors: Sequence[Tensor],
+    there: Any,
+    raw: Any,
+    *,
+    typed: bool,
+    elsewhere: Mapping[str, Parameters] = MappingProxyType({}),
+) -> None:
     for tensor in tensors:
         item = there.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         _put(item.parameters, tensor.parameters)
-        if not typed:
+        if tensor.name in elsewhere:
+            _put(item.parameters, elsewhere[tensor.name])
+            if not typed:
+                raw.append(b"")  # so that the others keep the place that their output has
+        elif not typed:
             raw.append(bytes(binary_tensors.encode(tensor.data, tensor.datatype)))
         elif (field := _CONTENTS.get(tensor.datatype)) is None:
             raise BadRequest(
@@ -175,7 +211,7 @@ def _put_tensors(tensors: Sequence[Tensor], there: Any, raw: Any, *, typed: bool
             getattr(item.contents, field).extend(tensor.data.ravel().tolist())
 
 
-def _parameters(said: Any, where: str) -> dict[str, Parameter]:
+def _parameters(said: Any, where: str, *, shared: bool = False) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for name, value in said.items():
         kind = value.WhichOneof("parameter_choice")
@@ -184,7 +220,7 @@ def _parameters(said: Any, where: str) -> dict[str, Parameter]:
         found[name] = getattr(value, kind)
     if TYPED in found:
         raise BadRequest(f"{where} has the parameter {TYPED!r}, which is reserved")
-    check_parameters(found, where)
+    check_parameters(found, where, shared=shared)
     return found
 
 

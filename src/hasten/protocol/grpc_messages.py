@@ -37,6 +37,7 @@ _TENSOR = (
 )
 _MODEL_CALL = "repository_name 1 string, model_name 2 string, parameters 3 {ModelRepositoryParameter}"
 _LATENCIES = "compute_input 2 StatisticDuration, compute_infer 3 StatisticDuration, compute_output 4 StatisticDuration"
+_REGION = "name 1 string, key 2 string, offset 3 uint64, byte_size 4 uint64"
 _SUMS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 SCHEMA: Mapping[str, str] = {
@@ -88,6 +89,13 @@ SCHEMA: Mapping[str, str] = {
     "RepositoryModelLoadResponse": "",
     "RepositoryModelUnloadRequest": _MODEL_CALL,
     "RepositoryModelUnloadResponse": "",
+    "SystemSharedMemoryStatusRequest": "name 1 string",
+    "SystemSharedMemoryStatusResponse": "regions 1 {SystemSharedMemoryStatusResponse.RegionStatus}",
+    "SystemSharedMemoryStatusResponse.RegionStatus": _REGION,
+    "SystemSharedMemoryRegisterRequest": _REGION,
+    "SystemSharedMemoryRegisterResponse": "",
+    "SystemSharedMemoryUnregisterRequest": "name 1 string",
+    "SystemSharedMemoryUnregisterResponse": "",
 }
 """Message -> its fields, each "name number type": a star is repeated, a bar one of several, braces a map from text."""
 
@@ -100,6 +108,7 @@ DATA_TYPES = (
 CALLS = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig"),
     *("ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
 )
 
 

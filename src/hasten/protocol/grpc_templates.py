@@ -13,6 +13,7 @@ import numpy as np
 
 from hasten.protocol import grpc
 from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, Parameters, Tensor
+from hasten.protocol.shared_memory import Regions
 
 KEPT_HEADS = 256
 """Beginnings that are kept; then all are forgotten, so that nobody fills the memory with them."""
@@ -50,7 +51,8 @@ class _Known:
 class RequestTemplates:
     """Reads requests; gives what ``grpc.decode_infer`` gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._known: dict[bytes, _Known] = {}
         self._usual = 0
         """Bytes before the raw contents of the last message that had no id."""
@@ -65,12 +67,12 @@ class RequestTemplates:
                 return filled
         parted = _parted(data)
         if parted is None:
-            return grpc.decode_infer(data)
+            return grpc.decode_infer(data, regions=self._regions)
         head, name, spans = parted
         known = self._known.get(head)
         filled = None if known is None else _filled(known, data, spans, name)
         if filled is None:
-            filled = grpc.decode_infer(data)
+            filled = grpc.decode_infer(data, regions=self._regions)
             self._keep(head, filled, len(spans))
         if not name:
             self._usual = len(head)
@@ -86,7 +88,7 @@ class RequestTemplates:
                 _Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, data.nbytes, tensor.parameters)
             )
         if len(slots) != raws:
-            return  # typed contents are in the head
+            return  # typed contents are in the head, and what lies in shared memory is read anew each time
         if len(self._known) >= KEPT_HEADS:
             self._known.clear()
         self._known[head] = _Known(msgspec.structs.replace(request, inputs=(), id=""), tuple(slots))
@@ -181,14 +183,16 @@ def _filled(known: _Known, data: bytes, spans: Spans, name: str) -> InferRequest
 class ResponseTemplates:
     """Writes answers; gives what ``grpc.encode_infer`` gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._known: dict[object, tuple[bytes, bytes]] = {}
 
     def encode(self, response: InferResponse, request: InferRequest) -> bytes:
         """Write an answer; see ``grpc.encode_infer``. Raises BadRequest."""
         outputs = response.outputs
-        if response.parameters or grpc.TYPED in request.parameters:
-            return grpc.encode_infer(response, request)
+        shared = self._regions is not None and bool(request.outputs)  # an output may belong there
+        if response.parameters or shared or grpc.TYPED in request.parameters:
+            return grpc.encode_infer(response, request, regions=self._regions)
         described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
         key = (response.model, response.version, described)
         known = self._known.get(key)

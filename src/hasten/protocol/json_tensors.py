@@ -21,6 +21,9 @@ LARGEST_RANK = 32
 LARGEST_COUNT = 2**48
 """Elements that a shape may claim; what is really there is bounded by the body."""
 
+COUNTED_BYTES = 64 * 2**10
+"""From this size on, elements are counted before they are made: a Python number takes sixteen times its text."""
+
 BINARY_ONLY = ("FP16", "BF16")
 _ELEMENT: dict[str, type] = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}
 """Python's type of an element; those not listed are whole numbers."""
@@ -66,6 +69,8 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryv
     depth = _depth(data)
     if depth == 0 or depth not in (1, len(shape)):
         raise BadRequest(f"tensor {name!r} has data nested {depth} deep, and shape {list(shape)}")
+    if len(data) > COUNTED_BYTES and datatype != "BYTES":  # text may hold commas of its own
+        _check_commas(name, shape, data)
     try:
         values = _decoder(_ELEMENT.get(datatype, int), depth).decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -110,6 +115,14 @@ def _array(name: str, datatype: str, values: list[Any]) -> Array:
     if datatype in ("FP32", "FP64") and not np.isfinite(made).all():
         raise BadRequest(f"the data of tensor {name!r} is out of the range of {datatype}")
     return made
+
+
+def _check_commas(name: str, shape: Sequence[int], data: bytes | memoryview) -> None:
+    """Refuse what has more commas than elements, however it is nested. Raises BadRequest."""
+    most = math.prod(length for length in shape if length)  # of lists too, where there are no elements
+    commas = bytes(data).count(b",")
+    if commas >= most:
+        raise BadRequest(f"tensor {name!r} has {commas + 1} elements or more; shape {list(shape)} wants {most}")
 
 
 def _depth(data: bytes | memoryview) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ from hasten.protocol.messages import (
     ServerMetadata,
     Tensor,
 )
+from hasten.protocol.shared_memory import REGION, Regions, places_of, put_outputs, read_tensor
 from hasten.tensors import Array
 
 LARGEST_NUMBER = 2**63 - 1
@@ -35,7 +37,7 @@ LARGEST_NUMBER = 2**63 - 1
 
 SIZE, ASKED, ALL = "binary_data_size", "binary_data", "binary_data_output"
 UNSUPPORTED = {
-    "shared_memory_region": "shared memory is not enabled on this server",
+    REGION: "shared memory is not enabled on this server",
     "classification": "classification is no part of this server; ask for the scores",
     "sequence_id": "this server keeps no state between requests",
 }
@@ -86,6 +88,7 @@ def decode_request(
     model: str,
     version: str | None,
     metadata: Callable[[], ModelMetadata],
+    regions: Regions | None = None,
 ) -> InferRequest:
     """Read a request. Binary tensors are views of ``body``.
 
@@ -96,9 +99,10 @@ def decode_request(
         model: The model's name, from the path.
         version: Its version, from the path.
         metadata: Gives the model's metadata; asked for raw requests only.
+        regions: Where inputs may lie in shared memory. None: nowhere.
 
     Raises:
-        BadRequest: the body is malformed; says where.
+        BadRequest: the body is malformed; says where. TooLarge: more is asked of shared memory than may be.
     """
     view = memoryview(body)
     if header_bytes == 0:
@@ -107,10 +111,10 @@ def decode_request(
     said = _read(head, _REQUESTS, "request")
     parameters = said.parameters or {}
     check_parameters(parameters, "the request")
-    inputs = _tensors(said.inputs, rest, header_bytes is not None, "input")
+    inputs = _tensors(said.inputs, (rest, header_bytes is not None), "input", regions=regions)
     asked = []
     for output in said.outputs or ():
-        check_parameters(output.parameters or {}, f"output {output.name!r}")
+        check_parameters(output.parameters or {}, f"output {output.name!r}", shared=regions is not None)
         binary = _flag(output.parameters or {}, ASKED, f"output {output.name!r}")
         asked.append(RequestedOutput(name=output.name, binary=binary, parameters=output.parameters or {}))
     check_unique([output.name for output in asked], "output")
@@ -127,12 +131,15 @@ def decode_request(
     )
 
 
-def encode_response(response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
+def encode_response(
+    response: InferResponse, request: InferRequest, *, regions: Regions | None = None
+) -> tuple[list[bytes | memoryview], int | None]:
     """Write an answer as the request wants it: the body in parts, and the bytes of JSON where tensors follow it.
 
     Raises:
-        BadRequest: an output was asked for as JSON that JSON cannot hold.
+        BadRequest: an output was asked for as JSON that JSON cannot hold, or its place in shared memory is too small.
     """
+    elsewhere = {} if regions is None else put_outputs(response, request, regions)
     wanted = {output.name: output.binary for output in request.outputs}
     usual = request.parameters.get(ALL) is True
     return _written(
@@ -145,6 +152,7 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
             parameters=dict(response.parameters) or None,
             outputs=listed,
         ),
+        elsewhere,
     )
 
 
@@ -200,7 +208,7 @@ def decode_response(body: Buffer, *, header_bytes: int | None) -> InferResponse:
         version=said.model_version or "",
         id=said.id or "",
         parameters=said.parameters or {},
-        outputs=_tensors(said.outputs, rest, header_bytes is not None, "output"),
+        outputs=_tensors(said.outputs, (rest, header_bytes is not None), "output"),
     )
 
 
@@ -231,16 +239,24 @@ def _read(head: memoryview, decoder: msgspec.json.Decoder[T], what: str) -> T:
         raise BadRequest(f"the body is no inference {what}: {error}") from error
 
 
-def _tensors(said: Sequence[_Tensor], rest: memoryview, binary: bool, kind: str) -> tuple[Tensor, ...]:
-    """Make the tensors of a head; those that are bytes take theirs from ``rest``, in order."""
+def _tensors(
+    said: Sequence[_Tensor], behind: tuple[memoryview, bool], kind: str, *, regions: Regions | None = None
+) -> tuple[Tensor, ...]:
+    """Make the tensors of a head; those that are bytes take theirs from ``behind``, in order, if it may have any."""
+    rest, binary = behind
     found, at = [], 0
+    places = {} if regions is None else places_of([(item.name, item.parameters or {}) for item in said], kind, regions)
     for item in said:
         parameters = item.parameters or {}
-        check_parameters(parameters, f"{kind} {item.name!r}")
+        check_parameters(parameters, f"{kind} {item.name!r}", shared=regions is not None)
         json_tensors.check_datatype(item.name, item.datatype)
         size = parameters.get(SIZE)
         text = memoryview(item.data)
-        if size is None:
+        if regions is not None and (place := places.get(item.name)) is not None:
+            if len(text) or size is not None:
+                raise BadRequest(f"{kind} {item.name!r} has both data and a region of shared memory; give one")
+            data = read_tensor(item.name, (item.datatype, item.shape), place, regions)
+        elif size is None:
             if not len(text):
                 raise BadRequest(f"{kind} {item.name!r} has neither data nor {SIZE}")
             data = json_tensors.decode(item.name, item.datatype, item.shape, text)
@@ -264,12 +280,15 @@ def _written(
     tensors: Sequence[Tensor],
     is_binary: Callable[[Tensor], bool],
     head: Callable[[list[_Tensor]], _Request | _Response],
+    elsewhere: Mapping[str, Parameters] = MappingProxyType({}),
 ) -> tuple[list[bytes | memoryview], int | None]:
     listed, parts, any_binary = [], list[bytes | memoryview](), False
     for tensor in tensors:
         parameters = {name: value for name, value in tensor.parameters.items() if name != SIZE}
         item = _Tensor(tensor.name, list(tensor.shape), tensor.datatype, parameters or None)
-        if is_binary(tensor):
+        if tensor.name in elsewhere:
+            item.parameters = {**parameters, **elsewhere[tensor.name]}
+        elif is_binary(tensor):
             any_binary = True
             part = binary_tensors.encode(tensor.data, tensor.datatype)
             item.parameters = {**parameters, SIZE: len(part)}
@@ -305,10 +324,10 @@ def _raw_request(view: memoryview, model: str, version: str | None, metadata: Mo
     return InferRequest(model=model, version=version, inputs=(tensor,), parameters={ALL: True})
 
 
-def check_parameters(parameters: Parameters, where: str) -> None:
-    """Refuse parameters whose meaning would be lost. Raises BadRequest."""
+def check_parameters(parameters: Parameters, where: str, *, shared: bool = False) -> None:
+    """Refuse parameters whose meaning would be lost; ``shared``: shared memory is understood. Raises BadRequest."""
     for name in parameters:
-        if name in UNSUPPORTED and parameters[name]:
+        if name in UNSUPPORTED and parameters[name] and not (shared and name == REGION):
             raise BadRequest(f"{where} has the parameter {name!r}: {UNSUPPORTED[name]}")
 
 

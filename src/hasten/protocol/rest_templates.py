@@ -18,6 +18,7 @@ import numpy as np
 from hasten.protocol import rest
 from hasten.protocol.binary_tensors import Buffer
 from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
+from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
 KEPT_HEADS = 256
@@ -60,7 +61,8 @@ class _Known:
 class RequestTemplates:
     """Reads the requests of one target; gives what ``rest.decode_request`` gives."""
 
-    def __init__(self, model: str, version: str | None) -> None:
+    def __init__(self, model: str, version: str | None, *, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._model = model
         self._version = version
         self._known: dict[bytes, _Known] = {}
@@ -100,6 +102,7 @@ class RequestTemplates:
             model=self._model,
             version=self._version,
             metadata=partial(metadata, self._model, self._version),
+            regions=self._regions,
         )
 
     def _keep(self, head: bytes, request: InferRequest) -> None:
@@ -153,14 +156,15 @@ def _filled(known: _Known, view: memoryview, at: int, name: str) -> InferRequest
 class ResponseTemplates:
     """Writes answers; gives what ``rest.encode_response`` gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Regions | None = None) -> None:
+        self._regions = regions
         self._known: dict[object, bytes] = {}
 
     def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
         """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
         outputs = response.outputs
         if response.parameters or request.outputs or request.parameters.get(rest.ALL) is not True:
-            return rest.encode_response(response, request)
+            return rest.encode_response(response, request, regions=self._regions)
         described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
         key = (response.model, response.version, described)
         head = self._known.get(key)

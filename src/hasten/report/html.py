@@ -57,10 +57,10 @@ def write_html(result: Result, path: Path, *, chosen: Artifact | None = None) ->
 
 def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
     """Give the page's text. Its content security policy lets only the page's own two scripts run."""
-    scripts = {name: _asset(name) for name in ("plotly-basic.min.js", "report.js")}
+    scripts = {name: asset(name) for name in ("plotly-basic.min.js", "report.js")}
     rows, finalists = frontier_rows(result), certified_rows(result)
     limits = [row for row in finalists if row.measurement.bound]
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         result=result,
         chosen=row_of(result, result.trial(result.chosen)),
@@ -78,11 +78,11 @@ def render_html(result: Result, *, chosen: Artifact | None = None) -> str:
         constraints=constraints(result),
         deployment=_deployment(result),
         notes=journal_notes(result),
-        policy=_policy(scripts),
-        style=_asset("report.css"),
+        policy=policy(scripts),
+        style=asset("report.css"),
         plotly=scripts["plotly-basic.min.js"],
         script=scripts["report.js"],
-        figures=_script_json(figures_of(result)),
+        figures=script_json(figures_of(result)),
         **_of_compression(result),
     )
 
@@ -145,9 +145,10 @@ def _of_compression(result: Result) -> dict[str, Any]:
     }
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Give what pages are rendered with: everything escaped, nothing undefined passed over."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -192,11 +193,13 @@ def _deployment(result: Result) -> str | None:
     return result.deployment.read_text() if result.deployment.is_file() else None
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Read one of the report's files."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: dict[str, str]) -> str:
+def policy(scripts: dict[str, str]) -> str:
+    """Give the content security policy that lets only ``scripts`` run."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values()]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     rules = [
@@ -210,7 +213,7 @@ def _policy(scripts: dict[str, str]) -> str:
     return "; ".join(rules)
 
 
-def _script_json(value: Json) -> str:
+def script_json(value: Json) -> str:
     """Encode JSON that can stand inside a script element: nothing in it can end the element."""
     text = msgspec.json.encode(value).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

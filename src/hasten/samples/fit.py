@@ -53,7 +53,7 @@ def fit(
         SignatureMismatch: a column does not fit its input.
         BadInput: it is open which column is meant; an image cannot be read; there is too little memory.
     """
-    label = _label_column(columns, signature, inputs or {}, label)
+    label = label_column(columns, signature, inputs or {}, label)
     assigned = assign(columns, signature, inputs or {}, label)
     used: list[Preprocess] = []
     arrays: dict[str, Array] = {}
@@ -161,7 +161,8 @@ def _dtype(array: Array) -> str:
     return "strings" if array.dtype.kind in "US" else array.dtype.name
 
 
-def _label_column(columns: Columns, signature: Signature, inputs: Mapping[str, str], label: str | None) -> str | None:
+def label_column(columns: Columns, signature: Signature, inputs: Mapping[str, str], label: str | None) -> str | None:
+    """Give the column of labels: the one named, the format's own, or one with a usual name. Raises UnknownName."""
     if label is not None:
         if label not in columns.by_name:
             raise UnknownName("column", label, columns.by_name)

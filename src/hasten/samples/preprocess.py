@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -99,18 +98,18 @@ class Preprocess:
         return self._prepare(Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels))
 
     def _prepare(self, image: Image.Image) -> Array:
-        if image.mode.startswith(("I", "F")):
-            raise BadInput(f"the image has pixels of mode {image.mode}; hasten reads those of 8 bits")
+        eight_bits(image)
         ready = image.convert("RGB" if self.color == "rgb" else "L")
         if self.resize is not None and ready.size != (self.resize[1], self.resize[0]):
             ready = ready.resize((self.resize[1], self.resize[0]), Image.Resampling.BILINEAR)
         if self.crop is not None:
-            ready = _centre(ready, *self.crop)
+            ready = centre(ready, *self.crop)
         pixels = np.asarray(ready, dtype=np.uint8).reshape(ready.height, ready.width, self.channels)  # [H, W, C]
         laid = pixels.transpose(2, 0, 1) if self.layout == "nchw" else pixels
-        return np.ascontiguousarray(self._normalize(laid))
+        return np.ascontiguousarray(self.normalize(laid))
 
-    def _normalize(self, laid: Array) -> Array:
+    def normalize(self, laid: Array) -> Array:
+        """Give pixels that are laid out, of any number of axes before the last three, as the model takes them."""
         if self.dtype == "uint8":
             return laid
         values = laid.astype(np.float32) * np.float32(self.scale)
@@ -139,10 +138,8 @@ def open_image(data: bytes) -> Image.Image:
         BadInput: it is none of ``FORMATS``, or it has more than ``MAX_PIXELS`` pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the check below is stricter
         raise BadInput(f"the image is too large to decode: {error}") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise BadInput(f"this is no image ({', '.join(FORMATS)}) that can be read") from error
@@ -187,7 +184,14 @@ def _static(dims: tuple[int | str, ...]) -> tuple[int, int] | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
+def eight_bits(image: Image.Image) -> None:
+    """Check that an image has pixels of 8 bits. Raises BadInput."""
+    if image.mode.startswith(("I", "F")):
+        raise BadInput(f"the image has pixels of mode {image.mode}; hasten reads those of 8 bits")
+
+
+def centre(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Cut the centre out; of an odd rest, the smaller half is above and left. Raises BadInput: it is too small."""
     if image.height < height or image.width < width:
         raise BadInput(f"an image of {image.height} x {image.width} cannot be cropped to {height} x {width}; resize it")
     top, left = (image.height - height) // 2, (image.width - width) // 2

@@ -60,7 +60,7 @@ def read_samples(
     if limit is not None and limit < 1:
         raise BadInput(f"a limit of {limit} leaves no samples")
     room = Room(this_host().memory_bytes // 4 if memory_bytes is None else memory_bytes, limit)
-    columns = _open(source, room)
+    columns = open_columns(source, room)
     if isinstance(columns, Samples):
         if preprocess is not None or inputs or label:
             raise BadInput(f"{source} gives finished samples: preprocessing, columns and labels cannot be told apart")
@@ -69,7 +69,8 @@ def read_samples(
     return fit(columns, signature, room, preprocess=preprocess, inputs=inputs, label=label)
 
 
-def _open(source: str | Path, room: Room) -> Columns | Samples:
+def open_columns(source: str | Path, room: Room) -> Columns | Samples:
+    """Read what a source has before it meets a model. Raises as ``read_samples`` does."""
     text = str(source)
     name, _, split = text.partition("#")
     if ".py:" in text:

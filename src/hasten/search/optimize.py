@@ -11,6 +11,7 @@ import msgspec
 
 from hasten.deployment import FILE as DEPLOYMENT
 from hasten.deployment import Deployment, write_deployment
+from hasten.golden import GOLDEN, encode_golden
 from hasten.host import this_host, ticks, versions
 from hasten.metrics import default_metric, load_metric
 from hasten.plan import Part, Plan
@@ -20,6 +21,7 @@ from hasten.search import space
 from hasten.search.bench import Bench, BudgetSpent
 from hasten.search.compress import compress
 from hasten.search.curves import compression_of
+from hasten.search.deploy import golden_answers, with_steps
 from hasten.search.events import Listener
 from hasten.search.finals import FINALS, Finals, as_certified, finals
 from hasten.search.frontier import frontier
@@ -237,7 +239,10 @@ def _deploy(bench: Bench, chosen: Certificate, verdict: Verdict) -> Path:
         classes=list(task.classes) if task.classes else None,
         claims=claims,
     )
-    return write_deployment(deployment, built, task.run / BEST)
+    golden = golden_answers(bench, trial, built)
+    deployment = with_steps(deployment, task.source, None if golden is None else golden.outputs)
+    files = {} if golden is None else {GOLDEN: encode_golden(golden)}
+    return write_deployment(deployment, built, task.run / BEST, files=files)
 
 
 def _infeasible(bench: Bench, limits: Limits) -> str | None:

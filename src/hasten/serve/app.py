@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,7 +22,7 @@ from typing import IO, Literal
 
 import uvloop
 
-from hasten.errors import BadInput, InvalidSetting, ModelNotReady, StoreError
+from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
 from hasten.serve.asgi import AsgiListener
 from hasten.serve.grpc_fast import FastGrpcListener
@@ -32,6 +34,8 @@ from hasten.serve.listen import HttpListener, Listener, tls_context
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.traces import Traces
 from hasten.serve.worker import SWITCH_INTERVAL_S
 
 logger = logging.getLogger(__name__)
@@ -67,8 +71,14 @@ class Listening:
     """How often to look whether the repository has changed. None: only when it is told to."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
+    code: Path | None = None
+    """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
     """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
+    shared_memory: bool = False
+    """Let clients of this machine hand tensors over in shared memory that they name."""
+    otel: str | None = None
+    """Where a collector takes OpenTelemetry spans, as http://HOST:4318. None: nowhere, but for ``OTEL_VARIABLES``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,9 @@ class Open:
     grpc: str | None
     service: Service
 
+
+OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Where OpenTelemetry's own variables name a collector, spans go there."""
 
 Announce = Callable[[Open], None]
 
@@ -99,12 +112,13 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    service = Service(open_repository(path))
+    service = _service(path, listening)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
         try:
-            await _start(service)
+            if not await _started(service, stop):
+                return True
             _settle()
             for listener in listeners:
                 await listener.open()
@@ -162,6 +176,23 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLD)
 
 
+def _service(path: Path, listening: Listening) -> Service:
+    memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
+    return Service(open_repository(path), code=_code(listening), shared_memory=memory, traces=_traces(listening))
+
+
+def _traces(listening: Listening) -> Traces | None:
+    """Make who traces requests, where the setting or the environment asks. Raises MissingDependency, BadInput."""
+    if listening.otel is None and not any(os.environ.get(name) for name in OTEL_VARIABLES):
+        return None
+    try:
+        otel = importlib.import_module("hasten.serve.otel")
+    except ImportError as error:
+        raise MissingDependency(f"what traces need ({error.name or error})", "pip install 'hasten[otel]'") from error
+    made: Traces = otel.open_traces(listening.otel)
+    return made
+
+
 async def _start(service: Service) -> None:
     """Load every model; go on where some failed, since the index tells which, but not where all did."""
     await service.start()
@@ -169,6 +200,21 @@ async def _start(service: Service) -> None:
     if not any(state["state"] == "READY" for state in states):
         reasons = "; ".join(f"{state['name']}: {state['reason']}" for state in states)
         raise ModelNotReady(f"no model could be loaded: {reasons or 'the repository is empty'}")
+
+
+async def _started(service: Service, stop: asyncio.Event) -> bool:
+    """Load every model; False where the server was told to end meanwhile: nothing was bound, nothing is lost."""
+    starting = asyncio.create_task(_start(service))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.is_set():
+        service.drain()
+        with contextlib.suppress(ModelNotReady):
+            await starting
+        return False
+    await starting
+    return True
 
 
 async def _finish(service: Service, listeners: Sequence[Listener], listening: Listening, now: asyncio.Event) -> bool:
@@ -201,6 +247,12 @@ async def _watch(service: Service, every_s: float) -> None:
             logger.warning("the repository is not followed: %s", error)
 
 
+def _code(listening: Listening) -> Path | None:
+    if listening.code is not None and not listening.code.is_dir():
+        raise BadInput(f"there is no folder {listening.code} of code to allow")
+    return listening.code
+
+
 def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]:
     """Give two events: the first signal sets the first, the second signal the second."""
     loop = asyncio.get_running_loop()
@@ -230,7 +282,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
-    service = Service(open_repository(path))
+    service = _service(path, listening)
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     listeners = make_listeners(service, listening, keys=keys, access=None)
     try:

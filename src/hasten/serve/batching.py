@@ -143,6 +143,13 @@ class Batcher(Generic[E]):
             self.remove(entry)
         return late
 
+    def arrived_before(self, before_ns: int) -> list[E]:
+        """Drop every entry that arrived earlier than that."""
+        early = [entry for entry in self._entries() if entry.arrived_ns < before_ns]
+        for entry in early:
+            self.remove(entry)
+        return early
+
     def empty(self) -> list[E]:
         """Drop every entry."""
         left = list(self._entries())

@@ -5,7 +5,10 @@ from __future__ import annotations
 from hasten.errors import ModelNotReady, Overloaded, ServeError, ServerFault
 from hasten.protocol.codes import CODES, Code
 
-__all__ = ["CODES", "Code", "code_of", "retry_after_s"]
+__all__ = ["CODES", "LONGEST_TEXT", "Code", "code_of", "retry_after_s"]
+
+LONGEST_TEXT = 1000
+"""Characters of an error that a client is told: a name of a megabyte in a request is no megabyte of answer."""
 
 
 def code_of(error: ServeError) -> Code:

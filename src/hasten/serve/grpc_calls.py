@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from hasten.errors import BadRequest
 from hasten.protocol import grpc as codec
 from hasten.serve.grpc_side import INFERENCE, parse
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 
 SERVICE = INFERENCE
 
@@ -23,6 +25,18 @@ def _new(kind: str, /, **fields: Any) -> Message:
 
 def _version(asked: Any) -> str | None:
     return asked.version or None
+
+
+def _parameters(asked: Any, known: Collection[str]) -> dict[str, str]:
+    """Read the parameters of a repository call as text; those that mean nothing here are refused, not dropped.
+
+    Raises:
+        BadRequest: there is another than the ``known`` ones.
+    """
+    others = sorted(set(asked.parameters) - set(known))
+    if others:
+        raise BadRequest(f"this call takes the parameters {', '.join(known)}, and got {', '.join(others)[:200]!r}")
+    return {name: value.string_param for name, value in asked.parameters.items()}
 
 
 def _server_metadata(service: Service, asked: Any) -> Message:
@@ -57,13 +71,34 @@ def _index(service: Service, asked: Any) -> Message:
 
 
 async def _load(service: Service, asked: Any) -> Message:
-    await service.load(asked.model_name)
+    given = _parameters(asked, ("version",))
+    await service.load(asked.model_name, given.get("version"))
     return _new("RepositoryModelLoadResponse")
 
 
 async def _unload(service: Service, asked: Any) -> Message:
+    _parameters(asked, ("unload_dependents",))  # what Triton's clients always send: here no model depends on another
     await service.unload(asked.model_name)
     return _new("RepositoryModelUnloadResponse")
+
+
+def _memory_status(service: Service, asked: Any) -> Message:
+    held = service.shared_memory
+    found = [] if held is None else held.status(asked.name or None)
+    return _new("SystemSharedMemoryStatusResponse", regions={region.name: region.json() for region in found})
+
+
+def _memory_register(service: Service, asked: Any) -> Message:
+    if service.shared_memory is None:
+        raise BadRequest(OFF)
+    service.shared_memory.register(asked.name, asked.key, offset=asked.offset, size_bytes=asked.byte_size)
+    return _new("SystemSharedMemoryRegisterResponse")
+
+
+def _memory_unregister(service: Service, asked: Any) -> Message:
+    if service.shared_memory is not None:
+        service.shared_memory.unregister(asked.name or None)
+    return _new("SystemSharedMemoryUnregisterResponse")
 
 
 CALLS: dict[str, Answer] = {
@@ -79,6 +114,9 @@ CALLS: dict[str, Answer] = {
     "RepositoryIndex": _index,
     "RepositoryModelLoad": _load,
     "RepositoryModelUnload": _unload,
+    "SystemSharedMemoryStatus": _memory_status,
+    "SystemSharedMemoryRegister": _memory_register,
+    "SystemSharedMemoryUnregister": _memory_unregister,
 }
 """What answers each call, by its name. Each raises ServeError."""
 

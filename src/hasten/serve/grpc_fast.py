@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Coroutine
 from functools import partial
@@ -14,19 +15,20 @@ import msgspec
 from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
 from hasten.protocol.grpc_templates import RequestTemplates, ResponseTemplates
+from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
-from hasten.serve.http2_frames import literal
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import BACKLOG, bind, url_of
+from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 INFER = f"/{SERVICE}/ModelInfer".encode()
 SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
@@ -45,8 +47,8 @@ class Calls:
         self._keys = keys
         self._reflection = side.Reflection((codec.FILE, *side.FILES))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests = RequestTemplates()
-        self._answers = ResponseTemplates()
+        self._requests = RequestTemplates(service.shared_memory)
+        self._answers = ResponseTemplates(service.shared_memory)
 
     def opened(self, call: Call) -> None:
         """Look at a call's headers: may it be made, and does it stream?"""
@@ -86,10 +88,16 @@ class Calls:
     def _infer(self, call: Call) -> None:
         marks = Marks()
         marks.ns[0], marks.ns[1] = call.began_ns, perf_counter_ns()
-        wanted = self._requests.decode(call.message)
-        timeout = call.headers.get(b"grpc-timeout")
-        if timeout is not None:
-            wanted = _with_timeout(wanted, timeout)
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(call.headers, call.began_ns)
+        try:
+            wanted = self._requests.decode(call.message)
+            timeout = call.headers.get(b"grpc-timeout")
+            if timeout is not None:
+                wanted = _with_timeout(wanted, timeout)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
@@ -102,12 +110,16 @@ class Calls:
         try:
             encoded = self._answers.encode(result, wanted)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
+            end_trace(marks, error)
             fail(call, error)
             return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
-        call.respond(encoded, literal(b"server-timing", marks.timing()))
+        told = literal(b"server-timing", marks.timing())
+        if marks.trace is not None:
+            told += literal(b"traceparent", marks.trace.header)
+        call.respond(encoded, told)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()
@@ -187,6 +199,7 @@ class FastGrpcListener:
         self._tls = tls
         self._server: Http2Server | None = None
         self._listening: asyncio.Server | None = None
+        self._port: socket.socket | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._url = ""
 
@@ -205,6 +218,7 @@ class FastGrpcListener:
         host, port, reuse_port = self._place
         bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
+        self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
         self._tick()
 
@@ -213,9 +227,10 @@ class FastGrpcListener:
 
     async def close(self, finish_s: float) -> None:
         """Accept no more; connections close as their calls are answered, the rest are cut after ``finish_s``."""
-        if self._server is None or self._listening is None:
+        if self._server is None or self._listening is None or self._port is None:
             return
         self._listening.close()
+        await take_waiting(self._port, self._server.protocol, self._tls)
         self._server.drain()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + finish_s
@@ -227,6 +242,8 @@ class FastGrpcListener:
         """Cut every connection and free the port."""
         if self._listening is not None:
             self._listening.close()
+        if self._port is not None:
+            self._port.close()
         if self._server is not None:
             self._server.abort()
         if self._ticks is not None:

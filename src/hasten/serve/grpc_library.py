@@ -16,12 +16,13 @@ from hasten.errors import BadInput, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
 from hasten.protocol.messages import InferResponse
 from hasten.serve import grpc_side as side
-from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.codes import LONGEST_TEXT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ class InferenceHandlers(grpc.GenericRpcHandler):
 
     def _check_key(self, context: Context, *, is_open: bool) -> None:
         if self._keys is not None and not is_open:
-            pairs = context.invocation_metadata() or ()
-            headers = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in pairs}
-            self._keys.check(headers)
+            self._keys.check(_headers(context))
 
     def _small(self, method: str) -> Unary:
         async def call(data: bytes, context: Context) -> bytes:
@@ -91,7 +90,13 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         """Answer ModelInfer. A client that leaves cancels this coroutine, and so its ticket."""
         marks = Marks()
         marks.ns[0] = marks.ns[1] = perf_counter_ns()
-        wanted = codec.decode_infer(data)
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(_headers(context), marks.ns[0])
+        try:
+            wanted = codec.decode_infer(data, regions=self._service.shared_memory)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[2] = perf_counter_ns()
         ready: asyncio.Future[InferResponse | ServeError] = asyncio.get_running_loop().create_future()
 
@@ -107,10 +112,17 @@ class InferenceHandlers(grpc.GenericRpcHandler):
             raise
         if isinstance(result, ServeError):
             raise result
-        encoded = codec.encode_infer(result, wanted)
+        try:
+            encoded = codec.encode_infer(result, wanted, regions=self._service.shared_memory)
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         marks.ns[8] = marks.ns[9] = perf_counter_ns()  # the library sends it later, and tells nobody when
         self._service.sent(result, marks)
-        context.set_trailing_metadata((("server-timing", marks.timing().decode()),))
+        told: tuple[tuple[str, str], ...] = (("server-timing", marks.timing().decode()),)
+        if marks.trace is not None:
+            told += (("traceparent", marks.trace.header.decode()),)
+        context.set_trailing_metadata(told)
         return encoded
 
     async def _check(self, data: bytes, context: Context) -> bytes:
@@ -144,13 +156,18 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         return reflect
 
 
+def _headers(context: Context) -> dict[bytes, bytes]:
+    pairs = context.invocation_metadata() or ()
+    return {name.encode(): value.encode() if isinstance(value, str) else value for name, value in pairs}
+
+
 async def fail(context: Context, error: ServeError) -> NoReturn:
     """End a call with the status of an error, its reason, and when to come again."""
     again_s = retry_after_s(error)
     trailing: tuple[tuple[str, str], ...] = (("reason", error.reason),)
     if again_s is not None:
         trailing += (("retry-after", str(again_s)),)
-    await context.abort(STATUS[code_of(error).grpc], str(error), trailing)
+    await context.abort(STATUS[code_of(error).grpc], str(error)[:LONGEST_TEXT], trailing)
 
 
 class GrpcListener:

@@ -85,10 +85,11 @@ class Http1Server:
         for connection in self.wheel.advance(self.clock_s()):
             connection.timed_out()
 
-    def close_idle(self) -> None:
-        """Close every connection that waits for a request."""
+    def close_idle(self, *, fresh: bool = True) -> None:
+        """Close every connection that waits for a request; with ``fresh``, also those that never had one."""
         for connection in list(self.connections):
-            connection.close_if_idle()
+            if fresh or not connection.fresh:
+                connection.close_if_idle()
 
     def abort(self) -> None:
         """Cut every connection."""
@@ -107,12 +108,25 @@ class Connection(asyncio.BufferedProtocol):
         *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_head"),
         "_header_bytes",
         *("_headers", "_in_headers", "_in_message", "_length", "_outstanding", "_parser", "_paused", "_peer"),
-        *("_read_ns", "_reading", "_request", "_server", "_target", "_transport", "_timed", "deadline_s", "slot"),
+        *(
+            "_read_ns",
+            "_reading",
+            "_request",
+            "_server",
+            "_target",
+            "_transport",
+            "_timed",
+            "deadline_s",
+            "fresh",
+            "slot",
+        ),
     )
 
     def __init__(self, server: Http1Server) -> None:
         self.deadline_s = inf
         self.slot = 0
+        self.fresh = True
+        """No request has come yet: one may be on its way, and nobody sends it again over a new connection."""
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._parser = HttpRequestParser(self)
@@ -256,6 +270,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._in_message:
             return
         self._in_message = self._in_headers = True
+        self.fresh = False
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""

@@ -9,6 +9,8 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from hasten.serve.codes import LONGEST_TEXT
+
 logger = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -114,5 +116,5 @@ def pass_on(route: Callable[[Request], None], request: Request) -> None:
 
 
 def error_body(text: str) -> bytes:
-    """Give the JSON of an error."""
-    return msgspec.json.encode({"error": text})
+    """Give the JSON of an error, shortened to what a client is told."""
+    return msgspec.json.encode({"error": text[:LONGEST_TEXT]})

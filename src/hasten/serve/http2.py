@@ -13,9 +13,9 @@ from collections.abc import Callable
 from math import inf
 from time import perf_counter_ns
 
-from hasten.serve import http2_frames as h2
+from hasten.protocol import http2_frames as h2
+from hasten.protocol.http2_frames import Broken, Code
 from hasten.serve.cork import Cork
-from hasten.serve.http2_frames import Broken, Code
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
 from hasten.serve.http2_stream import OPENING, Call
 from hasten.serve.limits import Limits
@@ -524,8 +524,7 @@ class Connection(asyncio.Protocol):
 
     def _close_if_drained(self) -> None:
         if self._draining and not self._calls and self._transport is not None:
-            self._over = True
-            self._transport.close()
+            self._let_go()
 
     # the end
 
@@ -536,8 +535,19 @@ class Connection(asyncio.Protocol):
         self._draining = True
         self._write(h2.goaway(self._last, Code.NO_ERROR))
         if not self._calls:
-            self._over = True
-            self._transport.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close our side, and read on for a while: a call on its way would bring a reset that eats the last answer."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._over = True
+        if transport.can_write_eof() and not self._paused:
+            transport.write_eof()
+            self._arm(self._server.limits.linger_s)
+        else:
+            transport.close()
 
     def abort(self) -> None:
         """Cut the connection."""

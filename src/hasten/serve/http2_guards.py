@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hpack import Decoder, HPACKError
 
-from hasten.serve.http2_frames import Broken, Code
+from hasten.protocol.http2_frames import Broken, Code
 
 CREDIT = 1000.0
 """Control frames that a connection may send ahead of its calls."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import quote
 
-from hasten.serve.http2_frames import FIRST_WINDOW, literal
+from hasten.protocol.http2_frames import FIRST_WINDOW, literal
+from hasten.serve.codes import LONGEST_TEXT
 
 OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""
@@ -79,7 +80,7 @@ class Call:
     def fail(self, status: int, text: str, extra: Mapping[str, str] | None = None) -> None:
         """End the call with a gRPC status and the reason for it."""
         if self.trailers is None:
-            said = quote(text[:1000], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
+            said = quote(text[:LONGEST_TEXT], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
             pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
             pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
             self.trailers = b"".join(literal(name, value) for name, value in pairs)

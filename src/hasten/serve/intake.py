@@ -44,12 +44,15 @@ class TakenIn(NamedTuple):
 
 
 class Intake:
-    """Checks requests and gives their feed. Shapes that were seen before cost a look-up. One thread at a time."""
+    """Checks requests and gives their feed. Shapes that were seen before cost a look-up. One thread at a time.
 
-    def __init__(self, signature: Signature, axis: str | int | None) -> None:
+    With ``as_bytes``, BYTES stay what they are: steps read files of images, which are no text.
+    """
+
+    def __init__(self, signature: Signature, axis: str | int | None, *, as_bytes: bool = False) -> None:
         self._axis = axis
-        self._signature = _opened(signature) if isinstance(axis, int) and axis > 1 else signature
-        self._text = [spec.name for spec in signature.inputs if spec.dtype == "string"]
+        self._signature = opened(signature) if isinstance(axis, int) and axis > 1 else signature
+        self._text = [spec.name for spec in signature.inputs if spec.dtype == "string" and not as_bytes]
         self._known: dict[Hashable, tuple[int, Hashable, int]] = {}
         self._outputs = {spec.name for spec in signature.outputs}
 
@@ -73,10 +76,18 @@ class Intake:
             feed[name] = _text(name, feed[name])
         return TakenIn(feed, *found)
 
+    def fit(self, feed: Feed) -> TakenIn:
+        """Give what steps made of a request. Raises BadRequest: it does not fit."""
+        found = self._measured(feed)
+        return TakenIn({name: _text(name, a) if name in self._text else a for name, a in feed.items()}, *found)
+
     def _checked(self, request: InferRequest, feed: Feed) -> tuple[int, Hashable, int]:
         if len(feed) < len(request.inputs):
             names = [tensor.name for tensor in request.inputs]
             raise BadRequest(f"input {max(names, key=names.count)!r} is given twice")
+        return self._measured(feed)
+
+    def _measured(self, feed: Feed) -> tuple[int, Hashable, int]:
         try:
             self._signature.check(feed)
         except SignatureMismatch as error:
@@ -99,13 +110,13 @@ class Intake:
             raise BadRequest(f"output {max(names, key=names.count)!r} is asked for twice")
 
 
-def _opened(signature: Signature) -> Signature:
+def opened(signature: Signature) -> Signature:
     """Give the signature of a fixed batch with that axis open."""
 
-    def opened(spec: TensorSpec) -> TensorSpec:
+    def with_rows(spec: TensorSpec) -> TensorSpec:
         return replace(spec, shape=(ROWS, *spec.shape[1:]))
 
-    return Signature(tuple(map(opened, signature.inputs)), tuple(map(opened, signature.outputs)))
+    return Signature(tuple(map(with_rows, signature.inputs)), tuple(map(with_rows, signature.outputs)))
 
 
 def _text(name: str, data: Array) -> Array:

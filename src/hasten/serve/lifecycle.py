@@ -10,14 +10,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from hasten.composition import read_composition
 from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError, Untrusted
-from hasten.serve.model import Model, State, Surroundings, read_bundle
+from hasten.serve.composed import Composed
+from hasten.serve.model import Model
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import Bundle
+from hasten.serve.state import State
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
-from hasten.tensors import relative_error
+from hasten.tensors import Signature, relative_error
 
 DRAIN_S = 30.0
 """How long an old version may take to finish what is inside."""
+
+
+Version = Model | Composed
+"""A version that is alive: of a model of its own, or of a deployment made of others."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Family:
 
     def __init__(self, name: str, around: Surroundings) -> None:
         self.name = name
-        self.routed: Model | None = None
+        self.routed: Version | None = None
         self.fates: dict[str, Fate] = {}
         """By version, of those that are not routed to."""
         self.expected = False
@@ -41,6 +50,8 @@ class Family:
         self.change: float | None = None
         """Largest relative difference between the answers of the routed version and of the one before."""
         self._before: Bundle | None = None
+        self._preparing: asyncio.Task[tuple[Version, float | None]] | None = None
+        self._ending = False
         self._around = around
         self._turn = asyncio.Lock()
         self._draining: set[asyncio.Task[bool]] = set()
@@ -50,7 +61,7 @@ class Family:
         """It has a version that takes requests."""
         return self.routed is not None and self.routed.ready
 
-    def model(self, version: str | None = None) -> Model:
+    def model(self, version: str | None = None) -> Version:
         """Give the version that is routed to.
 
         Raises:
@@ -74,15 +85,20 @@ class Family:
             ModelNotReady: why it failed; what was routed to before still is.
         """
         async with self._turn:
+            if self._ending:
+                raise ModelNotReady(f"model {self.name!r} is not loaded any more: the server is ending")
             old = self.routed
             if old is not None and old.bundle == bundle:
                 return
             if old is None or old.version != bundle.version:
                 self.fates[bundle.version] = Fate(State.LOADING)
             try:
-                fresh, change = await self._prepared(bundle, old)
+                self._preparing = self._around.loop.create_task(self._prepared(bundle, old))
+                fresh, change = await self._preparing
             except asyncio.CancelledError:
                 self.fates[bundle.version] = Fate(State.FAILED, "its load was cancelled")
+                if self._ending:
+                    raise ModelNotReady(f"model {self.name!r} was not loaded: the server is ending") from None
                 raise
             except HastenError as error:
                 reason = str(error)
@@ -124,32 +140,44 @@ class Family:
             raise ModelNotFound(f"model {self.name!r} has no version before this one")
         await self.load(self._before)
 
+    def end_loads(self) -> None:
+        """Give up a load that is under way, and refuse those to come: the server is about to end."""
+        self._ending = True
+        if self._preparing is not None:
+            self._preparing.cancel()
+
     async def close(self, limit_s: float) -> bool:
         """End everything; True if all that was inside was finished."""
+        self.end_loads()
         async with self._turn:
             old, self.routed = self.routed, None
             if old is not None:
                 self._retire(old, limit_s)
             return all(await asyncio.gather(*self._draining))
 
-    async def _prepared(self, bundle: Bundle, old: Model | None) -> tuple[Model, float | None]:
-        read = await asyncio.to_thread(read_bundle, bundle)
+    async def _prepared(self, bundle: Bundle, old: Version | None) -> tuple[Version, float | None]:
+        composition = await asyncio.to_thread(read_composition, bundle.path)
+        if composition is not None:
+            composed = Composed(bundle, composition, self._around)
+            await composed.load()
+            return composed, None
+        read = await asyncio.to_thread(read_bundle, bundle, self._around.code)
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()
-            return fresh, None if old is None else await _compared(fresh, warm, old)
+            return fresh, await _compared(fresh, warm, old) if isinstance(old, Model) else None
         except BaseException:  # also where the one who asked for it has left
             fresh.fail()
             raise
 
-    def _retire(self, old: Model, limit_s: float = DRAIN_S) -> None:
+    def _retire(self, old: Version, limit_s: float = DRAIN_S) -> None:
         if self.routed is None or self.routed.version != old.version:
             self.fates[old.version] = Fate(State.DRAINING)
         task = self._around.loop.create_task(old.drain(limit_s))
         self._draining.add(task)
         task.add_done_callback(lambda ended: self._gone(old, ended))
 
-    def _gone(self, old: Model, task: asyncio.Task[bool]) -> None:
+    def _gone(self, old: Version, task: asyncio.Task[bool]) -> None:
         self._draining.discard(task)
         if self.fates.get(old.version) == Fate(State.DRAINING):
             self.fates[old.version] = Fate(State.GONE, "unloaded")
@@ -161,10 +189,10 @@ async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
     Raises:
         Untrusted: its tensors are others, or its answers changed by more than the deployment allows.
     """
-    was, now = old.read.artifact.signature, fresh.read.artifact.signature
-    names = [[(s.name, s.dtype, len(s.shape)) for s in (*both.inputs, *both.outputs)] for both in (was, now)]
-    if names[0] != names[1]:
+    if _told(old.signature) != _told(fresh.signature):
         raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
+    if _told(old.read.artifact.signature) != _told(fresh.read.artifact.signature):
+        return None  # steps make up for it: clients see no difference, and the probes are none of the old one's
     try:
         before = await old.answers(warm.probes)
     except ServeError:
@@ -175,3 +203,7 @@ async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
     if limit is not None and change > limit:
         raise Untrusted(f"its answers differ from version {old.version} by {change:.2g} (allowed: {limit:.2g})")
     return change
+
+
+def _told(signature: Signature) -> list[tuple[str, str, int]]:
+    return [(spec.name, spec.dtype, len(spec.shape)) for spec in (*signature.inputs, *signature.outputs)]

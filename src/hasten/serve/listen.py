@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from hasten.serve.access import AccessLog
 from hasten.serve.http1 import TICK_S, Http1Server
 
 BACKLOG = 1024
+
+FRESH_S = 1.0
+"""How long a server that ends waits for the first request of a connection that was just made."""
 
 
 class Listener(Protocol):
@@ -61,6 +65,31 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     return bound
 
 
+async def take_waiting(
+    port: socket.socket, take: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+) -> None:
+    """Take the connections that the kernel has made and nobody has taken yet, then close the port.
+
+    Closing alone would reset them, and what their clients have sent already with them.
+    """
+    loop = asyncio.get_running_loop()
+    found: list[socket.socket] = []
+    with port:
+        while len(found) < BACKLOG:
+            try:
+                client, _ = port.accept()
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # nobody waits any more, or there is no file left for another
+                break
+            client.setblocking(False)
+            found.append(client)
+    taken = [loop.connect_accepted_socket(take, client, ssl=tls) for client in found]
+    for outcome in await asyncio.gather(*taken, return_exceptions=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):  # a client that left: its own loss
+            raise outcome
+
+
 def url_of(scheme: str, bound: socket.socket) -> str:
     """Give the address of a bound socket as a client on this machine writes it."""
     host, port = bound.getsockname()[:2]
@@ -102,6 +131,8 @@ class HttpListener:
         self._tls = tls
         self._access = access
         self._listening: asyncio.Server | None = None
+        self._port: socket.socket | None = None
+        """A second hold on the port: it outlives the loop's, so that closing loses nobody who waits at it."""
         self._ticks: asyncio.TimerHandle | None = None
         self._url = ""
 
@@ -116,6 +147,7 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         bound = bind(host, port, reuse_port=reuse_port)
         self._url = url_of("https" if self._tls else "http", bound)
+        self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
         self._tick()
 
@@ -125,13 +157,15 @@ class HttpListener:
 
     async def close(self, finish_s: float) -> None:
         """Accept no more; connections close as their answers go out, the rest are cut after ``finish_s``."""
-        if self._listening is not None:
-            self._listening.close()
         self._server.draining = True
+        if self._listening is not None and self._port is not None:
+            self._listening.close()
+            await take_waiting(self._port, self._server.protocol, self._tls)
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + finish_s
+        now_s = loop.time()
+        fresh_s, end_s = now_s + FRESH_S, now_s + finish_s
         while self._server.connections and loop.time() < end_s:
-            self._server.close_idle()
+            self._server.close_idle(fresh=loop.time() >= fresh_s)
             await asyncio.sleep(0.01)  # connections end by themselves; this only looks
         self.abort()
 
@@ -139,6 +173,8 @@ class HttpListener:
         """Cut every connection and free the port."""
         if self._listening is not None:
             self._listening.close()
+        if self._port is not None:
+            self._port.close()
         self._server.abort()
         if self._ticks is not None:
             self._ticks.cancel()

@@ -3,83 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from hasten.artifact import Artifact, Json
-from hasten.deployment import Deployment, read_deployment
-from hasten.engine import Engine
-from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, StoreError, TooLarge
-from hasten.host import this_host
-from hasten.plan import Part, load_part
+from hasten.artifact import Json
+from hasten.deployment import Deployment
+from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, TooLarge
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 from hasten.serve.admission import Limits
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call
 from hasten.serve.child import ALIGN, ChildRunner, input_bytes
-from hasten.serve.cork import Cork
 from hasten.serve.costs import CostCurve
-from hasten.serve.golden import Golden, read_golden
-from hasten.serve.intake import Intake, TakenIn, batch_axis
+from hasten.serve.intake import Intake, TakenIn, batch_axis, opened
+from hasten.serve.piping import Piping, Served, Stations
 from hasten.serve.pool import Pool, Seen, Work
+from hasten.serve.reading import Read
 from hasten.serve.repository import Bundle
-from hasten.serve.runner import Clock, LocalRunner, Outputs, Runner
+from hasten.serve.runner import LocalRunner, Outputs, Runner
+from hasten.serve.state import State
 from hasten.serve.statistics import Statistics
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.serve.warm import Warm, Warming, warm
 from hasten.serve.worker import Line, Ran
-from hasten.tensors import Feed
+from hasten.steps.pipeline import Pipeline
+from hasten.tensors import Array, Feed, Signature
 
 DEFAULT_SIZES = (1, 2, 4, 8)
 
 END_S = 5.0
 """How long the instances may take to end once nothing is inside."""
-
-
-class State(enum.Enum):
-    """Where a version is in its life; the values are those of the repository extension."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    DRAINING = "UNLOADING"
-    GONE = "UNAVAILABLE"
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a model gets from its server: the loop and clock, and the cores that are its share."""
-
-    loop: asyncio.AbstractEventLoop
-    clock_ns: Clock
-    cores: int
-    cork: Cork = field(default_factory=Cork)
-    """What holds the answers of a batch together, shared with the transports."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """A bundle that was read and verified, with its engine."""
-
-    deployment: Deployment
-    artifact: Artifact
-    engine: Engine
-    golden: Golden | None
-
-
-def read_bundle(bundle: Bundle) -> Read:
-    """Read a bundle, check its digests and that this host can run it. Blocks.
-
-    Raises:
-        StoreError: it is damaged, or was built for another processor. HastenError: its engine cannot be had.
-    """
-    deployment, artifact = read_deployment(bundle.path)
-    here = this_host()
-    if artifact.host not in (None, here.binding):
-        raise StoreError(f"{bundle.path} was built for another processor ({artifact.host}); build it on this one")
-    engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
-    return Read(deployment, artifact, engine, read_golden(bundle.path.parent))
 
 
 class Model:
@@ -102,10 +56,11 @@ class Model:
         self._intake = Intake(signature, self._axis)
         isolated = serving.isolation == "process"
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
-        self._kinds = {spec.name: NAMES[spec.dtype] for spec in signature.outputs}
+        self._kinds = kinds_of(signature)
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
         seen = Seen(ran=self._ran, restarted=self._restarted)
         self.pool = Pool(self._work(), self.line, seen=seen, loop=around.loop, cork=around.cork)
+        self._piping = self._with_steps(read.pipeline) if read.pipeline else None
 
     async def load(self) -> Warm:
         """Open, warm and check the instances; give what the first one found.
@@ -134,6 +89,8 @@ class Model:
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``."""
+        if self._piping is not None and request.model == self.name:
+            return self._piping.submit(request, marks, done)
         now_ns = self._around.clock_ns()
         if not marks.ns[2]:
             marks.ns[2] = now_ns
@@ -144,11 +101,20 @@ class Model:
             return call
         try:
             taken = self._intake.take(request)
-            if self._slot_bytes is not None:
-                self._check_slot(taken, self._slot_bytes)
-        except (BadRequest, TooLarge) as error:
+        except BadRequest as error:
             call.fail(error)
             return call
+        self._enter(call, taken, now_ns)
+        return call
+
+    def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
+        """Let a call with what it brings wait for its run, or fail it."""
+        if self._slot_bytes is not None:
+            try:
+                self._check_slot(taken, self._slot_bytes)
+            except TooLarge as error:
+                call.fail(error)
+                return
         call.divide(taken, self.sizes[-1])
         self._limit(call)
         refused = self.pool.admit(call, taken.n_bytes, now_ns)
@@ -156,7 +122,6 @@ class Model:
             call.fail(refused)
         else:
             self.pool.submit(call, now_ns)
-        return call
 
     async def answers(self, feed: Feed) -> Outputs:
         """Run a feed of our own, past admission, as if it were a request. Raises ServeError."""
@@ -187,11 +152,11 @@ class Model:
         if self.state is State.READY:
             self.state = State.DRAINING
         try:
-            await asyncio.wait_for(self.pool.emptied(), limit_s)
+            await asyncio.wait_for(self._emptied(), limit_s)
             finished = True
         except TimeoutError:
             finished = False
-        self.pool.close()
+        self._close()
         try:
             await asyncio.wait_for(self.pool.over(), END_S)
         except TimeoutError:
@@ -203,20 +168,56 @@ class Model:
     def fail(self) -> None:
         """It was loaded, and is not good enough: close it."""
         self.state = State.FAILED
+        self._close()
+
+    async def _emptied(self) -> None:
+        if self._piping is not None:
+            await self._piping.emptied()
+        await self.pool.emptied()
+
+    def _close(self) -> None:
+        if self._piping is not None:
+            self._piping.close()
         self.pool.close()
 
-    def metadata(self, versions: tuple[str, ...]) -> ModelMetadata:
-        """Give what a client may know."""
-        signature = self.read.artifact.signature
+    @property
+    def inside(self) -> int:
+        """Requests that have not ended."""
+        return self.pool.calls if self._piping is None else max(self._piping.inside, self.pool.calls)
+
+    @property
+    def instances(self) -> int:
+        """Runs that may go on at once."""
+        return self.pool.work.instances
+
+    @property
+    def takes_image(self) -> bool:
+        """Its only input is the file of an image."""
+        pipeline = self.read.pipeline
+        return pipeline is not None and {spec.name for spec in pipeline.signature.inputs} == pipeline.images
+
+    @property
+    def has_raw(self) -> bool:
+        """It is served without its steps too."""
+        return self.read.deployment.raw and self.read.pipeline is not None
+
+    @property
+    def signature(self) -> Signature:
+        """What a client gives and gets under its own name."""
+        return self.read.pipeline.signature if self.read.pipeline else self.read.artifact.signature
+
+    def metadata(self, versions: tuple[str, ...], name: str | None = None) -> ModelMetadata:
+        """Give what a client may know; under ``NAME.raw``, of the model without its steps."""
+        signature = self.signature if name in (None, self.name) else self.read.artifact.signature
         return ModelMetadata(
-            name=self.name,
+            name=name or self.name,
             versions=versions,
             platform=f"hasten_{self.read.deployment.engine}",
             inputs=tuple(self._described(spec.name, spec.dtype, spec.shape) for spec in signature.inputs),
             outputs=tuple(self._described(spec.name, spec.dtype, spec.shape) for spec in signature.outputs),
         )
 
-    def config(self) -> dict[str, Json]:
+    def config(self, name: str | None = None) -> dict[str, Json]:
         """Give the configuration as Triton's extension has it: without the batch axis where there is one."""
         signature = self.read.artifact.signature
         batched = self._axis is not None and self.sizes[-1] > 1
@@ -225,16 +226,16 @@ class Model:
             dims = tensor.shape[1:] if batched else tensor.shape
             return {"name": tensor.name, "data_type": f"TYPE_{_triton(tensor.datatype)}", "dims": list(dims)}
 
-        about = self.metadata((self.version,))
+        about = self.metadata((self.version,), name)
         config: dict[str, Json] = {
-            "name": self.name,
+            "name": about.name,
             "platform": about.platform,
             "backend": self.read.deployment.engine,
             "version_policy": {"latest": {"num_versions": 1}},
             "max_batch_size": self.sizes[-1] if batched else 0,
             "input": [listed(tensor) for tensor in about.inputs],
             "output": [listed(tensor) for tensor in about.outputs],
-            "instance_group": [{"name": self.name, "count": self.pool.work.instances, "kind": "KIND_CPU"}],
+            "instance_group": [{"name": about.name, "count": self.pool.work.instances, "kind": "KIND_CPU"}],
             "parameters": {"batch_axis": {"string_value": str(signature.inputs[0].shape[0])}} if batched else {},
         }
         if batched:
@@ -254,9 +255,7 @@ class Model:
 
     def _limit(self, call: Call) -> None:
         """Say when the answer is wanted, and when it becomes useless."""
-        timeout_ns, objective_ns = self._timeout_ns, self._objective_ns
-        if call.request.timeout_us:
-            timeout_ns = min(call.request.timeout_us * 1000, timeout_ns or NEVER)
+        timeout_ns, objective_ns = self._time_ns(call.request), self._objective_ns
         if timeout_ns is None and objective_ns is None:
             return
         arrived_ns = call.marks.ns[2]
@@ -264,8 +263,18 @@ class Model:
             piece.due_ns = NEVER if objective_ns is None else arrived_ns + objective_ns
             piece.deadline_ns = NEVER if timeout_ns is None else arrived_ns + timeout_ns
 
+    def _time_ns(self, request: InferRequest) -> int | None:
+        """Give the time after its arrival from which an answer is of no use, or None."""
+        if request.timeout_us:
+            return min(request.timeout_us * 1000, self._timeout_ns or NEVER)
+        return self._timeout_ns
+
     def _finish(self, call: Call, outcome: Outputs | ServeError) -> None:
         self.pool.ended(call)
+        self._answer(call, outcome, self._kinds)
+
+    def _answer(self, call: Call, outcome: Outputs | ServeError, kinds: Mapping[str, str]) -> None:
+        """End a call: count it, and tell its client unless that has left."""
         marks = call.marks
         marks.ns[7] = self._around.clock_ns()
         if isinstance(outcome, ServeError):
@@ -274,20 +283,16 @@ class Model:
                 call.done(outcome)
             return
         self.statistics.answered(marks, rows=call.rows, wall_ms=time.time_ns() // 1_000_000)
-        call.done(self._response(call.request, outcome))
+        call.done(self._response(call.request, outcome, kinds))
 
-    def _response(self, request: InferRequest, outputs: Outputs) -> InferResponse:
-        names = [output.name for output in request.outputs] if request.outputs else list(self._kinds)
+    def _response(self, request: InferRequest, outputs: Outputs, kinds: Mapping[str, str]) -> InferResponse:
+        names = [output.name for output in request.outputs] if request.outputs else list(kinds)
         return InferResponse(
-            model=self.name,
+            model=request.model,
             version=self.version,
-            outputs=tuple([self._tensor(name, outputs) for name in names]),
+            outputs=tuple([_tensor(name, kinds[name], outputs[name]) for name in names]),
             id=request.id,
         )
-
-    def _tensor(self, name: str, outputs: Outputs) -> Tensor:
-        kind, data = self._kinds[name], outputs[name]
-        return Tensor.of(name, data) if kind == "BYTES" else Tensor(name=name, datatype=kind, data=data)
 
     def _ran(self, ran: Ran) -> None:
         now_ns = self._around.clock_ns()
@@ -301,6 +306,20 @@ class Model:
 
     def _restarted(self) -> None:
         self.statistics.restarts += 1
+
+    def _with_steps(self, pipeline: Pipeline) -> Piping:
+        kinds = kinds_of(pipeline.signature)
+        stations = Stations(
+            taken=lambda: self.state is State.READY,
+            enter=self._enter,
+            left=self.pool.ended,
+            answer=lambda call, outcome: self._answer(call, outcome, kinds),
+            refused=self.pool.refused,
+            time_ns=self._time_ns,
+        )
+        model = Served(name=self.name, version=self.version, serving=self.read.deployment.serving)
+        intake = Intake(opened(self.read.artifact.signature), self._axis)
+        return Piping(model, pipeline, intake=intake, stations=stations, around=self._around)
 
     def _work(self) -> Work:
         read, serving = self.read, self.read.deployment.serving
@@ -339,6 +358,15 @@ class Model:
         if isinstance(self._axis, int) and self._axis > 1:
             lengths = (-1, *lengths[1:])
         return TensorMetadata(name=name, datatype=NAMES[dtype], shape=lengths)
+
+
+def kinds_of(signature: Signature) -> dict[str, str]:
+    """Give the protocol's datatype of each output."""
+    return {spec.name: NAMES[spec.dtype] for spec in signature.outputs}
+
+
+def _tensor(name: str, kind: str, data: Array) -> Tensor:
+    return Tensor.of(name, data) if kind == "BYTES" else Tensor(name=name, datatype=kind, data=data)
 
 
 def _open(read: Read, largest: int) -> Runner:

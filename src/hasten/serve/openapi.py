@@ -6,6 +6,12 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from hasten.protocol.messages import DATATYPES
+
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What models and versions are called."""
+
+MEMORY, REGION = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"
 MODEL, VERSION = "/v2/models/{model}", "/versions/{version}"
 
 
@@ -17,7 +23,8 @@ class Call:
     paths: tuple[str, ...]
     does: str
     gives: str = "application/json"
-    body: bool = False
+    body: str | None = None
+    """Its body's schema; None: it takes none."""
 
 
 def _both(rest: str) -> tuple[str, ...]:
@@ -30,12 +37,19 @@ CALLS: dict[str, Call] = {
     "server": Call("GET", ("/v2",), "The server's name, version and extensions."),
     "model": Call("GET", _both(""), "A model's inputs, outputs and versions."),
     "model_ready": Call("GET", _both("/ready"), "Whether a model is ready."),
-    "infer": Call("POST", _both("/infer"), "Run a model: JSON, or JSON followed by binary tensors.", body=True),
+    "infer": Call("POST", _both("/infer"), "Run a model: JSON, or JSON followed by binary tensors.", body="Infer"),
     "config": Call("GET", _both("/config"), "A model's configuration, as Triton's clients read it."),
     "stats": Call("GET", ("/v2/models/stats", *_both("/stats")), "Counts and times of a model, or of all."),
-    "index": Call("POST", ("/v2/repository/index",), "The models and versions of the repository.", body=True),
-    "load": Call("POST", ("/v2/repository/models/{model}/load",), "Load a model, or its newest version.", body=True),
-    "unload": Call("POST", ("/v2/repository/models/{model}/unload",), "Unload a model.", body=True),
+    "index": Call("POST", ("/v2/repository/index",), "The models and versions of the repository.", body="Index"),
+    "load": Call(
+        "POST", ("/v2/repository/models/{model}/load",), "Load a model's newest version, or that named.", body="Load"
+    ),
+    "unload": Call("POST", ("/v2/repository/models/{model}/unload",), "Unload a model.", body="Unload"),
+    "memory_status": Call("GET", (f"{MEMORY}/status", f"{REGION}/status"), "The registered regions of shared memory."),
+    "memory_register": Call(
+        "POST", (f"{REGION}/register",), "Register shared memory, where the server allows it.", body="Region"
+    ),
+    "memory_unregister": Call("POST", (f"{MEMORY}/unregister", f"{REGION}/unregister"), "Forget a region, or all."),
     "metrics": Call("GET", ("/metrics",), "Metrics in Prometheus' text format.", "text/plain"),
     "openapi": Call("GET", ("/openapi.json",), "This description, for machines."),
     "docs": Call("GET", ("/docs",), "This description, for people.", "text/html"),
@@ -67,7 +81,7 @@ def document(version: str) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {"Error": _object({"error": {"type": "string"}}), "Tensor": _TENSOR, "Infer": _INFER},
+            "schemas": {"Error": _object({"error": {"type": "string"}}), "Tensor": _TENSOR, "Infer": _INFER, **_BODIES},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -95,8 +109,8 @@ def _operation(name: str, path: str, call: Call) -> dict[str, Any]:
         "operationId": name,
         "summary": call.does,
         "parameters": [
-            {"name": part, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for part in ("model", "version")
+            {"name": part, "in": "path", "required": True, "schema": {"type": "string", "pattern": NAME_PATTERN}}
+            for part in ("model", "version", "region")
             if f"{{{part}}}" in path
         ],
         "responses": {
@@ -105,8 +119,7 @@ def _operation(name: str, path: str, call: Call) -> dict[str, Any]:
         },
     }
     if call.body:
-        schema = _json("Infer") if path.endswith("/infer") else {"application/json": {"schema": {"type": "object"}}}
-        found["requestBody"] = {"required": path.endswith("/infer"), "content": schema}
+        found["requestBody"] = {"required": call.body == "Infer", "content": _json(call.body)}
     return found
 
 
@@ -118,14 +131,15 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties]}
 
 
+_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["boolean", "integer", "number", "string"]}}
 _TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
     "properties": {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "datatype": {"type": "string"},
-        "parameters": {"type": "object"},
+        "datatype": {"type": "string", "enum": [*DATATYPES]},
+        "parameters": _PARAMETERS,
         "data": {"type": "array"},
     },
 }
@@ -134,8 +148,32 @@ _INFER = {
     "required": ["inputs"],
     "properties": {
         "id": {"type": "string"},
-        "parameters": {"type": "object"},
+        "parameters": _PARAMETERS,
         "inputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
+            },
+        },
     },
 }
+
+
+def _closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+_BYTES = {"type": "integer", "minimum": 0}
+_BODIES = {
+    "Index": _closed(ready={"type": "boolean"}),
+    "Load": _closed(parameters=_closed(version={"type": ["string", "null"]})),
+    "Region": {
+        **_closed(key={"type": "string"}, offset=_BYTES, byte_size=_BYTES),
+        "required": ["key", "byte_size"],
+    },
+    "Unload": _closed(parameters=_closed(unload_dependents={"type": "boolean"})),
+}
+"""The bodies of the repository's calls; what they do not know is refused."""

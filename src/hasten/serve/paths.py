@@ -17,6 +17,8 @@ class Target:
     call: str
     model: str | None = None
     version: str | None = None
+    region: str | None = None
+    """Of shared memory."""
 
 
 PLAIN = {
@@ -25,6 +27,8 @@ PLAIN = {
     "v2/health/ready": "ready",
     "v2/models/stats": "stats",
     "v2/repository/index": "index",
+    "v2/systemsharedmemory/status": "memory_status",
+    "v2/systemsharedmemory/unregister": "memory_unregister",
     "metrics": "metrics",
     "openapi.json": "openapi",
     "docs": "docs",
@@ -34,6 +38,7 @@ PLAIN = {
 OF_MODEL = {"": "model", "ready": "model_ready", "infer": "infer", "config": "config", "stats": "stats"}
 """What may follow a model, or its version -> calls."""
 
+OF_REGION = {"status": "memory_status", "register": "memory_register", "unregister": "memory_unregister"}
 OF_REPOSITORY = {"load": "load", "unload": "unload"}
 
 
@@ -61,6 +66,10 @@ def find_target(target: bytes) -> Target:
             call = OF_REPOSITORY.get(pieces[4].decode("latin-1"))
             if call is not None:
                 return Target(call, _name(pieces[3]))
+        elif pieces[1:3] == [b"systemsharedmemory", b"region"] and len(pieces) == 5:
+            call = OF_REGION.get(pieces[4].decode("latin-1"))
+            if call is not None:
+                return Target(call, region=_name(pieces[3]))
     raise ModelNotFound(f"there is no path {target[:200].decode('latin-1')!r} here; GET /docs lists them all")
 
 

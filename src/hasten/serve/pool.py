@@ -29,6 +29,8 @@ MOST_HELD = 32
 
 MUCH_LONGER = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
+START_S = 120.0
+"""A request waits no longer than this for the first worker that is started anew."""
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
@@ -113,6 +115,8 @@ class Pool:
 
     def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
         """Say why a call, divided and limited, may not come in, or None."""
+        if not self._ready and not self._opening:
+            return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
         limits, batcher, deadline_ns = self.work.limits, self.line.batcher, call.pieces[0].deadline_ns
         roomy = (
             self.calls < limits.concurrency
@@ -122,6 +126,11 @@ class Pool:
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        return self.refused(asked, now_ns)
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
             inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
             return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
@@ -174,6 +183,9 @@ class Pool:
 
     def look(self, now_ns: int) -> None:
         """End calls whose time is over, replace instances that hang, and see when to look again."""
+        if not self._ready:
+            before_ns = now_ns - int(START_S * 1e9)
+            self._fail_waiting(f"no worker of model {self.work.name!r} was ready within {START_S:g} s", before_ns)
         with self.line.lock:
             late = self.line.batcher.expire(now_ns)
         again_ns = NEVER
@@ -346,6 +358,8 @@ class Pool:
             logger.warning("a worker of model %r cannot be replaced: %s", self.work.name, news.error)
             self._loop.call_later(self._retry_s, self._replace)
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+            if not self._ready and not self._opening:
+                self._fail_waiting(f"no worker of model {self.work.name!r} can be started: {news.error}", NEVER)
 
     def _abandon(self, instance: Instance, running: Batch[Piece]) -> None:
         """Fail what a hanging instance runs, and put another in its place."""
@@ -353,6 +367,13 @@ class Pool:
         seconds = self.work.run_limit_ns / 1e9
         for piece in running.entries:
             piece.call.fail(ServerFault(f"the worker did not answer within {seconds:g} s and was replaced"))
+
+    def _fail_waiting(self, why: str, before_ns: int) -> None:
+        """Fail what has waited since before a time: nobody hangs on workers that do not come back."""
+        with self.line.lock:
+            left = self.line.batcher.arrived_before(before_ns)
+        for piece in left:
+            piece.call.fail(ModelNotReady(why))
 
     def _lose(self, instance: Instance) -> None:
         self._ready.discard(instance)

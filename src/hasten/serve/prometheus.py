@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hasten.serve.model import Model
+from hasten.serve.composed import Composed
+from hasten.serve.lifecycle import Version
 from hasten.serve.service import Service
 from hasten.serve.statistics import BOUNDS_NS, Histogram
 
@@ -29,7 +30,7 @@ def exposition(service: Service) -> bytes:
 
 
 class _Collector(Collector):
-    def __init__(self, models: Iterable[Model], *, ready: bool) -> None:
+    def __init__(self, models: Iterable[Version], *, ready: bool) -> None:
         self._models = list(models)
         self._ready = ready
 
@@ -81,8 +82,10 @@ class _Collector(Collector):
         )
         for model in self._models:
             own = [model.name, model.version]
+            inside.add_metric(own, model.inside)
+            if isinstance(model, Composed):
+                continue
             waiting.add_metric(own, model.line.batcher.rows)
-            inside.add_metric(own, model.pool.calls)
             workers.add_metric(own, model.pool.ready)
             for size in model.sizes:
                 costs.add_metric([*own, str(size)], model.line.batcher.costs.ns(size) / 1e9)

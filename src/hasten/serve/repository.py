@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hasten.composition import read_composition
 from hasten.deployment import FILE, parse_deployment
 from hasten.errors import ModelNotFound, StoreError
 
@@ -85,7 +86,8 @@ def open_repository(path: Path) -> Repository:
     """
     file = path / FILE if path.is_dir() else path
     if file.is_file():
-        return Repository(file, single=parse_deployment(file).name)
+        composition = read_composition(file)
+        return Repository(file, single=composition.name if composition else parse_deployment(file).name)
     repository = Repository(path)
     if not path.is_dir() or not repository.scan():
         raise StoreError(

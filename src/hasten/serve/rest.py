@@ -25,7 +25,9 @@ from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
+from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import Marks
+from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Rest:
         self._keys = keys
         self._targets: dict[bytes, Target] = {}
         self._templates: dict[bytes, RequestTemplates] = {}
-        self._answers = ResponseTemplates()
+        self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def route(self, request: Request) -> None:
@@ -80,7 +82,9 @@ class Rest:
             self._templates.clear()
         self._targets[raw] = target
         if target.call == "infer":
-            self._templates[raw] = RequestTemplates(str(target.model), target.version)
+            self._templates[raw] = RequestTemplates(
+                str(target.model), target.version, regions=self._service.shared_memory
+            )
         return target
 
     # inference
@@ -89,9 +93,15 @@ class Rest:
         marks = Marks()
         ns = marks.ns
         ns[0], ns[1] = request.began_ns, perf_counter_ns()
-        wanted = templates.decode(
-            self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
-        )
+        if self._service.traces is not None:
+            marks.trace = self._service.traces.start(request.headers, request.began_ns)
+        try:
+            wanted = templates.decode(
+                self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
+            )
+        except ServeError as error:
+            end_trace(marks, error)
+            raise
         ns[2] = perf_counter_ns()
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
@@ -105,6 +115,7 @@ class Rest:
         try:
             parts, header_bytes = self._answers.encode(result, wanted)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
+            end_trace(marks, error)
             fail(request, error)
             return
         ns = marks.ns
@@ -114,6 +125,8 @@ class Rest:
         request.sent = partial(self._sent, result, marks)
         timing = b"Server-Timing: %b\r\n" % marks.timing()
         kind = JSON if header_bytes is None else BINARY
+        if marks.trace is not None:
+            timing += b"traceparent: %b\r\n" % marks.trace.header
         request.respond(200, body, kind=kind, extra=extra + coding + timing)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
@@ -185,8 +198,8 @@ class Rest:
         self._json(request, self._service.index(asked.ready))
 
     def _load(self, request: Request, target: Target) -> None:
-        self._parameters(request, _Load)
-        self._later(request, self._service.load(str(target.model)))
+        asked = self._parameters(request, _Load)
+        self._later(request, self._service.load(str(target.model), asked.parameters.version))
 
     def _unload(self, request: Request, target: Target) -> None:
         self._parameters(request, _Unload)
@@ -208,6 +221,23 @@ class Rest:
         task = asyncio.get_running_loop().create_task(finish())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _memory_status(self, request: Request, target: Target) -> None:
+        held = self._service.shared_memory
+        self._json(request, [] if held is None else [region.json() for region in held.status(target.region)])
+
+    def _memory_register(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is None:
+            raise BadRequest(OFF)
+        asked = self._parameters(request, _Register)
+        name, offset = str(target.region), asked.offset
+        self._service.shared_memory.register(name, asked.key, offset=offset, size_bytes=asked.byte_size)
+        self._json(request, {})
+
+    def _memory_unregister(self, request: Request, target: Target) -> None:
+        if self._service.shared_memory is not None:
+            self._service.shared_memory.unregister(target.region)
+        self._json(request, {})
 
     def _metrics(self, request: Request, target: Target) -> None:
         kind = prometheus.CONTENT_TYPE.encode()
@@ -233,6 +263,9 @@ CALLS: dict[str, Answer] = {
     "index": Rest._index,
     "load": Rest._load,
     "unload": Rest._unload,
+    "memory_status": Rest._memory_status,
+    "memory_register": Rest._memory_register,
+    "memory_unregister": Rest._memory_unregister,
     "metrics": Rest._metrics,
     "openapi": Rest._openapi,
     "docs": Rest._docs,
@@ -247,7 +280,9 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _LoadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What a load takes: nothing; a configuration sent along is refused, not dropped."""
+    """What a load takes: which version, to go back to one; a configuration sent along is refused, not dropped."""
+
+    version: str | None = None
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True):
@@ -266,6 +301,14 @@ class _Unload(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an unload."""
 
     parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
+
+
+class _Register(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a registration of shared memory."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 def fail(request: Request, error: ServeError) -> None:

@@ -17,6 +17,9 @@ WRITTEN_VALUES = 64
 KEY_VARIABLE = "HASTEN_KEY"
 """The shell variable that the lines take an API key from."""
 
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+"""A gray image of one pixel, a PNG file in base64."""
+
 WITHOUT_JSON = ("FP16", "BF16")
 
 
@@ -28,6 +31,8 @@ class Caller:
     with_key: bool = False
     certificate: str | None = None
     """The file of a certificate to trust."""
+    takes_image: bool = False
+    """The model's only input is the file of an image."""
 
 
 def curl_line(caller: Caller, model: ModelMetadata) -> str | None:
@@ -36,6 +41,9 @@ def curl_line(caller: Caller, model: ModelMetadata) -> str | None:
     if caller.certificate is not None:
         words += ["--cacert", caller.certificate]
     rest = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if caller.with_key else ""
+    if caller.takes_image:
+        words += ["-H", "Inference-Header-Content-Length: 0", "--data-binary", "@-"]
+        return f"echo {PIXEL} | base64 -d | {shlex.join(words)}{rest} | tr -cd '[:print:]'"
     if _short(model.inputs):
         body = json.dumps({"inputs": [_written(spec) for spec in model.inputs]})
         return f"{shlex.join([*words, '-d', body])}{rest}"
@@ -56,6 +64,9 @@ def python_line(caller: Caller, model: ModelMetadata) -> str:
         more = f", context=ssl.create_default_context(cafile={caller.certificate!r})"
     head = "{'inputs': [" + ", ".join(_python(spec) for spec in model.inputs) + "]}"
     lines = [f"import {', '.join(imports)}", f"body = json.dumps({head}).encode()"]
+    if caller.takes_image:
+        headers = ", ".join(filter(None, [headers, "'Inference-Header-Content-Length': '0'"]))
+        lines = [f"import {', '.join(imports)}, base64", f"body = base64.b64decode({PIXEL!r})"]
     if any(spec.datatype in WITHOUT_JSON for spec in model.inputs):
         headers = ", ".join(filter(None, [headers, "'Inference-Header-Content-Length': str(len(body))"]))
         total = sum(_bytes(spec) for spec in model.inputs if spec.datatype in WITHOUT_JSON)

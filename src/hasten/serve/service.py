@@ -6,17 +6,23 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from hasten.artifact import Json
+from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.cork import Cork
-from hasten.serve.lifecycle import Family
-from hasten.serve.model import Model, State, Surroundings
+from hasten.serve.lifecycle import Family, Version
 from hasten.serve.repository import Bundle, Repository, newest
 from hasten.serve.runner import Clock
+from hasten.serve.shared_memory import SharedMemory
+from hasten.serve.state import State
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.traces import Traces, end_trace
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +31,9 @@ EXTENSIONS = (
     *("schedule_policy", "statistics"),
 )
 """What the service can do beyond the protocol; the transports speak it."""
+
+RAW = ".raw"
+"""Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,48 @@ class Refused:
         """It has ended already."""
 
 
+@dataclass(frozen=True)
+class TracedTicket:
+    """The ticket of a request that is traced."""
+
+    ticket: Ticket
+    marks: Marks
+
+    def cancel(self) -> None:
+        """Drop the request, and end its trace."""
+        self.ticket.cancel()
+        end_trace(self.marks, Cancelled("the client has left"))
+
+
+def _ended(marks: Marks, done: Done, outcome: InferResponse | ServeError) -> None:
+    """End the trace of a request that has no answer, and tell; that of an answer ends once it is sent."""
+    if isinstance(outcome, ServeError):
+        end_trace(marks, outcome)
+    done(outcome)
+
+
 class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
-    It has no port and no signal handlers, and starts nothing before ``start``.
+    It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
+    files the steps of deployments may run; None: none.
     """
 
-    def __init__(self, repository: Repository, *, clock_ns: Clock = time.perf_counter_ns) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        clock_ns: Clock = time.perf_counter_ns,
+        code: Path | None = None,
+        shared_memory: SharedMemory | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         self.repository = repository
+        self.shared_memory = shared_memory
+        """The regions that clients have registered; None: they may register none."""
+        self.traces = traces
+        """Who traces requests: a transport begins a trace, the service ends it. None: nobody."""
+        self._code = code
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
         self._known: dict[str, dict[str, Bundle]] = {}
@@ -61,16 +104,37 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         cores = max(1, this_host().usable_cores // max(len(found), 1))
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork)
+        self._around = Surroundings(
+            loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
+        )
         self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
-        for name, bundles in found.items():
-            await self._try(bundles[newest(bundles)], name)
+        for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
+            if self._families[name].routed is None:
+                await self._try(found[name][newest(found[name])], name)
+
+    def members_of(self, name: str) -> tuple[str, ...]:
+        """Give the names of the members of a deployment of the repository; of a model of its own there are none."""
+        bundles = self._known.get(name.removesuffix(RAW) if name not in self._known else name)
+        if not bundles:
+            return ()
+        try:
+            composition = read_composition(bundles[newest(bundles)].path)
+        except StoreError:  # told when it is loaded
+            return ()
+        return () if composition is None else tuple(member.name for member in composition.members)
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
-        family = self._families.get(request.model)
+        if marks.trace is not None:
+            marks.trace.of(request)
+            ticket = self._submit(request, marks, partial(_ended, marks, done))
+            return TracedTicket(ticket, marks)
+        return self._submit(request, marks, done)
+
+    def _submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
+        family = self._families.get(request.model) or self._raw(request.model)
         try:
             if family is None:
                 raise self._unknown(request.model)
@@ -106,7 +170,8 @@ class Service:
 
     def sent(self, response: InferResponse, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set."""
-        family = self._families.get(response.model)
+        end_trace(marks, response)
+        family = self._families.get(response.model) or self._raw(response.model)
         if family is not None and family.routed is not None and family.routed.version == response.version:
             family.routed.statistics.sent(marks)
 
@@ -133,23 +198,28 @@ class Service:
 
     def metadata(self) -> ServerMetadata:
         """Give what a client may know of the server."""
-        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=EXTENSIONS)
+        extensions = EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        return ServerMetadata(name="hasten", version=versions().get("hasten", "unknown"), extensions=extensions)
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Give what a client may know of a model. Raises ModelNotFound, ModelNotReady."""
         model = self._model(name, version)
-        return model.metadata((model.version,))
+        return model.metadata((model.version,), name)
+
+    def takes_image(self, name: str) -> bool:
+        """Say whether a model's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
+        return self._model(name, None).takes_image
 
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""
-        return self._model(name, version).config()
+        return self._model(name, version).config(name)
 
     def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Json]:
         """Give ``model_stats`` of one model, or of all. Raises ModelNotFound, ModelNotReady."""
         models = self.models() if name is None else [self._model(name, version)]
         return {"model_stats": [model.statistics.json(model.name, model.version) for model in models]}
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[Version]:
         """Give the versions that are routed to."""
         return [family.routed for family in self._families.values() if family.routed is not None]
 
@@ -225,14 +295,25 @@ class Service:
                 logger.warning("the watched folder was left as it was: %s", error)
 
     def drain(self) -> None:
-        """Say from now on that the service is not ready; requests are still taken."""
+        """Say from now on that the service is not ready; requests are still taken, versions are not loaded any more."""
         self._draining = True
+        for family in self._families.values():
+            family.end_loads()
 
     async def stop(self, drain_s: float = 30.0) -> bool:
         """Finish what is inside for at most ``drain_s`` and close; True if all was finished. Stopping twice is fine."""
         self.drain()
-        finished = await asyncio.gather(*[family.close(drain_s) for family in self._families.values()])
+        finished, left = [], dict(self._families)
+        while left:  # a deployment made of others before those that it asks
+            asked = {member.removesuffix(RAW) for name in left for member in self.members_of(name)}
+            layer = [left.pop(name) for name in [*left] if name not in asked] or [left.pop(name) for name in [*left]]
+            finished += await asyncio.gather(*[family.close(drain_s) for family in layer])
         self._stopped = True
+        if self.shared_memory is not None:
+            self.shared_memory.unregister(None)
+        if self.traces is not None:
+            traces, self.traces = self.traces, None
+            await asyncio.to_thread(traces.close)
         return all(finished)
 
     async def _try(self, bundle: Bundle, name: str) -> None:
@@ -246,8 +327,16 @@ class Service:
             raise ModelNotReady("the service was not started yet")
         return self._families.setdefault(name, Family(name, self._around))
 
-    def _model(self, name: str, version: str | None) -> Model:
-        family = self._families.get(name)
+    def _raw(self, name: str) -> Family | None:
+        """Give the model that is served without its steps under ``NAME.raw``, where its deployment says so."""
+        if not name.endswith(RAW):
+            return None
+        family = self._families.get(name.removesuffix(RAW))
+        routed = None if family is None else family.routed
+        return family if routed is not None and routed.has_raw else None
+
+    def _model(self, name: str, version: str | None) -> Version:
+        family = self._families.get(name) or self._raw(name)
         if family is None:
             raise self._unknown(name)
         return family.model(version)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from hasten.artifact import Json
 from hasten.errors import ServeError
-from hasten.serve.ticket import PHASES, Marks
+from hasten.protocol.phases import PHASES
+from hasten.serve.ticket import Marks
 
 BOUNDS_NS = tuple(int(step * 10**power) for power in range(4, 11) for step in (1, 1.5, 2, 3, 5, 7))
 """Upper bounds of the histograms' buckets: 10 us to 70 s, at most half again as large as the one before."""

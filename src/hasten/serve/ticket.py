@@ -12,10 +12,8 @@ from typing import Protocol
 
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
-
-PHASES = ("receive", "decode", "queue", "batch_wait", "pre", "infer", "post", "encode", "send")
-"""In order; phase k lies between marks k and k + 1."""
-
+from hasten.protocol.phases import PHASES
+from hasten.serve.traces import Trace
 
 _TIMING = b", ".join(b"%b;dur=%%b" % name.encode() for name in PHASES[:-1]) + b', rows;desc="%d", instance;desc="%d"'
 _MILLISECONDS = tuple(b"%.3f" % (us / 1000) for us in range(4096))
@@ -25,7 +23,7 @@ _MILLISECONDS = tuple(b"%.3f" % (us / 1000) for us in range(4096))
 class Marks:
     """The times of one request. ``ns[k]`` is when phase k began; 0: it was not reached."""
 
-    __slots__ = ("instance", "ns", "rows")
+    __slots__ = ("instance", "ns", "rows", "trace")
 
     def __init__(self) -> None:
         self.ns = [0] * (len(PHASES) + 1)
@@ -33,6 +31,8 @@ class Marks:
         """Of the batch that it ran in, padding included; of the last one where it was cut; 0: it did not run."""
         self.instance = 0
         """The number of the instance that ran it, from 0."""
+        self.trace: Trace | None = None
+        """Where it is traced."""
 
     def phases_ns(self) -> dict[str, int]:
         """Give the length of every phase that ended; one that was skipped (its mark is missing) has length 0."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.errors import BuildFailed, HastenError, Untrusted
+from hasten.golden import Golden
 from hasten.serve.batching import Batch, Entry
 from hasten.serve.costs import CostCurve
-from hasten.serve.golden import Golden
 from hasten.serve.joining import join, split
 from hasten.serve.runner import Clock, Runner
-from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec, assert_agrees
+from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
 TIMED_RUNS, MOST_RUNS, ENOUGH_NS = 3, 30, 2_000_000
 """Runs of each size whose median is the first t(n), more of them where they are short; the first is not counted."""
@@ -70,7 +70,7 @@ def warm(runner: Runner, warming: Warming) -> Warm:
     got = answers(runner, probes, warming)
     if golden is not None:
         precision = warming.precision if warming.precision in ("float16", "bfloat16") else None
-        assert_agrees(golden.outputs, got, dtype=precision, what="golden output")
+        golden.check(got, precision=precision)
     return Warm(costs, probes, got, least_ns)
 
 

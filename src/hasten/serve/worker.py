@@ -287,22 +287,24 @@ class Instance:
             self._give_up(BuildFailed("opening", _one_line(error)))
             return
         self.tell(Opened(found))
-        lost = False
-        while not lost:
-            idle_ns = self.line.clock_ns()
-            batch = self.line.take(self)
-            if batch is None:
-                break
-            if runner.alive():
-                ran = self._run(runner, batch, idle_ns)
-                self.running = None
-                lost = ran.lost
-                self.tell(ran)
-            else:
-                self.line.back(self, batch)
-                lost = True
+        while self._turn(runner):
+            continue
         runner.close()
         self.tell(Ended(None))
+
+    def _turn(self, runner: Runner) -> bool:
+        """Wait for a batch and run it; False where the instance ends. An idle instance holds on to no request."""
+        idle_ns = self.line.clock_ns()
+        batch = self.line.take(self)
+        if batch is None:
+            return False
+        if not runner.alive():
+            self.line.back(self, batch)
+            return False
+        ran = self._run(runner, batch, idle_ns)
+        self.running = None
+        self.tell(ran)
+        return not ran.lost
 
     def _give_up(self, error: HastenError) -> None:
         if self._runner is not None:

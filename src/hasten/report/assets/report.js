@@ -38,6 +38,7 @@
   addEventListener("afterprint", draw);
 
   const table = document.getElementById("trials");
+  if (!table) return; // a page without a table to sort
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const search = document.getElementById("trials-search");

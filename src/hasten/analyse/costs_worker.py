@@ -1,0 +1,150 @@
+"""t(n) of a deployment, measured in a process of its own: runs of every size, by how many sessions run at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.analyse.batch_costs import BatchCosts
+from hasten.deployment import Deployment, read_deployment
+from hasten.engine import Engine, Session
+from hasten.errors import HastenError, Unsupported
+from hasten.isolation import Child, Limits, Progress, Reply, report_progress
+from hasten.plan import Part, load_part
+from hasten.serve.intake import batch_axis
+from hasten.tensors import Array
+
+WARM_RUNS = 3
+FEWEST_RUNS, MOST_RUNS = 8, 4000
+OUTSIDE_NS = 200_000.0
+"""What surrounds a run where no server was asked yet: about what a request of little data takes on one host."""
+
+
+class CostsWorker:
+    """Opens sessions of one deployment with so many threads each, and times them."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self._deployment, artifact = read_deployment(Path(path))
+        settings = {**self._deployment.settings, "threads": threads}
+        self._engine: Engine = load_part("engine", Part(self._deployment.engine, settings))
+        self._artifact = artifact
+        self._sessions: list[Session] = []
+
+    def measure(self, sizes: list[int], most_busy: int, seconds: float, arrays: dict[str, Array]) -> Reply:
+        """Time every size with 1 to ``most_busy`` sessions at work; ``arrays`` is a row of each input, [1, ...]."""
+        while len(self._sessions) < most_busy:
+            self._sessions.append(self._engine.open(self._artifact))
+        found: dict[str, Array] = {}
+        total = len(sizes) * most_busy
+        for place, size in enumerate(sizes):
+            feed = {name: np.repeat(row[:1], size, axis=0) for name, row in arrays.items()}
+            for busy in range(1, most_busy + 1):
+                report_progress(f"runs of {size}, {busy} at once", (place * most_busy + busy - 1) / total)
+                found[f"{size}/{busy}"] = _timed(self._sessions[:busy], feed, seconds)
+        return Reply(None, found)
+
+
+def measure_costs(
+    path: Path,
+    row: dict[str, Array],
+    *,
+    threads: int,
+    cores: int,
+    sizes: tuple[int, ...],
+    seconds: float = 0.25,
+    progress: Progress | None = None,
+) -> BatchCosts:
+    """Measure t(n) of a deployment on this host, with as many sessions at once as ``cores`` have room for.
+
+    Args:
+        path: Its deployment.toml.
+        row: One row of each input, [1, ...].
+        threads: Of each session.
+        cores: That the service may use.
+        sizes: Rows of a run.
+        seconds: Of runs for each size and number of sessions.
+        progress: Told how far it is.
+
+    Raises:
+        HastenError: it cannot be read or opened, or its child failed.
+    """
+    most_busy = max(1, cores // threads)
+    with Child.start(
+        "hasten.analyse.costs_worker:CostsWorker", limits=Limits(), path=str(path), threads=threads
+    ) as child:
+        reply = child.call(
+            "measure", arrays=row, progress=progress, sizes=list(sizes), most_busy=most_busy, seconds=seconds
+        )
+    times = {key: array.astype(np.float64) for key, array in reply.arrays.items()}
+    typical = [[float(np.median(times[f"{size}/{busy}"])) for size in sizes] for busy in range(1, most_busy + 1)]
+    residuals = [
+        times[f"{size}/{busy}"] / typical[busy - 1][k]
+        for busy in range(1, most_busy + 1)
+        for k, size in enumerate(sizes)
+    ]
+    return BatchCosts(
+        sizes=sizes,
+        busy_ns=tuple(tuple(np.maximum.accumulate(row_ns).tolist()) for row_ns in typical),
+        residuals=np.concatenate(residuals),
+        outside_ns=np.array([OUTSIDE_NS]),
+        runs=int(sum(len(one) for one in residuals)),
+        source="sessions timed on this host",
+    )
+
+
+def sizes_for(deployment: Deployment, path: Path, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the batch sizes that a deployment can run, of those wanted. Raises Unsupported: it can run none of them."""
+    _, artifact = read_deployment(path)
+    axis = batch_axis(artifact.signature, deployment.batch)
+    if axis is None:
+        return (1,)
+    if isinstance(axis, int):
+        return (axis,)
+    if not wanted:
+        raise Unsupported(deployment.name, "no batch size is left to try")
+    return tuple(sorted(set(wanted)))
+
+
+def threads_for(deployment: Deployment, cores: int) -> tuple[int, ...]:
+    """Give the threads that a session may have on ``cores``: powers of two, all of them, and its own."""
+    found = {1 << k for k in range(cores.bit_length()) if 1 << k <= cores} | {cores}
+    own = deployment.settings.get("threads")
+    return tuple(sorted(found | ({own} if isinstance(own, int) and own <= cores else set())))
+
+
+def _timed(sessions: list[Session], feed: dict[str, Array], seconds: float) -> Any:
+    """Time runs of all sessions at once, each in a thread, and give the times, [runs] in nanoseconds."""
+    taken: list[list[int]] = [[] for _ in sessions]
+    failed: list[HastenError] = []
+    start = threading.Barrier(len(sessions))
+    end_ns = [0]
+
+    def work(k: int) -> None:
+        try:
+            for _ in range(WARM_RUNS):
+                sessions[k].run(feed)
+        except HastenError as error:
+            failed.append(error)
+        if start.wait() == 0:
+            end_ns[0] = time.perf_counter_ns() + int(seconds * 1e9)
+        start.wait()
+        mine = taken[k]
+        while not failed and len(mine) < MOST_RUNS:
+            begun = time.perf_counter_ns()
+            if begun > end_ns[0] and len(mine) >= FEWEST_RUNS:
+                return
+            sessions[k].run(feed)
+            mine.append(time.perf_counter_ns() - begun)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(sessions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return np.array([ns for mine in taken for ns in mine], np.int64)

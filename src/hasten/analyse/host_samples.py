@@ -1,0 +1,230 @@
+"""What a server's processes got of the processor while they were under load, sampled where they are on this host.
+
+Threads' time on a core and in the queue for one is read from /proc (``schedstat``), throttling from the server's own
+cgroup (``cpu.stat``, version 2 or 1), stolen time from the machine. What the system does not tell is -1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+
+from hasten.errors import StoreError
+from hasten.load.run import Ints
+from hasten.store import write_atomically
+
+EVERY_S = 0.02
+"""A fifth of the cgroup's usual period: one throttled period is seen, and sampling takes about a per cent of a core."""
+
+FILE = "host.npy"
+LARGEST_BYTES = 256 << 20
+FAMILY_EVERY = 100
+"""Looking for the server's children reads all of /proc, so it is done once in so many samples."""
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+COLUMNS = ("at_unix_ns", "cpu_ns", "waiting_ns", "throttled_ns", "steal_ns", "rss_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSamples:
+    """Columns [m], ascending in time; all but the first and the last count from the processes' or machine's start."""
+
+    at_unix_ns: Ints
+    cpu_ns: Ints
+    """Time on a core, of all threads of all processes of the server."""
+    waiting_ns: Ints
+    """Time that threads could have run and had no core."""
+    throttled_ns: Ints
+    """Time that the server's cgroup was held back for its quota."""
+    steal_ns: Ints
+    """Time that the hypervisor gave to others, of all cores."""
+    rss_bytes: Ints
+
+    def spent(self, column: str, first_unix_ns: int, last_unix_ns: int) -> float | None:
+        """Give how much a column grew between two times, by straight lines between samples; None: not known."""
+        values = getattr(self, column)
+        if len(values) < 2 or values[0] < 0 or last_unix_ns <= first_unix_ns:
+            return None
+        at = self.at_unix_ns
+        if first_unix_ns < at[0] or last_unix_ns > at[-1]:
+            return None
+        ends = np.interp([first_unix_ns, last_unix_ns], at, values)
+        return float(ends[1] - ends[0])
+
+    @property
+    def cores_used(self) -> float | None:
+        """The server's mean number of cores kept busy."""
+        passed = self._passed_ns()
+        return None if passed is None or self.cpu_ns[0] < 0 else float(self.cpu_ns[-1] - self.cpu_ns[0]) / passed
+
+    @property
+    def throttled_share(self) -> float | None:
+        """The share of the time in which the server's cgroup was held back."""
+        passed = self._passed_ns()
+        if passed is None or self.throttled_ns[0] < 0:
+            return None
+        return float(self.throttled_ns[-1] - self.throttled_ns[0]) / passed
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Time that the server's threads waited for a core, over the time that passed."""
+        passed = self._passed_ns()
+        if passed is None or self.waiting_ns[0] < 0:
+            return None
+        return float(self.waiting_ns[-1] - self.waiting_ns[0]) / passed
+
+    @property
+    def peak_rss_bytes(self) -> int | None:
+        """The most resident memory that was seen."""
+        return int(self.rss_bytes.max()) if len(self.rss_bytes) and self.rss_bytes[0] >= 0 else None
+
+    def _passed_ns(self) -> float | None:
+        return float(self.at_unix_ns[-1] - self.at_unix_ns[0]) if len(self.at_unix_ns) > 1 else None
+
+
+@dataclass
+class Sampling:
+    """Samples as they come; ``samples()`` gives those so far."""
+
+    pid: int
+    _rows: list[tuple[int, ...]] = field(default_factory=list)
+    _family: list[psutil.Process] = field(default_factory=list)
+
+    def take(self) -> bool:
+        """Take one sample; False where the process is gone."""
+        try:
+            if len(self._rows) % FAMILY_EVERY == 0:
+                server = psutil.Process(self.pid)
+                self._family = [server, *server.children(recursive=True)]
+            spent = [_schedule(process.pid) for process in self._family]
+            rss = sum(process.memory_info().rss for process in self._family)
+        except (psutil.Error, OSError):
+            return False
+        known = all(one is not None for one in spent)
+        cpu = sum(one[0] for one in spent if one) if known else -1
+        waiting = sum(one[1] for one in spent if one) if known else -1
+        steal = getattr(psutil.cpu_times(), "steal", None)
+        steal_ns = -1 if steal is None else int(steal * 1e9)
+        self._rows.append((time.time_ns(), cpu, waiting, _throttled_ns(self.pid), steal_ns, rss))
+        return True
+
+    def samples(self) -> HostSamples:
+        """Give what was sampled so far."""
+        table = np.array(self._rows, np.int64).reshape(-1, len(COLUMNS))
+        return HostSamples(**dict(zip(COLUMNS, table.T, strict=True)))
+
+
+@contextlib.contextmanager
+def sampling(pid: int, *, every_s: float = EVERY_S) -> Iterator[Sampling]:
+    """Sample a process and its children in a thread of its own while the block runs."""
+    found = Sampling(pid)
+    stop = threading.Event()
+
+    def work() -> None:
+        while found.take() and not stop.wait(every_s):
+            continue
+
+    thread = threading.Thread(target=work, name="host samples", daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def server_pid(url: str) -> int | None:
+    """Find the process on this host that listens where ``url`` points; None: it is elsewhere, or not to be seen."""
+    parts = urlsplit(url)
+    if parts.hostname not in _own_addresses():
+        return None
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:
+        return None
+    pids = [one.pid for one in listening if one.pid is not None and one.laddr and one.laddr[1] == parts.port]
+    return min(pids, default=None)
+
+
+def _own_addresses() -> set[str]:
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return own | {"localhost", "127.0.0.1", "::1"}
+
+
+def _schedule(pid: int) -> tuple[int, int] | None:
+    """Give nanoseconds on a core, and waiting for one, of all threads of a process; None where it is not told."""
+    cpu = waiting = 0
+    try:
+        for task in (PROC / str(pid) / "task").iterdir():
+            on_core, queued, _ = (task / "schedstat").read_text().split()
+            cpu += int(on_core)
+            waiting += int(queued)
+    except (OSError, ValueError):
+        return None
+    return cpu, waiting
+
+
+def _throttled_ns(pid: int) -> int:
+    """Read how long the process's cgroup was held back so far; -1 where it is not told."""
+    try:
+        lines = (PROC / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return -1
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        names = controllers.split(",")
+        if controllers == "" or "cpu" in names:
+            found = _read_stat(CGROUPS / ("cpu" if "cpu" in names else "") / place.lstrip("/") / "cpu.stat")
+            if found >= 0:
+                return found
+    return -1
+
+
+def _read_stat(path: Path) -> int:
+    try:
+        pairs = dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if " " in line)
+    except OSError:
+        return -1
+    if "throttled_usec" in pairs:
+        return int(pairs["throttled_usec"]) * 1000
+    return int(pairs.get("throttled_time", -1))
+
+
+def write_host(samples: HostSamples, folder: Path) -> Path:
+    """Write samples beside a record of load. Raises StoreError: the disk cannot be written."""
+    table = np.stack([getattr(samples, name) for name in COLUMNS])
+    held = io.BytesIO()
+    np.lib.format.write_array(held, table, allow_pickle=False)
+    write_atomically(folder / FILE, held.getvalue())
+    return folder / FILE
+
+
+def read_host(folder: Path) -> HostSamples | None:
+    """Read samples that ``write_host`` wrote; None where there are none.
+
+    Raises:
+        StoreError: they are damaged, or too large.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise StoreError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_BYTES} that are read")
+        table = np.lib.format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    if table.dtype != np.int64 or table.ndim != 2 or len(table) != len(COLUMNS):
+        raise StoreError(f"{path} is damaged: it holds {table.dtype} {list(table.shape)}; measure again")
+    return HostSamples(**dict(zip(COLUMNS, table, strict=True)))

@@ -1,0 +1,57 @@
+"""Finding a server once, and how many connections this process may open."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+from dataclasses import dataclass
+
+from hasten.client.values import Address
+from hasten.errors import NoAnswer
+
+OPEN_S = 10.0
+"""How long the first connection to a server may take."""
+
+SPARE_FILES = 64
+"""Descriptors that are left for everything else."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is, as the name service said once."""
+
+    host: str
+    port: int
+    family: int
+
+
+async def find_place(address: Address, loop: asyncio.AbstractEventLoop) -> Place:
+    """Ask the name service, once for all connections. Raises NoAnswer."""
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise NoAnswer(f"{address.url} is not known: {error.strerror or error}") from error
+    family, _, _, _, where = found[0]
+    return Place(str(where[0]), address.port, int(family))
+
+
+def connection_limit(wanted: int) -> int:
+    """Allow this process as many files as it may have, and give how many connections that makes, up to ``wanted``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + SPARE_FILES and (hard == resource.RLIM_INFINITY or hard > soft):
+        soft = wanted + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + SPARE_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - SPARE_FILES))
+
+
+def connect_failure(error: OSError) -> str:
+    """Say in a few words why a connection could not be opened, the same for all addresses of a host."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no connection within {OPEN_S:g} s"
+    if isinstance(error, ConnectionRefusedError) or "refused" in str(error):
+        return "nobody listens there (connection refused)"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "this machine has no more files for connections (EMFILE)"
+    return " ".join((error.strerror or str(error) or type(error).__name__).split())[:200]

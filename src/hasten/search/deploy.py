@@ -1,0 +1,94 @@
+"""What a bundle gets beside the model: golden answers to check it by, and steps so that it takes what people have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from hasten.artifact import Artifact, Json
+from hasten.deployment import Deployment
+from hasten.errors import HastenError, StoreError
+from hasten.golden import LARGEST_BYTES, Golden
+from hasten.samples.preprocess import Preprocess
+from hasten.search.bench import Bench
+from hasten.search.result import Trial
+from hasten.steps.from_preprocess import steps_of
+from hasten.tensors import TOLERANCES, Array, Feed, Signature, relative_error
+
+GOLDEN_ROWS = 16
+"""Rows of the certify split that are kept with their answers."""
+
+GOLDEN_BYTES = LARGEST_BYTES // 8
+"""Rows are fewer where they would take more: the file is read at every start."""
+
+TIMES_APART = 4.0
+"""A served batch is another one again than the two that were compared here: it may lie so many times as far off."""
+
+SHOWN_CLASSES = 5
+
+
+def golden_answers(bench: Bench, trial: Trial, built: Artifact) -> Golden | None:
+    """Ask the very files that are deployed for their answers to some certified samples; None where that fails.
+
+    Each row is asked alone and all together. Where these lie further apart than the dtype allows, as with integers
+    whose scale is that of the batch, the golden answers say so.
+    """
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*built.signature.inputs, *built.signature.outputs)}
+    if len(firsts) > 1 or not (isinstance(first := firsts.pop(), str) or first in (1, bench.task.goal.batch)):
+        bench.note("no golden answers were kept with the deployment: its tensors have no axis of samples in common")
+        return None
+    samples = bench.task.load("certify")
+    row_bytes = sum(array[:1].nbytes for array in samples.inputs.values())
+    rows = max(1, min(GOLDEN_ROWS, len(samples), GOLDEN_BYTES // max(row_bytes, 1)))
+    try:
+        with bench.session(trial.plan, built, name=trial.key, split="certify") as session:
+            alone, together = session.outputs(0, rows, 1), session.outputs(0, rows, rows)
+    except StoreError:
+        raise
+    except HastenError as error:
+        bench.note(f"no golden answers were kept with the deployment: {error}")
+        return None
+    within: dict[str, float] = {}
+    for name, array in alone.items():
+        apart = relative_error(array, together[name])
+        usual = TOLERANCES[array.dtype.name].relative if array.dtype.name in TOLERANCES else 0.0
+        if TIMES_APART * apart > usual:
+            within[name] = TIMES_APART * apart
+    return Golden(samples.feed(slice(0, rows)), alone, within)
+
+
+def with_steps(deployment: Deployment, source: Artifact, outputs: Feed | None) -> Deployment:
+    """Add the steps that samples of images were read with, and names where the classes are known.
+
+    The model itself stays to be had under NAME.raw. Nothing changes where samples were no images.
+    """
+    name = image_input(source.signature)
+    if source.preprocess is None or name is None:
+        return deployment
+    pre = steps_of(Preprocess.of(source.preprocess), model_input=name)
+    post = [] if outputs is None else _names(deployment, source.signature, outputs)
+    return replace(deployment, pre=tuple(pre), post=tuple(post), raw=True)
+
+
+def image_input(signature: Signature) -> str | None:
+    """Give the only input that an image can be; None where there is none, or it is open which."""
+    laid = [spec.name for spec in signature.inputs if len(spec.shape) == 4]
+    return laid[0] if len(laid) == 1 else None
+
+
+def _names(deployment: Deployment, signature: Signature, outputs: Feed) -> list[dict[str, Json]]:
+    """Write the steps from the scores of classes to their names, the first of ``outputs`` being scores."""
+    name = signature.outputs[0].name
+    scores, classes = outputs.get(name), deployment.classes
+    if not classes or scores is None or scores.shape[1:] != (len(classes),) or scores.dtype.kind != "f":
+        return []
+    if {"label", "score"} & {spec.name for spec in signature.outputs}:
+        return []
+    best: dict[str, Json] = {"step": "top-k", "input": name, "k": min(SHOWN_CLASSES, len(classes)), "keep": True}
+    return [best] if _are_shares(scores) else [{"step": "softmax", "input": name}, best]
+
+
+def _are_shares(scores: Array) -> bool:
+    values = scores.astype(np.float64)
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2))

@@ -1,0 +1,317 @@
+"""Requests through the steps of a deployment: prepared in threads, run by the model, finished in threads.
+
+The life of such a request: it is checked against what clients see, bounded, its rows are prepared in a thread, and then
+it is one of the model's requests like any other, so that images of any size share batches. Its answer goes through the
+steps after the model, in a thread again. What is wrong with a row fails its own request alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from hasten.deployment import Serving
+from hasten.errors import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    ModelNotReady,
+    Overloaded,
+    ServeError,
+    ServerFault,
+    TooLarge,
+)
+from hasten.protocol.messages import InferRequest
+from hasten.serve.admission import LEAST_RETRY_S, Asked
+from hasten.serve.batching import NEVER
+from hasten.serve.call import Call
+from hasten.serve.intake import Intake, TakenIn
+from hasten.serve.runner import Outputs
+from hasten.serve.step_threads import StepThreads
+from hasten.serve.surroundings import Surroundings
+from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.steps.pipeline import ROWS, Pipeline
+from hasten.tensors import Array, Feed
+
+logger = logging.getLogger(__name__)
+
+ROW_WEIGHT = 0.125
+"""Share of a new time in the running average of what preparing a row takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stations:
+    """What a model does for a request with steps, on the event loop's thread."""
+
+    taken: Callable[[], bool]
+    """It takes requests."""
+    enter: Callable[[Call, TakenIn, int], None]
+    """Let a prepared call wait for its run, or fail it."""
+    left: Callable[[Call], None]
+    """A call has left the model's queue."""
+    answer: Callable[[Call, Outputs | ServeError], None]
+    """End a call: count it, and tell its client."""
+    refused: Callable[[Asked, int], ServeError | None]
+    """Say why the model would not take it now."""
+    time_ns: Callable[[InferRequest], int | None]
+    """The time after its arrival from which an answer is of no use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model that the steps are around."""
+
+    name: str
+    version: str
+    serving: Serving
+
+
+class Piped:
+    """One request on its way through steps: its ticket. ``seen_ns`` is a step's thread's; the rest is the loop's."""
+
+    __slots__ = ("began_ns", "call", "deadline_ns", "entered_ns", "left", "n_bytes", "rows", "seen_ns")
+
+    def __init__(self, call: Call, *, rows: int, n_bytes: int, deadline_ns: int) -> None:
+        self.call = call
+        self.rows = rows
+        self.n_bytes = n_bytes
+        self.deadline_ns = deadline_ns
+        self.began_ns = 0
+        """When its first row was begun."""
+        self.seen_ns = 0
+        """When a thread was last seen to begin a row, or its answer; 0: none is at work on it."""
+        self.entered_ns = 0
+        """When it was prepared, and entered the model's queue."""
+        self.left = False
+
+    def cancel(self) -> None:
+        """The client has left: ``done`` is not called any more."""
+        self.left = True
+        self.call.cancel()
+
+
+class Piping:
+    """The steps of one model, running. On the event loop's thread."""
+
+    def __init__(
+        self, model: Served, pipeline: Pipeline, *, intake: Intake, stations: Stations, around: Surroundings
+    ) -> None:
+        self.threads = StepThreads(model.name, max(1, around.cores))
+        self._model = model
+        self._pipeline = pipeline
+        self._outer = Intake(pipeline.signature, ROWS, as_bytes=True)
+        self._inner = intake
+        self._stations = stations
+        self._around = around
+        self._inside: dict[Call, Piped] = {}
+        self._waiting_rows = 0
+        self._waiting_bytes = 0
+        self._row_ns = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
+        """Take a request in; see ``Infers.submit``."""
+        now_ns = self._around.clock_ns()
+        if not marks.ns[2]:
+            marks.ns[2] = now_ns
+        priority = request.priority or self._model.serving.priority
+        call = Call(request, marks, done=done, priority=priority, finish=self._through)
+        try:
+            if not self._stations.taken():
+                raise ModelNotReady(f"version {self._model.version} of model {self._model.name!r} takes no requests")
+            taken = self._outer.take(request)
+            piped = self._admitted(call, taken, now_ns)
+        except ServeError as error:
+            call.fail(error)
+            return call
+        self._inside[call] = piped
+        self._emptied.clear()
+        if self._watch is None:
+            self._arm()
+        self._waiting_rows += piped.rows
+        self._waiting_bytes += piped.n_bytes
+        self.threads.put(partial(self._prepare, piped, taken.feed))
+        return piped
+
+    @property
+    def inside(self) -> int:
+        """Requests that have not ended."""
+        return len(self._inside)
+
+    async def emptied(self) -> None:
+        """Wait until no request is inside, the model's part included."""
+        await self._emptied.wait()
+
+    def close(self) -> None:
+        """Fail what is inside and let the threads end."""
+        self.threads.close()
+        for piped in list(self._inside.values()):
+            self._fail(piped, ModelNotReady(f"model {self._model.name!r} was unloaded before this request was done"))
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _admitted(self, call: Call, taken: TakenIn, now_ns: int) -> Piped:
+        """Bound a request before a byte is decoded.
+
+        Raises:
+            TooLarge: it alone would take more than the queue may. ServeError: there is no room, or no time, now.
+        """
+        serving, rows = self._model.serving, taken.rows
+        n_bytes = sum(_bytes_of(array) for array in taken.feed.values())
+        after = rows * self._pipeline.row_bytes
+        if rows > serving.queue_rows or max(n_bytes, after) > serving.queue_bytes:
+            raise TooLarge(
+                f"{rows} rows of {n_bytes} bytes become {after} bytes; at most {serving.queue_rows} rows and "
+                f"{serving.queue_bytes} bytes are taken: send fewer at once"
+            )
+        time_ns = self._stations.time_ns(call.request)
+        deadline_ns = NEVER if time_ns is None else call.marks.ns[2] + time_ns
+        before_ns = int(self._row_ns * (self._waiting_rows + rows) / self.threads.count)
+        retry_s = max(before_ns / 1e9, LEAST_RETRY_S)
+        full = (
+            ("concurrency", len(self._inside) >= serving.concurrency),
+            ("queue_full", self._waiting_rows + rows > serving.queue_rows),
+            ("queue_full", self._waiting_bytes + n_bytes + after > serving.queue_bytes),
+            ("deadline", now_ns + before_ns > deadline_ns),
+        )
+        for reason, is_so in full:
+            if is_so and self._inside:
+                text = f"{len(self._inside)} requests with {self._waiting_rows} rows wait for their steps"
+                raise Overloaded(f"{text}; try again in {retry_s:.2f} s", reason=reason, retry_after_s=retry_s)
+        asked = Asked(rows=rows, n_bytes=after, priority=call.priority, deadline_ns=deadline_ns)
+        refused = self._stations.refused(asked, now_ns + before_ns)
+        if refused is not None:
+            raise refused
+        return Piped(call, rows=rows, n_bytes=n_bytes + after, deadline_ns=deadline_ns)
+
+    # before the model
+
+    def _prepare(self, piped: Piped, feed: Feed) -> None:
+        """In a thread: run the steps before the model, and tell the loop what came of it."""
+        clock_ns = self._around.clock_ns
+        piped.began_ns = piped.seen_ns = clock_ns()
+
+        def over() -> bool:
+            piped.seen_ns = clock_ns()
+            return piped.call.over or piped.seen_ns > piped.deadline_ns
+
+        outcome: dict[str, Array] | ServeError
+        try:
+            outcome = self._pipeline.prepare(feed, over, self._model.serving.queue_bytes)
+        except ServeError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001 - a step of another's making may raise anything: who waits must be told
+            outcome = _fault("before", error)
+        if piped.seen_ns > piped.deadline_ns:
+            outcome = DeadlineExceeded("its time was over before its steps were done; give it a longer timeout")
+        self._tell(self._prepared, piped, outcome)
+
+    def _prepared(self, piped: Piped, outcome: dict[str, Array] | ServeError) -> None:
+        now_ns = self._around.clock_ns()
+        self._waiting_rows -= piped.rows
+        self._waiting_bytes -= piped.n_bytes
+        self._row_ns += ROW_WEIGHT * ((now_ns - piped.began_ns) / piped.rows - self._row_ns)
+        piped.seen_ns, piped.entered_ns = 0, now_ns
+        if piped.call.over:
+            return
+        if isinstance(outcome, ServeError):
+            piped.call.fail(outcome)
+            return
+        try:
+            taken = self._inner.fit(outcome)
+        except BadRequest as error:
+            piped.call.fail(error)
+            return
+        self._stations.enter(piped.call, taken, now_ns)
+
+    # after the model
+
+    def _through(self, call: Call, outcome: Outputs | ServeError) -> None:
+        """The model is done with a call, or it failed on its way: the call's ``finish``."""
+        self._stations.left(call)
+        piped = self._inside.get(call)
+        if piped is None:  # refused at once
+            self._stations.answer(call, outcome)
+        elif isinstance(outcome, ServeError) or not self._pipeline.post:
+            self._end(piped, outcome)
+        else:
+            self.threads.put(partial(self._finish, piped, outcome), first=True)
+
+    def _finish(self, piped: Piped, outputs: Outputs) -> None:
+        """In a thread: run the steps after the model, and tell the loop what came of it."""
+        piped.seen_ns = self._around.clock_ns()
+        outcome: Outputs | ServeError
+        try:
+            outcome = self._pipeline.finish(outputs)
+        except BadRequest as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001 - as before the model
+            outcome = _fault("after", error)
+        self._tell(self._end, piped, outcome)
+
+    def _end(self, piped: Piped, outcome: Outputs | ServeError) -> None:
+        if self._inside.pop(piped.call, None) is None:
+            return
+        if not self._inside:
+            self._emptied.set()
+        piped.seen_ns = 0
+        _true_phases(piped)
+        self._stations.answer(piped.call, Cancelled("the client has left") if piped.left else outcome)
+
+    def _fail(self, piped: Piped, error: ServeError) -> None:
+        if piped.call.over:  # it is in the steps after the model
+            self._end(piped, error)
+        else:
+            piped.call.fail(error)
+
+    def _tell(
+        self, what: Callable[[Piped, Outputs | ServeError], None], piped: Piped, outcome: Outputs | ServeError
+    ) -> None:
+        try:
+            self._around.loop.call_soon_threadsafe(what, piped, outcome)
+        except RuntimeError:  # the loop has ended, and with it everyone who could be told
+            logger.debug("a step of model %r ended after its server", self._model.name)
+
+    # steps that hang
+
+    def _arm(self) -> None:
+        self._watch = self._around.loop.call_later(self._model.serving.run_limit_ms / 2e3, self._look)
+
+    def _look(self) -> None:
+        """End requests whose step hangs, and let another thread take the place of theirs."""
+        limit_ns, now_ns = int(self._model.serving.run_limit_ms * 1e6), self._around.clock_ns()
+        self._watch = None
+        for piped in list(self._inside.values()):
+            if piped.seen_ns and now_ns - piped.seen_ns >= limit_ns:
+                self.threads.lost()
+                self._fail(piped, ServerFault(f"a step did not end within {limit_ns / 1e9:g} s"))
+        if self._inside:
+            self._arm()
+
+
+def _true_phases(piped: Piped) -> None:
+    """Move the marks so that phases are as long as they were: steps before the model ran before its queue.
+
+    Phases are differences of neighbouring marks, in one order for every model: ``queue`` and ``batch_wait`` keep their
+    lengths and the steps' time goes to ``pre``; waiting for a thread counts as ``queue``.
+    """
+    ns, began_ns, entered_ns = piped.call.marks.ns, piped.began_ns, piped.entered_ns
+    if not ns[5] or not entered_ns:
+        return
+    queue_ns, wait_ns = max(ns[3] - entered_ns, 0), ns[4] - max(ns[3], entered_ns)
+    ns[3] = began_ns + queue_ns
+    ns[4] = ns[3] + wait_ns
+
+
+def _bytes_of(array: Array) -> int:
+    return sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
+
+
+def _fault(where: str, error: Exception) -> ServerFault:
+    text = " ".join(str(error).split())[:300]
+    return ServerFault(f"a step {where} the model failed: {type(error).__name__}: {text}")

@@ -1,0 +1,61 @@
+"""A bundle as a model needs it: read, verified, its engine had and its steps fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.artifact import Artifact
+from hasten.deployment import Deployment, read_deployment
+from hasten.engine import Engine
+from hasten.errors import StoreError
+from hasten.golden import Golden, read_golden
+from hasten.host import this_host
+from hasten.plan import Part, load_part
+from hasten.serve.intake import batch_axis
+from hasten.serve.repository import Bundle
+from hasten.steps.pipeline import Pipeline, Table, open_pipeline
+from hasten.steps.step import Around, Place
+
+
+@dataclass(frozen=True)
+class Read:
+    """A bundle that was read and verified, with its engine, and its steps where it has any."""
+
+    deployment: Deployment
+    artifact: Artifact
+    engine: Engine
+    golden: Golden | None
+    pipeline: Pipeline | None = None
+
+
+def read_bundle(bundle: Bundle, code: Path | None = None) -> Read:
+    """Read a bundle, check its digests, that this host can run it, and that its steps fit. Blocks.
+
+    Args:
+        bundle: Where it lies.
+        code: The folder whose Python files its steps may run; None: none.
+
+    Raises:
+        StoreError: it is damaged, was built for another processor, or a step does not fit. HastenError: its engine
+            cannot be had.
+    """
+    deployment, artifact = read_deployment(bundle.path)
+    here = this_host()
+    if artifact.host not in (None, here.binding):
+        raise StoreError(
+            f"{bundle.path} was built for another processor ({artifact.host}) than this one ({here.binding}); "
+            "build it here"
+        )
+    engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
+    pipeline = open_steps(bundle.path, deployment, artifact, code)
+    return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)
+
+
+def open_steps(path: Path, deployment: Deployment, artifact: Artifact, code: Path | None) -> Pipeline | None:
+    """Fit the steps of a deployment, whose TOML file is ``path``; None where it has none. Raises StoreError."""
+    tables: dict[Place, tuple[Table, ...]] = {"pre": deployment.pre, "post": deployment.post}
+    if any(tables.values()) and batch_axis(artifact.signature, deployment.batch) is None:
+        raise StoreError(f"{path}: steps work on rows, and this model has no batch axis")
+    around = Around(folder=path.parent, classes=tuple(deployment.classes or ()), code=code)
+    return open_pipeline(tables, artifact.signature, around, where=str(path))

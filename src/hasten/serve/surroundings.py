@@ -1,0 +1,48 @@
+"""What a model gets from its server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hasten.protocol.messages import InferResponse, ModelMetadata
+from hasten.serve.cork import Cork
+from hasten.serve.runner import Clock
+from hasten.serve.ticket import Infers, Marks
+
+
+class Members(Infers, Protocol):
+    """What a deployment made of others needs of its service."""
+
+    def sent(self, response: InferResponse, marks: Marks) -> None:
+        """Count the phases of a member's answer, all marks set."""
+
+    def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """Give what a client may know of a member. Raises ModelNotFound, ModelNotReady."""
+
+    def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Say whether a member takes requests. Raises ModelNotFound."""
+
+    def members_of(self, name: str) -> Sequence[str]:
+        """Give the names of the members of a deployment of the repository; of a model of its own there are none."""
+
+    async def load(self, name: str, version: str | None = None) -> None:
+        """Load a member. Raises ModelNotFound, ModelNotReady."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The loop and clock, the cores that are a model's share, whose code its steps may run, and the other models."""
+
+    loop: asyncio.AbstractEventLoop
+    clock_ns: Clock
+    cores: int
+    cork: Cork = field(default_factory=Cork)
+    """What holds the answers of a batch together, shared with the transports."""
+    code: Path | None = None
+    """The folder whose Python files steps may run; None: none."""
+    members: Members | None = None
+    """Where a deployment made of others finds its members; None: nowhere."""

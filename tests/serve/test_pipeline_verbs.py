@@ -1,0 +1,101 @@
+"""The verbs over deployments with steps: serve, infer and predict with files of images and with text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.cli.app import run as run_verb
+from hasten.client.client import Client
+from hasten.deployment import read_deployment
+from hasten.errors import BadRequest
+from hasten.serve.app import Listening
+from hasten.serve.sample_calls import Caller, curl_line, python_line
+from hasten.testing.models import convnet
+from serve.bundles import bundle
+from serve.photos import CLASSES, POST, PRE, SIZE, files, photo
+from serve.served import served
+
+ANY = Listening(port=0, grpc_port=0)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    return bundle(folder / "net", model=convnet(size=SIZE), pre=PRE, post=POST, classes=list(CLASSES), raw=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(20):
+        (folder / f"{seed:02}.jpg").write_bytes(photo(seed, height=20 + seed))
+    return folder
+
+
+def answer_of(capsys: pytest.CaptureFixture[str], *words: Any) -> Any:
+    assert run_verb([*map(str, words), "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def test_infer_sends_a_photo_over_both_protocols_and_shows_labels(
+    path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(path, ANY) as opened:
+        told = []
+        for url in (opened.http, f"grpc://{opened.grpc}"):
+            two = ("--image", photos / "03.jpg", "--image", photos / "04.jpg")
+            told.append(answer_of(capsys, "infer", url, "net", *two)["outputs"])
+        assert told[0] == told[1]
+        assert len(told[0]["label"]) == 2
+        assert set(told[0]["label"][0]) <= set(CLASSES)
+        assert run_verb(["infer", opened.http, "net", "--text", "a"]) == 1
+        assert "this is no image" in capsys.readouterr().err
+        assert run_verb(["infer", opened.http, "net.raw", "--image", str(photos / "03.jpg")]) == 1
+        assert "takes x FP32[-1, 3, 16, 16], not one file or text" in capsys.readouterr().err
+        assert run_verb(["infer", opened.http, "net"]) == 2
+        assert "give one of --data, --image and --text" in capsys.readouterr().err
+
+
+def test_predict_over_a_folder_of_photos_writes_what_serving_says(
+    path: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.npz"
+    assert answer_of(capsys, "predict", path, "--data", photos, "-o", out, "--piece", 6)["rows"] == 20
+    with np.load(out) as held, served(path, ANY) as opened, Client(opened.http) as client:
+        every = files(*(each.read_bytes() for each in sorted(photos.iterdir())))
+        got = client.infer("net", {"image": every}).outputs
+        assert held["label"].tolist() == [[word.decode() for word in row] for row in got["label"].tolist()]
+        np.testing.assert_allclose(held["score"], got["score"], rtol=1e-5)
+
+
+def test_the_lines_that_serve_prints_for_images_work_when_pasted(path: Path) -> None:
+    with served(path, ANY) as opened:
+        assert opened.service.takes_image("net")
+        caller = Caller(url=opened.http, takes_image=True)
+        metadata = opened.service.model_metadata("net")
+        for line in (curl_line(caller, metadata), python_line(caller, metadata)):
+            assert line is not None
+            if line.startswith("python3") or shutil.which("curl"):
+                done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=60)
+                assert b'"label"' in done.stdout, done
+
+
+def test_a_bad_photo_is_a_400_over_http_with_its_row_and_reason(path: Path) -> None:
+
+    with served(path, ANY) as opened:
+        for url in (opened.http, f"grpc://{opened.grpc}"):
+            with Client(url) as client, pytest.raises(BadRequest, match=r"row 1: this is no image \(BMP, JPEG, PNG"):
+                client.infer("net", {"image": files(photo(1), b"junk")})
+
+
+def test_steps_survive_writing_and_reading_the_deployment(path: Path) -> None:
+    deployment, _ = read_deployment(path)
+    assert [dict(step) for step in deployment.pre] == [dict(step) for step in PRE]
+    assert [dict(step) for step in deployment.post] == [dict(step) for step in POST]
