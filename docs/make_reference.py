@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: passes, engines, settings, metrics, errors, verbs.
+"""Writes docs/reference.md from the code: passes, engines, steps, settings, metrics, errors, verbs.
 
     python docs/make_reference.py
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hasten import errors, registry
 from hasten.cli.app import VERBS
+from hasten.composition import Cascade, Ensemble
 from hasten.metrics import METRICS
 from hasten.samples.preprocess import Preprocess
 from hasten.settings import settings_of
@@ -30,11 +31,14 @@ def reference() -> str:
         "* Exit codes: 0 done; 1 an error, in one line; 2 usage; 3 done, but the goal was not met; "
         "4 done, but what was measured does not decide; 130 stopped.",
     ]
-    for kind, title in (("pass", "Passes"), ("engine", "Engines")):
+    for kind, title in (("pass", "Passes"), ("engine", "Engines"), ("step", "Steps")):
         parts.append(f"## {title}")
         for name in registry.BUILT_IN[kind]:
             cls = registry.load(kind, name)
             parts += [f"### {name}", first_line(cls), *table(cls)]
+    parts += ["## Deployments of others"]
+    for made in (Ensemble, Cascade):
+        parts += [f"### {made.__name__.lower()}", first_line(made), *table(made)]
     parts += ["## Preprocessing", first_line(Preprocess), *table(Preprocess), "## Metrics"]
     parts += ["| metric | | compared with | better |\n|---|---|---|---|"]
     for metric in METRICS.values():

@@ -17,6 +17,7 @@ HEAVY = ("torch", "onnxruntime", "openvino", "scipy", "onnx", "PIL", "jinja2", "
 
 EXTRAS = (
     *("grpc", "hpack", "httptools", "opentelemetry", "prometheus_client", "uvicorn", "uvloop"),
+    "tokenizers",
     *("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "openvino", "nncf"),
     *("sklearn", "pandas", "pyarrow", "plotly", "datasets", "hypothesis", "pytest", "mypy", "ruff", "importlinter"),
     *("tensorboardX", "wandb", "mlflow"),
@@ -35,6 +36,7 @@ OWNERS = {
     "opentelemetry": ("serve/otel",),
     "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
+    "tokenizers": ("steps/tokenise",),
     "uvloop": ("serve/app",),
     "tensorboardX": ("report/export_tensorboard",),
     "wandb": ("report/export_wandb",),

@@ -11,7 +11,7 @@ from hasten.registry import BUILT_IN, Entry, entries, load, register, registered
 
 @pytest.fixture(autouse=True)
 def nothing_registered(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {"pass": {}, "engine": {}, "frontend": {}})
+    monkeypatch.setattr(registry, "_registered", {"pass": {}, "engine": {}, "frontend": {}, "step": {}})
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -24,7 +24,7 @@ def test_every_built_in_is_called_as_its_class_says(kind):
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_every_extra_is_one_that_the_distribution_has(kind):
     extras = {entry.extra for entry in BUILT_IN[kind].values() if entry.extra}
-    assert extras <= {"openvino", "train"}
+    assert extras <= {"openvino", "text", "train"}
 
 
 def test_an_unknown_name_offers_the_nearest():

@@ -50,7 +50,7 @@ def figures(name: str, piece: dict) -> str:
         rss = [mark["rss_bytes"] / 2**20 for mark in piece["marks"]]
         told.append(f"{piece['requests_per_s']:.0f} requests/s, {piece['swaps']} swaps")
         told.append(f"memory in MiB at every 5 %: {', '.join(f'{size:.1f}' for size in rss)}")
-        told.append(f"slope after the first fifth {value:.2f} bytes a request (95 % interval {low:.2f} to {high:.2f})")
+        told.append(f"slope of the second half {value:.2f} bytes a request (95 % interval {low:.2f} to {high:.2f})")
     return f"{head}: {'; '.join(told)}."
 
 

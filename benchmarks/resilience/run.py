@@ -144,7 +144,7 @@ async def swaps(scene: Scene) -> dict:
     lasted = [end - began for began, end in spans]
     return told | outcome(tally) | {
         "exit_code": code,
-        "swap_s": {"median": float(np.median(lasted)), "longest": max(lasted)},
+        "swap_s": {"median": float(np.median(lasted)), "longest": max(lasted), "each": lasted},
         "p99_ms": {"swap": p99_ms(window(tally, spans)), "steady": p99_ms(window(tally, spans, apart=True))},
         "p50_ms": {
             "swap": float(np.median(window(tally, spans)) * 1e3),
@@ -281,8 +281,8 @@ async def soak(scene: Scene) -> dict:
 
 
 def slope(marks: list[dict]) -> list[float]:
-    """Fit a line through the memory after the first fifth; 95 % interval, blocks of neighbouring marks drawn anew."""
-    some = marks[len(marks) // 5 :]
+    """Fit a line through the memory of the second half; 95 % interval, blocks of neighbouring marks drawn anew."""
+    some = marks[len(marks) // 2 :]
     x = np.array([mark["requests"] for mark in some], float)
     y = np.array([mark["rss_bytes"] for mark in some], float)
     value, start = np.polyfit(x, y, 1)
@@ -332,7 +332,7 @@ def complaints(name: str, record: dict) -> list[str]:
 
 
 def serving_of(asked: argparse.Namespace) -> Serving:
-    isolation = asked.isolation or ("process" if asked.run == "kills" else "thread")
+    isolation = asked.isolation or ("process" if asked.run == "kills" else "auto")
     return Serving(instances=2 if isolation == "process" else asked.instances, isolation=isolation)
 
 
@@ -343,7 +343,7 @@ def one(asked: argparse.Namespace) -> int:
         scene = Scene(asked, home, make_bundles(home, serving))
         record = uvloop.run(RUNS[asked.run](scene))
     record = {"run": asked.run, "count": asked.count, "seed": asked.seed, "isolation": serving.isolation} | record
-    record["batch"] = 8
+    record |= {"batch": 8, "code": asked.code}
     record["complaints"] = complaints(asked.run, record)
     record |= {"at": time.strftime("%Y-%m-%d %H:%M"), "host": this_host().__dict__, "versions": versions()}
     record["cores"] = sorted(os.sched_getaffinity(0))
@@ -369,8 +369,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="requests a second, instead of a share of the capacity")
     parser.add_argument("--gap-s", type=float, default=0.8, help="between two events")
     parser.add_argument("--drain-ms", type=int, default=300, help="of a restart")
-    parser.add_argument("--isolation", choices=("thread", "process"))
+    parser.add_argument("--isolation", choices=("auto", "thread", "process"))
     parser.add_argument("--instances", type=int, default=1)
+    parser.add_argument("--code", default="", help="recorded with the piece: the commit, say")
     parser.add_argument("--dry", action="store_true", help="record nothing")
     asked = parser.parse_args()
     if asked.run == "report":

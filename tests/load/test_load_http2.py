@@ -17,7 +17,8 @@ from hpack import Encoder
 
 from hasten.errors import NoAnswer
 from hasten.load.clock import precise_loop
-from hasten.load.http2 import FRAME_BYTES, Http2Sender
+from hasten.load.http2 import Http2Sender
+from hasten.load.http2_connection import FRAME_BYTES
 from hasten.load.pace import Course, Pace
 from hasten.load.payloads import Payload
 from hasten.load.recorder import phases_told

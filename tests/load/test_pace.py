@@ -90,6 +90,25 @@ def test_every_request_leaves_when_it_is_due_and_none_before() -> None:
     assert notes.settled
 
 
+@pytest.mark.parametrize("spin_s", [0.0, 0.002])
+def test_a_loop_wakes_neither_early_nor_by_the_millisecond(spin_s: float) -> None:
+    loop = precise_loop(spin_s=spin_s)
+    late: list[float] = []
+
+    async def wait() -> None:
+        for _ in range(40):
+            due = loop.time() + 0.0004
+            woken = loop.create_future()
+            loop.call_at(due, woken.set_result, None)
+            await woken
+            late.append(loop.time() - due)
+
+    loop.run_until_complete(wait())
+    loop.close()
+    assert min(late) >= 0
+    assert np.quantile(late, 0.1) < 0.0005  # asyncio's own: up to 1 ms, here 600 µs
+
+
 def test_a_request_without_an_answer_delays_none_after_it() -> None:
     notes = Notes(lambda notes, index: None if index == 0 else answered(notes, index))
     pace = go(course([0, 1, 2, 3], timeout_ns=50_000_000), notes)

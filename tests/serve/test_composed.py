@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hasten.cli.app import run as run_verb
 from hasten.composition import read_composition
 from hasten.deployment import FILE
 from hasten.engines.onnxruntime import OnnxRuntime
@@ -44,8 +48,6 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(members: Path, tmp_path: Path) -> Path:
-    import shutil
-
     shutil.copytree(members, tmp_path / "models", ignore=shutil.ignore_patterns(".*"))
     return tmp_path / "models"
 
@@ -266,8 +268,6 @@ def test_members_that_do_not_fit_are_told_where_it_is_loaded(home: Path, text: s
         await service.start()
         (reason,) = [entry["reason"] for entry in service.index() if entry["name"] == "both"]
         await service.stop()
-        import re
-
         assert re.search(says, reason), reason
 
     run(work())
@@ -326,3 +326,32 @@ def test_one_that_is_served_alone_says_that_its_members_are_missing(home: Path) 
         await service.stop()
 
     run(work())
+
+
+def test_hasten_cascade_writes_a_deployment_that_can_be_served(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = rows(2000)
+    labels = alone(home, "b", x).argmax(axis=1)
+    np.savez(tmp_path / "val.npz", x=x, label=labels)
+    words = [str(home / "a" / "1"), str(home / "b" / "1"), "--data", str(tmp_path / "val.npz"), "--max-drop", "10%"]
+    assert run_verb(["cascade", *words, "-o", str(home / "both" / FILE), "--json"]) == 0, capsys.readouterr().err
+    told = json.loads(capsys.readouterr().out)
+    assert told["drop"] <= told["drop_high"] <= 0.1
+    assert 0 < told["asked"] < 1
+    composition = read_composition(home / "both" / FILE)
+    assert composition is not None
+    assert composition.how.members == ("a", "b")
+    assert composition.how.softmax
+
+    async def work() -> None:
+        service = await started(home)
+        got = outputs(await service.infer(request(x[:1000], model="both")))
+        await service.stop()
+        assert (got["y"].argmax(axis=1) == labels[:1000]).mean() > 0.85
+        assert 0 < got["member"].mean() < 1
+
+    run(work())
+    elsewhere = ["cascade", *words, "-o", str(tmp_path / "elsewhere" / "both" / FILE)]
+    assert run_verb(elsewhere) == 1
+    assert "in one folder of models" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from hasten.deployment import FILE, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.host import this_host
+from hasten.serve.lifecycle import KEPT_FATES
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
 from hasten.testing.models import convnet, mlp
@@ -210,6 +211,25 @@ def test_a_bundle_of_another_processor_is_refused_with_both_fingerprints(
         assert other.binding in str(told.value)
         assert this_host().binding in str(told.value)
         assert (await service.infer(request(rows(1)))).version == "1"
+        await service.stop()
+
+    run(work())
+
+
+def test_versions_that_have_gone_from_the_folder_are_forgotten_after_a_while(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        for version in range(2, 15):
+            (home / "net" / str(version - 1)).rename(home / "net" / str(version))
+            await service.load("net")
+        while any(state["state"] == "UNLOADING" for state in service.index()):
+            await asyncio.sleep(0.001)
+        assert service.models()[0].version == "14"
+        assert len(service.index()) <= 1 + KEPT_FATES
+        assert len(service.index(ready=True)) == 1
         await service.stop()
 
     run(work())

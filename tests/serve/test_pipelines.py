@@ -11,7 +11,7 @@ import pytest
 
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadRequest, DeadlineExceeded, ModelNotFound, ServerFault, StoreError, TooLarge
+from hasten.errors import BadRequest, DeadlineExceeded, ModelNotFound, ModelNotReady, ServerFault, StoreError, TooLarge
 from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.samples.preprocess import Preprocess
 from hasten.serve.reading import read_bundle
@@ -367,3 +367,52 @@ def test_a_function_that_hangs_fails_its_request_and_another_thread_takes_over(t
 
     run(work())
     assert not instances_left()
+
+
+@pytest.mark.parametrize(("max_change", "size", "routed"), [(None, 24, "2"), (0.5, 24, "1"), (0.0, SIZE, "2")])
+def test_a_version_may_take_other_sizes_behind_the_same_steps(
+    tmp_path: Path, max_change: float | None, size: int, routed: str
+) -> None:
+    home = tmp_path / "models"
+    made(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        resize = {"step": "resize", "height": size, "width": size}
+        serving = Serving(instances=1, max_change=max_change)
+        told: dict[str, Any] = {"pre": (PRE[0], resize, NORMALISE), "post": POST, "classes": list(CLASSES)}
+        bundle(home / "net" / "2", model=convnet(size=size), serving=serving, **told)
+        await service.refresh()
+        answer = await service.infer(asking(photo(1)))
+        assert answer.version == routed, service.index()
+        await service.stop()
+
+    run(work())
+
+
+def test_a_version_whose_steps_take_something_else_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    made(home / "net" / "1")
+
+    async def work() -> None:
+        service = await started(home)
+        made(home / "net" / "2", post=())
+        with pytest.raises(ModelNotReady, match="tensors are not those of version 1"):
+            await service.load("net")
+        assert (await service.infer(asking(photo(1)))).version == "1"
+        await service.stop()
+
+    run(work())
+
+
+def test_steps_after_the_model_alone_leave_its_inputs_as_they_are(tmp_path: Path) -> None:
+    path = made(tmp_path / "net", pre=())
+    x = np.stack([PREPROCESS.apply_image(photo(seed)) for seed in range(3)])
+
+    async def work() -> None:
+        service = await started(path)
+        got = outputs(await service.infer(request(x)))
+        await service.stop()
+        assert got["label"].tolist() == expected(path, *(photo(seed) for seed in range(3)))[0]
+
+    run(work())

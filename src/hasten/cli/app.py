@@ -32,6 +32,7 @@ VERBS = {
     "analyse": "Show where a service's time goes, why slow requests are slow, and what it can carry.",
     "plan-serving": "Choose engine, threads, instances and batching for a service's objective, and write them down.",
     "infer": "Send samples to a server, and show what its model says.",
+    "cascade": "Make one deployment of two: the large one is asked only where the small one is in doubt.",
     "load": "Put load on a service by a plan that is fixed before, and say what came back.",
     "compare": "Compare two services, live and interleaved, or two recorded runs.",
     "gate": "Judge a service by limits, for CI: met, missed, or cannot be told.",

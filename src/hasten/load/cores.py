@@ -26,6 +26,14 @@ def cores_for(processes: int, target: Target) -> tuple[int, ...] | None:
     return tuple(free[-processes:])
 
 
+def away_from_server(cores: tuple[int, ...], target: Target) -> bool:
+    """Say whether the server surely runs elsewhere: on another machine, or pinned to other cores of this one."""
+    if target.protocol == "session":
+        return False
+    taken = server_cores(target)
+    return not taken & set(cores) if taken else target.address.host not in LOCAL
+
+
 def server_cores(target: Target) -> set[int]:
     """Give the cores of a server on this machine, where that can be seen; else none."""
     if target.protocol == "session" or target.address.host not in LOCAL:

@@ -26,7 +26,7 @@ from hasten.errors import InvalidSetting
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.isolation import Child, Limits, Reply
 from hasten.load.arrivals import Closed
-from hasten.load.cores import cores_for
+from hasten.load.cores import away_from_server, cores_for
 from hasten.load.payloads import Payload
 from hasten.load.record import COLUMNS
 from hasten.load.run import Ints, LoadRun, Requests
@@ -174,12 +174,14 @@ def open_load(target: Target, payloads: tuple[Payload, ...], *, processes: int =
     if processes < 1 or not payloads:
         raise InvalidSetting(f"load needs one process and one payload at least, not {processes} and {len(payloads)}")
     cpus = cores_for(processes, target)
+    alone = cpus is not None and away_from_server(cpus, target)
     packed, rows = pack(payloads), payloads[0].rows
     with ExitStack() as stack:
         children = []
         for number in range(processes):
             limits = Limits(seconds=OPEN_S, cpus=None if cpus is None else (cpus[number],))
-            child = Child.start("hasten.load.worker:LoadWorker", limits=limits, target=write_target(target))
+            told = write_target(target)
+            child = Child.start("hasten.load.worker:LoadWorker", limits=limits, target=told, alone=alone)
             children.append(stack.enter_context(child))
             child.call("reach", arrays=packed, rows=rows)
         stack.pop_all()

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from hasten.isolation import Reply, report_progress
-from hasten.load.clock import precise_loop
+from hasten.load.clock import SPIN_S, precise_loop
 from hasten.load.pace import Course, Pace
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ints, phases_told
@@ -25,9 +25,9 @@ STOPPED = "it was stopped"
 class LoadWorker:
     """Sends one generator's part of each run to one target. Its loop, its connections and payloads stay."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, alone: bool) -> None:
         self._target = read_target(target)
-        self._loop: asyncio.AbstractEventLoop = precise_loop()
+        self._loop: asyncio.AbstractEventLoop = precise_loop(spin_s=SPIN_S if alone else 0.0)
         self._payloads: list[Payload] = []
         self._sender: Sender | None = None
 

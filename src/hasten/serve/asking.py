@@ -17,10 +17,9 @@ from hasten.serve.runner import Clock
 from hasten.serve.statistics import Statistics
 from hasten.serve.surroundings import Members
 from hasten.serve.ticket import Done, Marks, Ticket
-from hasten.steps.softmax import softmax
+from hasten.steps.confidence import confidence, shares
 from hasten.tensors import Array
 
-Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 Answers = dict[str, Array]
 """Outputs by name, each [rows, ...]."""
@@ -189,7 +188,8 @@ class AskingCascade(Asking):
             kept[self._open] = array
         self._by[self._open] = member
         if member < len(how.members) - 1 and isinstance(how, Cascade):
-            self._open = self._open[confidence(how, answers[how.scores]) < how.thresholds[member]]
+            sure = confidence(answers[how.scores], how.confidence, logits=how.softmax)
+            self._open = self._open[sure < how.thresholds[member]]
             if len(self._open):
                 inputs = tuple(
                     Tensor(name=t.name, datatype=t.datatype, data=t.data[self._open], parameters=t.parameters)
@@ -206,23 +206,9 @@ class AskingCascade(Asking):
 
 def combined(how: Ensemble, scores: list[Array]) -> Array:
     """Give the scores [rows, classes] of an ensemble for those of its members, in float32."""
-    each = np.stack([shares(array, how.softmax) for array in scores])  # [members, rows, classes]
+    each = np.stack([shares(array, logits=how.softmax) for array in scores])  # [members, rows, classes]
     weights = np.asarray(how.weights or [1.0] * len(scores), np.float64)
     if how.combine == "vote":
         each = np.eye(each.shape[2])[each.argmax(axis=2)]
     mean: Array = np.tensordot(weights / weights.sum(), each, axes=1).astype(np.float32)
     return mean
-
-
-def confidence(how: Cascade, scores: Array) -> Floats:
-    """Give how sure a member is of each row, [rows]; one that is not a number is not sure at all."""
-    each = np.sort(shares(scores, how.softmax), axis=1)
-    margin = how.confidence == "margin" and each.shape[1] > 1
-    found = each[:, -1] - each[:, -2] if margin else each[:, -1]
-    return np.nan_to_num(found, nan=-1.0)
-
-
-def shares(scores: Array, logits: bool) -> Floats:
-    """Give scores as float64, as probabilities where they are logits."""
-    values = scores.astype(np.float64)
-    return softmax(values).astype(np.float64) if logits else values

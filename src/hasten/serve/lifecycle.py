@@ -25,6 +25,9 @@ DRAIN_S = 30.0
 """How long an old version may take to finish what is inside."""
 
 
+KEPT_FATES = 8
+"""Versions that were unloaded are told this far back; a server that is swapped for months must not keep them all."""
+
 Version = Model | Composed
 """A version that is alive: of a model of its own, or of a deployment made of others."""
 
@@ -181,6 +184,9 @@ class Family:
         self._draining.discard(task)
         if self.fates.get(old.version) == Fate(State.DRAINING):
             self.fates[old.version] = Fate(State.GONE, "unloaded")
+        gone = [version for version, fate in self.fates.items() if fate.state is State.GONE]
+        for version in gone[:-KEPT_FATES]:
+            del self.fates[version]
 
 
 async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
@@ -191,18 +197,28 @@ async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
     """
     if _told(old.signature) != _told(fresh.signature):
         raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
-    if _told(old.read.artifact.signature) != _told(fresh.read.artifact.signature):
-        return None  # steps make up for it: clients see no difference, and the probes are none of the old one's
+    limit = fresh.read.deployment.serving.max_change
+    if _shapes(old) != _shapes(fresh):  # steps make up for it, so clients see no difference
+        if limit is not None:
+            raise Untrusted(
+                f"its model takes other tensors than version {old.version}, so nothing can say that answers changed by "
+                f"at most {limit:.2g}; leave max_change out, or unload that one first"
+            )
+        return None
     try:
         before = await old.answers(warm.probes)
     except ServeError:
         return None  # the old one cannot answer: no reason to keep it
     own = {name: array for name, array in warm.answers.items() if array.dtype.kind in "fiub"}
     change = max((relative_error(before[name], array) for name, array in own.items()), default=0.0)
-    limit = fresh.read.deployment.serving.max_change
     if limit is not None and change > limit:
         raise Untrusted(f"its answers differ from version {old.version} by {change:.2g} (allowed: {limit:.2g})")
     return change
+
+
+def _shapes(model: Model) -> list[tuple[str, str, tuple[int | str, ...]]]:
+    signature = model.read.artifact.signature
+    return [(spec.name, spec.dtype, spec.shape[1:]) for spec in (*signature.inputs, *signature.outputs)]
 
 
 def _told(signature: Signature) -> list[tuple[str, str, int]]:

@@ -135,7 +135,11 @@ class Piping:
             self._arm()
         self._waiting_rows += piped.rows
         self._waiting_bytes += piped.n_bytes
-        self.threads.put(partial(self._prepare, piped, taken.feed))
+        if self._pipeline.pre:
+            self.threads.put(partial(self._prepare, piped, taken.feed))
+        else:
+            piped.began_ns = now_ns
+            self._prepared(piped, dict(taken.feed))
         return piped
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +67,23 @@ class Repository:
         Raises:
             ModelNotFound: there is none.
         """
-        versions = self.scan().get(name)
-        if versions is None:
-            raise ModelNotFound(f"no model is called {name[:128]!r} here")
-        if version is None:
-            return versions[newest(versions)]
-        if version not in versions:
-            raise ModelNotFound(
-                f"model {name!r} has no version {version[:128]!r}; it has {', '.join(sorted(versions))}"
-            )
-        return versions[version]
+        return pick(self.scan(), name, version)
+
+
+def pick(found: Mapping[str, Mapping[str, Bundle]], name: str, version: str | None = None) -> Bundle:
+    """Choose of what a scan found: that version of a model, or its newest.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    versions = found.get(name)
+    if versions is None:
+        raise ModelNotFound(f"no model is called {name[:128]!r} here")
+    if version is None:
+        return versions[newest(versions)]
+    if version not in versions:
+        raise ModelNotFound(f"model {name!r} has no version {version[:128]!r}; it has {', '.join(sorted(versions))}")
+    return versions[version]
 
 
 def open_repository(path: Path) -> Repository:
@@ -96,7 +104,7 @@ def open_repository(path: Path) -> Repository:
     return repository
 
 
-def newest(versions: dict[str, Bundle]) -> str:
+def newest(versions: Mapping[str, Bundle]) -> str:
     """Give the highest version: as numbers where they are numbers, which come after words."""
     return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
 

@@ -16,7 +16,7 @@ from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
-from hasten.serve.repository import Bundle, Repository, newest
+from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
 from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.state import State
@@ -102,12 +102,13 @@ class Service:
             StoreError: the repository cannot be read.
         """
         found = await asyncio.to_thread(self.repository.scan)
-        cores = max(1, this_host().usable_cores // max(len(found), 1))
+        self._known = found
+        own = sum(not self.members_of(name) for name in found)  # those made of others compute nothing
+        cores = max(1, this_host().usable_cores // max(own, 1))
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
             loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
         )
-        self._known = found
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
         for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
@@ -252,8 +253,10 @@ class Service:
         Raises:
             ModelNotFound: it is not in the repository. ModelNotReady: why it failed to load.
         """
-        bundle = await asyncio.to_thread(self.repository.find, name, version)
-        self._known.setdefault(name, {})[bundle.version] = bundle
+        found = await asyncio.to_thread(self.repository.scan)
+        bundle = pick(found, name, version)
+        kept = {known: other for known, other in self._known.get(name, {}).items() if known in found[name]}
+        self._known[name] = kept | {bundle.version: bundle}  # others that are new are left for ``refresh`` to see
         await self._family(name).load(bundle)
 
     async def unload(self, name: str) -> None:

@@ -1,0 +1,32 @@
+"""How sure a classifier is of a row."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.steps.softmax import softmax
+from hasten.tensors import Array
+
+Kind = Literal["top-1", "margin"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def confidence(scores: Array, kind: Kind, *, logits: bool) -> Floats:
+    """Give for each row of scores [rows, classes] the best probability, or its margin over the second.
+
+    A row that holds what is not a number is not sure at all: it gets -1.
+    """
+    each = np.sort(shares(scores, logits=logits), axis=1)
+    margin = kind == "margin" and each.shape[1] > 1
+    found = each[:, -1] - each[:, -2] if margin else each[:, -1]
+    return np.nan_to_num(found, nan=-1.0)
+
+
+def shares(scores: Array, *, logits: bool) -> Floats:
+    """Give scores as float64, as probabilities where they are logits."""
+    values = scores.astype(np.float64)
+    return softmax(values).astype(np.float64) if logits else values
