@@ -101,7 +101,10 @@ def opened(place: Place, server: Server, protocol: str, *, rate: float, seconds:
 
 
 def _text(words: list[str]) -> str:
-    return subprocess.run(["taskset", "-c", "0", *words], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["taskset", "-c", "0", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def path_of(model: str, protocol: str) -> str:
@@ -182,7 +185,7 @@ def main() -> None:
     parser.add_argument("--envs", type=Path, default=Path("envs"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--open-seconds", type=float, default=5.0)
+    parser.add_argument("--open-seconds", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     kept = asked.out / f"{asked.model}-{asked.protocol}.json"

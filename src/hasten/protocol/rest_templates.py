@@ -185,7 +185,7 @@ def _bytes_of(data: Array) -> bytes | memoryview:
     return (
         data.tobytes()
         if data.nbytes <= SMALL_BYTES
-        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     )
 
 
