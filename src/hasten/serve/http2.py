@@ -482,7 +482,7 @@ class Connection(asyncio.Protocol):
         """Send an answer of one frame that the windows let through: headers, message, trailers, in one write."""
         pack, number, trailers = h2.HEAD.pack, call.id, call.trailers or b""
         self._send_window -= size
-        parts = [
+        parts: list[bytes | memoryview] = [
             pack(0, len(OPENING), h2.HEADERS, h2.END_HEADERS, number),
             OPENING,
             pack(size >> 16, size & 0xFFFF, h2.DATA, 0, number),
