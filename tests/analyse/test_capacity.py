@@ -1,4 +1,4 @@
-"""The capacity model: its highest rate is where the objective breaks, more cores carry more, and its sources are read."""
+"""The capacity model: its highest rate is where the objective breaks, more cores carry more, its sources are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hasten.analyse.simulate import Setup, closed, poisson, simulate
 from hasten.errors import BadInput, InvalidSetting
 from hasten.load.objective import Objective
 
-LOAD = Load(requests=4000)
+LOAD = Load(requests=2500)
 LIMIT = Objective(q=0.99, limit_ns=10e6)
 
 
@@ -110,7 +110,7 @@ def test_fitting_the_event_loop_brings_the_saturated_rate_to_what_was_measured()
 def test_costs_from_a_servers_statistics_are_means_between_two_looks() -> None:
     def told(count: int, ns: int) -> dict[str, object]:
         batches = [{"batch_size": 2, "compute_infer": {"count": count, "ns": ns}}]
-        return {"model_stats": [{"batch_stats": batches}]}
+        return {"batch_stats": batches}
 
     found = costs_from_statistics(told(10, 1000), told(30, 61_000), outside_ns=5.0)
     assert found.sizes == (2,)

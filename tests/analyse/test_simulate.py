@@ -40,7 +40,7 @@ def test_two_instances_wait_as_a_queue_of_two_servers_does() -> None:
         residuals=np.random.default_rng(0).permutation(-np.log(1 - (np.arange(4000) + 0.5) / 4000)),
         outside_ns=np.zeros(1),
     )
-    found = simulate(Setup(costs=costs, instances=2, cores=2, sizes=(1,)), poisson(1200, 60_000, seed=1), seed=0)
+    found = simulate(Setup(costs=costs, instances=2, cores=2, sizes=(1,)), poisson(1200, 40_000, seed=1), seed=0)
     assert found.queue_ns.mean() / MS == pytest.approx(0.45 / (2 * (1 - 0.6)), rel=0.08)
 
 

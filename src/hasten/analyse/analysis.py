@@ -271,10 +271,7 @@ def mean_parts(before: Mapping[str, Json], after: Mapping[str, Json]) -> tuple[M
 
 
 def _inference_stats(statistics: Mapping[str, Json]) -> Mapping[str, Mapping[str, int]]:
-    models = statistics.get("model_stats")
-    if not isinstance(models, list) or not models or not isinstance(models[0], Mapping):
-        return {}
-    found = models[0].get("inference_stats", {})
+    found = statistics.get("inference_stats", {})
     return found if isinstance(found, Mapping) else {}
 
 

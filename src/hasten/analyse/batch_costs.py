@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.analyse.phases import Joined, join_phases
-from hasten.analyse.server_runs import server_runs
+from hasten.analyse.server_runs import ServerRuns, server_runs
 from hasten.artifact import Json
 from hasten.errors import BadInput, InvalidSetting
 from hasten.load.run import Ints, LoadRun
@@ -122,18 +122,24 @@ class _Seen:
 
 def _seen(run: LoadRun) -> _Seen:
     joined = join_phases(run)
+    runs, run_ns = _told(run, joined)
+    return _Seen(
+        size=runs.batch_rows,
+        run_ns=run_ns,
+        outside_ns=np.maximum(_outside(joined), 0.0),
+        wake_ns=float(np.median(joined.part("batch_wait"))),
+        instances=len(np.unique(runs.instance)),
+    )
+
+
+def _told(run: LoadRun, joined: Joined) -> tuple[ServerRuns, Ints]:
+    """Give the runs that a server told of, and the time of each with joining, [runs]. Raises BadInput."""
     runs = server_runs(run, joined)
     if runs is None:
         raise BadInput(f"{run.url} does not tell infer times and batch rows, so t(n) must come from its statistics")
     pre = np.zeros(len(runs.infer_ns), np.int64)
     pre[runs.run_of] = joined.part("pre")
-    return _Seen(
-        size=runs.batch_rows,
-        run_ns=runs.infer_ns + pre,
-        outside_ns=np.maximum(_outside(joined), 0.0),
-        wake_ns=float(np.median(joined.part("batch_wait"))),
-        instances=len(np.unique(runs.instance)),
-    )
+    return runs, runs.infer_ns + pre
 
 
 def _by_busy(
@@ -152,16 +158,12 @@ def _by_busy(
 
 def _between_ns(saturated: LoadRun) -> float:
     """Give the mean time that a busy instance spends between runs."""
-    joined = join_phases(saturated)
-    runs = server_runs(saturated, joined)
-    assert runs is not None  # ``_seen`` has looked
-    pre = np.zeros(len(runs.infer_ns), np.int64)
-    pre[runs.run_of] = joined.part("pre")
+    runs, run_ns = _told(saturated, join_phases(saturated))
     spans = gaps = 0.0
     for instance in np.unique(runs.instance):
         mine = np.flatnonzero(runs.instance == instance)
         if len(mine) > 2:
-            spans += float(runs.end_ns[mine[-1]] - runs.end_ns[mine[0]]) - float((runs.infer_ns + pre)[mine[1:]].sum())
+            spans += float(runs.end_ns[mine[-1]] - runs.end_ns[mine[0]]) - float(run_ns[mine[1:]].sum())
             gaps += len(mine) - 1
     return max(spans / gaps, 0.0) if gaps else 0.0
 
@@ -198,11 +200,10 @@ def _outside(joined: Joined) -> Floats:
 
 
 def _batch_times(statistics: Mapping[str, Json]) -> dict[int, tuple[int, int]]:
-    """Give runs and nanoseconds of compute_infer by batch size; of the first model in the answer."""
-    models = statistics.get("model_stats", [])
-    entry = models[0] if isinstance(models, list) and models else {}
+    """Give runs and nanoseconds of compute_infer by batch size, of one model's entry."""
+    batches = statistics.get("batch_stats")
     found: dict[int, tuple[int, int]] = {}
-    for one in entry.get("batch_stats", []) if isinstance(entry, Mapping) else []:
+    for one in batches if isinstance(batches, list) else []:
         infer = one.get("compute_infer", {})
         found[int(one["batch_size"])] = (int(infer.get("count", 0)), int(infer.get("ns", 0)))
     return found

@@ -172,6 +172,14 @@ class _Scene:
         self.waits = _Stretches(run, joined)
         self.usual_pace = _pace(run, self.runs, host) if self.runs is not None and host is not None else None
 
+        self.faults: dict[int, tuple[str, float, str] | None] = {}
+        self.usual_run_ns = 0.0
+        self.suspicious = np.zeros(0, bool)
+        if self.runs is not None:
+            runs, small = self.runs, self.runs.largest_request < LARGE * self.usual_rows
+            self.usual_run_ns = float(np.median(runs.expected_ns[small])) if small.any() else np.inf
+            self.suspicious = (runs.infer_ns > (1 + EXPLAINS) * runs.expected_ns) | ~small
+
     def why(self, i: int) -> Slow:
         """Explain one answered request, by its place among them."""
         lost: dict[str, float] = {}
@@ -225,6 +233,13 @@ class _Scene:
 
     def _fault(self, runs: ServerRuns, r: int) -> tuple[str, float, str] | None:
         """Give the cause, the nanoseconds lost and the words for a run that went wrong; None where it did not."""
+        if not self.suspicious[r]:
+            return None
+        if r not in self.faults:
+            self.faults[r] = self._found_fault(runs, r)
+        return self.faults[r]
+
+    def _found_fault(self, runs: ServerRuns, r: int) -> tuple[str, float, str] | None:
         infer, expected = float(runs.infer_ns[r]), float(runs.expected_ns[r])
         over, rows = infer - expected, int(runs.batch_rows[r])
         if over > EXPLAINS * expected:
@@ -248,14 +263,13 @@ class _Scene:
         largest = float(runs.largest_request[r])
         if largest < LARGE * self.usual_rows or largest < runs.batch_rows[r] / 2:
             return 0.0
-        usual = runs.expected_ns[runs.largest_request < LARGE * self.usual_rows]
-        return float(runs.expected_ns[r] - np.median(usual)) if len(usual) else 0.0
+        return max(float(runs.expected_ns[r]) - self.usual_run_ns, 0.0)
 
     def _of_wait(self, runs: ServerRuns, i: int, lost_ns: float) -> tuple[str, str]:
         """Say what kept the instances while a request waited, or before, in the same stretch of waiting."""
         first, last = self.waits.before(i)
         faults: dict[str, tuple[float, str]] = {}
-        for r in runs.overlapping(first, last):
+        for r in np.flatnonzero(self.suspicious & (runs.start_ns < last) & (runs.end_ns > first)):
             found = self._fault(runs, int(r))
             if found is not None:
                 lost, text = faults.get(found[0], (0.0, found[2]))

@@ -32,6 +32,11 @@ FIRST_SHARE = 0.25
 STEP = 1.25
 """Where a first rate is told, it is near: it is gone up or down from by so much."""
 
+MOST_RATE = 1e6
+
+LATE_AT_MOST = 3
+"""Runs of one rate, or rates in a row, with a late generator, before it is held to be at its end."""
+
 CONFIRMATIONS = 3
 
 BACK_OFF = 0.96
@@ -176,13 +181,21 @@ class _Search:
         self.spent_s = 0.0
         self.steps: list[Step] = []
         self.why = ""
+        self.late = False
         self.seed = rules.seed
 
     def bracket(self, first: float) -> None:
         """Double from ``first`` until a rate fails, or halve until one holds."""
-        rate = first
+        rate, late = first, 0
         while self.left() and math.isinf(self.high):
+            if rate > MOST_RATE:
+                self.why = f"{rate:.4g}/s was not tried: no generator here sends so many"
+                return
             if self.try_rate(rate) == "holds":
+                late = late + 1 if self.late else 0
+                if late == LATE_AT_MOST:
+                    self.why = f"the generator itself was late at {rate:.4g}/s, which holds all the same: more may hold"
+                    return
                 rate *= 2 if self.rules.first is None else STEP
             elif self.steps[-1].word == "late generator" and self.low:
                 self.why = f"the generator itself was late at {rate:.4g}/s: more may hold"
@@ -224,6 +237,7 @@ class _Search:
         needed_s = 1.2 * runs_needed(objective.q, 0) / rate
         seconds = min(max(rules.least_s, 20 * objective.limit_ns / 1e9, needed_s), rules.most_s)
         parts: list[Floats] = []
+        late: list[Floats] = []
         spent, word = 0.0, "undecided"
         while word == "undecided" and spent < rules.most_s and self.left():
             self.tell(f"{rate:.4g} requests/s")
@@ -231,9 +245,16 @@ class _Search:
             seen = self.measure(rate, seconds, self.seed)
             spent += seconds
             self.spent_s += seconds
-            parts.append(seen.times_ns)
-            word = "late generator" if seen.late else judge(np.concatenate(parts), objective)
-        times = np.concatenate(parts) if parts else np.empty(0)
+            self.late = seen.late
+            word = judge(np.concatenate([*parts, seen.times_ns]), objective)
+            if seen.late and word != "holds":  # what holds in spite of its delay, which counts as the service's, holds
+                late.append(seen.times_ns)  # whatever disturbed it may be over: it is sent again
+                word = "late generator" if len(late) >= LATE_AT_MOST else "undecided"
+            else:
+                parts.append(seen.times_ns)
+        if not parts and late:
+            word = "late generator"
+        times = np.concatenate(parts or late) if parts or late else np.empty(0)
         self.note(rate, spent, times, word)
         return self.steps[-1].word
 

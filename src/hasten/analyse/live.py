@@ -44,6 +44,9 @@ BRINGS = 1.1
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
 """Of the saturated rate: where the curve is measured."""
 
+USUAL_UP_TO = 0.75
+"""Of the saturated rate: beyond it what surrounds a run is no longer what surrounds it at other rates."""
+
 USUAL_SHARE = 0.6
 """Of the saturated rate: the load that is looked at closely where none is named."""
 
@@ -103,7 +106,8 @@ def look_at(load: OpenLoad, look: Look, *, progress: Progress) -> Looked:
     means = mean_parts(before, after) if before and after else ()
     analysis = analyse_run(run, objective=look.objective, host=host, means=means)
     points = tuple(load_point(one, look.objective) for one in (*runs, saturated))
-    costs, lacking = _costs(runs, run, alone, saturated, (before, after))
+    usual = [one for one, share in zip(runs, SHARES, strict=False) if share <= USUAL_UP_TO]
+    costs, lacking = _costs(usual, run, alone, saturated, (before, after))
     capacity = None if costs is None else _capacity(costs, points, look, found)
     notes = (*analysis.notes, *lacking)
     told = replace(analysis, curve=points, found=found, capacity=capacity, notes=notes)

@@ -94,7 +94,7 @@ def join_phases(run: LoadRun) -> Joined:
     if not len(row):
         raise BadInput(f"none of the {len(requests.outcome)} requests of this run was answered: it has no phases")
     phases = requests.phases_ns[row]
-    known: list[bool] = (phases >= 0).any(axis=0).tolist()  # [len(PHASES)]
+    known = [bool((column >= 0).any()) for column in phases.T]
     phases = np.maximum(phases, 0)
     scheduled, sent, done = requests.scheduled_ns[row], requests.sent_ns[row], requests.done_ns[row]
     first = np.where(requests.first_ns[row] >= 0, requests.first_ns[row], done)

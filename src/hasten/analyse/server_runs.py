@@ -19,6 +19,9 @@ Floats = npt.NDArray[np.float64]
 TOGETHER_NS = 20_000_000
 """Requests of one batch whose answers come further apart than this count as two batches."""
 
+MOST_SHAPES = 64
+"""With more lengths of requests than this, each is its own: numbers written as text."""
+
 FEWEST_RUNS = 5
 """From so many runs of a size on, their median is its typical time."""
 
@@ -40,7 +43,7 @@ class ServerRuns:
     expected_ns: Floats
     """The typical time of a run of so many rows."""
     first_of_size: npt.NDArray[np.bool_]
-    """No run of this size came before it on its instance in this record."""
+    """No run of this size, of requests of this length, came before it on its instance in this record."""
     run_of: Ints
 
     def overlapping(self, first_ns: float, last_ns: float) -> Ints:
@@ -84,7 +87,7 @@ def server_runs(run: LoadRun, joined: Joined) -> ServerRuns | None:
         instance=instance[heads],
         largest_request=largest[by_start],
         expected_ns=expected_ns(size, infer[heads]),
-        first_of_size=_firsts(size, instance[heads]),
+        first_of_size=_firsts(size, instance[heads], _shapes(run, joined)[heads]),
         run_of=run_of,
     )
 
@@ -111,8 +114,15 @@ def expected_ns(size: Ints, infer_ns: Ints) -> Floats:
     return found
 
 
-def _firsts(size: Ints, instance: Ints) -> npt.NDArray[np.bool_]:
+def _firsts(size: Ints, instance: Ints, shape: Ints) -> npt.NDArray[np.bool_]:
     first = np.zeros(len(size), bool)
-    _, places = np.unique(np.column_stack([size, instance]), axis=0, return_index=True)
+    _, places = np.unique(np.column_stack([size, instance, shape]), axis=0, return_index=True)
     first[places] = True
     return first
+
+
+def _shapes(run: LoadRun, joined: Joined) -> Ints:
+    """Tell requests of other shapes apart by their bytes, [answered]; 0 for all where bytes say nothing of shapes."""
+    requests = run.requests
+    each = requests.sent_bytes[joined.row] // np.maximum(requests.rows[joined.row], 1)
+    return each if len(np.unique(each)) <= MOST_SHAPES else np.zeros_like(each)

@@ -74,8 +74,9 @@ def analyse(
     """Show where a service's time goes, why its slow requests are slow, and what it can carry.
 
     It tells response times and their parts, causes of slow requests, throughput against latency, and with --slo the
-    highest rate that holds the objective, and what would carry more. A server is asked alone, saturated, and at several rates, about a minute in all, and two minutes more with --slo. A
-    folder that hasten load or this verb wrote is analysed as it is.
+    highest rate that holds the objective, and what would carry more. A server is asked alone, saturated, and at several
+    rates, about a minute in all, and two minutes more with --slo. A folder that hasten load or this verb wrote is
+    analysed as it is.
 
     .. code-block:: console
 

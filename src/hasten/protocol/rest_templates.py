@@ -182,11 +182,7 @@ class ResponseTemplates:
 
 
 def _bytes_of(data: Array) -> bytes | memoryview:
-    return (
-        data.tobytes()
-        if data.nbytes <= SMALL_BYTES
-        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-    )
+    return data.tobytes() if data.nbytes <= SMALL_BYTES else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 SMALL_BYTES = 4096
