@@ -73,7 +73,15 @@ def load(kind: str, port: int, seconds: float, folder: Path) -> float:
     """Give requests a second of a closed loop."""
     url = f"http://127.0.0.1:{port}{PATH[kind]}"
     if kind == "grpc":
-        words = ["h2load", "-t1", f"-c{CONNECTIONS}", "-m1", f"-D{seconds:g}", "-d", str(folder / "grpc.bin")]
+        words = [
+            "h2load",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            "-m1",
+            f"-D{seconds * 1000:.0f}ms",
+            "-d",
+            str(folder / "grpc.bin"),
+        ]
         words += ["-H", "content-type: application/grpc", "-H", "te: trailers", url]
         found = _text(words)
         succeeded = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", found)
@@ -135,7 +143,7 @@ def main() -> None:
         try:
             if "hasten" in servers:
                 check(servers["hasten"])
-            for stack, (kind, protocol) in stacks.items():  # warm
+            for kind, protocol in stacks.values():  # warm
                 load(protocol, servers[kind].ports[protocol], 1.0, folder)
             order = random.Random(0)
             for at in range(asked.rounds):

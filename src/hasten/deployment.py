@@ -46,8 +46,7 @@ class Serving:
     isolation: Annotated[
         Literal["auto", "thread", "process"],
         Doc(
-            "where sessions run: each in a thread, each in a process, or auto: a thread, and runs so short that handing "
-            "them over would cost more on the event loop's own"
+            "where sessions run: each in a thread or in a process; auto: tiny ones on the event loop, else in a thread"
         ),
     ] = "auto"
     slot_bytes: Annotated[

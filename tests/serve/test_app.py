@@ -149,7 +149,7 @@ def test_two_servers_on_one_port_both_answer_where_they_were_told_to_share_it(to
     share = ("--drain", "1ms", "--reuse-port", "--transport", transport)
     with serving(toml, *share) as (first, told):
         ports = [urlsplit(f"//{str(told[key]).rpartition('//')[2]}").port for key in ("http", "grpc")]
-        with serving(toml, *share, "--port", str(ports[0]), "--grpc-port", str(ports[1])) as (second, again):
+        with serving(toml, *share, port=int(ports[0] or 0), grpc_port=int(ports[1] or 0)) as (second, again):
             assert (told["http"], told["grpc"]) == (again["http"], again["grpc"])
             for process in (first, second):  # whoever is left answers all
                 for _ in range(10):

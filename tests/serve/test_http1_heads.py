@@ -12,7 +12,7 @@ pytest.importorskip("uvloop", reason="needs the extra serve")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.serve.http1 import KEPT_HEADS
+from hasten.serve.http1_heads import KEPT_HEADS
 from hasten.serve.limits import Limits
 from serve.test_http1 import LIMITS, Held, echo, get, post
 from serve.wire import Wire, run, wire

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from hasten.client.calls import numbers_of, phases_of
 from hasten.deployment import Serving
 from hasten.errors import BadRequest
 from hasten.protocol.phases import PHASES
@@ -45,6 +46,20 @@ def test_the_phases_of_a_request_add_up_to_its_total(lengths: list[int]) -> None
     marks.ns = [int(at) for at in np.cumsum([1, *lengths[1:]])]
     figures.sent(marks)
     assert figures.total.total_ns == sum(p.total_ns for p in figures.phases.values()) == marks.ns[-1] - marks.ns[0]
+
+
+@given(st.lists(st.integers(0, 10**8), min_size=10, max_size=10), st.integers(0, 10**15))
+def test_the_phases_that_a_client_is_told_add_up_to_the_time_until_its_answer_was_encoded(
+    lengths: list[int], began: int
+) -> None:
+    marks = Marks()
+    marks.ns = [began + int(at) for at in np.cumsum([1, *lengths[1:]])]
+    told = marks.timing().decode()
+    phases = phases_of(told)
+    assert list(phases) == list(PHASES[:-1])
+    assert sum(phases.values()) // 1000 == (marks.ns[8] - marks.ns[0]) // 1000
+    assert all(abs(phases[name] - ns) <= 1000 for name, ns in marks.phases_ns().items() if name != "send")
+    assert numbers_of(told) == {"rows": 0, "instance": 0}
 
 
 def test_prometheus_reads_what_the_service_did(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
 KEPT_HEADS = 256
-"""Heads that are kept for a target, or for answers; then all are forgotten, so that nobody fills the memory with them."""
+"""Heads that are kept of a target, or of answers; then all are forgotten: nobody fills the memory with them."""
 
 LONGEST_HEAD_BYTES = 8192
 """A longer one is read anew each time."""
@@ -70,7 +70,10 @@ class RequestTemplates:
     def decode(
         self, body: Buffer, *, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
     ) -> InferRequest:
-        """Read a request; ``metadata`` gives that of a model and version, for raw requests. See ``rest.decode_request``. Raises BadRequest."""
+        """Read a request; ``metadata`` gives that of a model and version, which raw requests ask for.
+
+        See ``rest.decode_request``. Raises BadRequest.
+        """
         if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
             return self._read(body, header_bytes, metadata)
         view = memoryview(body)
@@ -167,7 +170,7 @@ class ResponseTemplates:
         head = self._known.get(key)
         if head is None:
             parts, header_bytes = rest.encode_response(response, request)
-            if header_bytes is not None and all([t.datatype in ITEM_BYTES and not t.parameters for t in outputs]):
+            if header_bytes is not None and all(t.datatype in ITEM_BYTES and not t.parameters for t in outputs):
                 bare, _ = rest.encode_response(msgspec.structs.replace(response, id=""), request)
                 if len(self._known) >= KEPT_HEADS:
                     self._known.clear()
@@ -179,11 +182,7 @@ class ResponseTemplates:
 
 
 def _bytes_of(data: Array) -> bytes | memoryview:
-    return (
-        data.tobytes()
-        if data.nbytes <= SMALL_BYTES
-        else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
-    )
+    return data.tobytes() if data.nbytes <= SMALL_BYTES else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 SMALL_BYTES = 4096

@@ -1,7 +1,7 @@
 """What is written when a batch is done: all its answers one after the other, once the last of them is encoded.
 
-Each write to a client that sleeps wakes it, on another core by an interrupt that costs tens of microseconds in a virtual
-machine. A client that gets its answers together is woken once, and sends its next requests together.
+Each write to a client that sleeps wakes it: on another core by an interrupt, tens of microseconds in a virtual machine.
+A client that gets its answers together is woken once, and sends its next requests together.
 """
 
 from __future__ import annotations

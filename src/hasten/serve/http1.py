@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from email.utils import formatdate
 from math import inf
 from time import perf_counter_ns
@@ -19,6 +18,7 @@ from time import perf_counter_ns
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from hasten.serve.cork import Cork
+from hasten.serve.http1_heads import Heads, keep_head
 from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.wheel import Wheel
@@ -29,21 +29,8 @@ TICK_S = 0.5
 SCRATCH_BYTES = 256 * 2**10
 LARGEST_WHOLE = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
-KEPT_HEADS, LONGEST_HEAD = 256, 4096
-"""Heads that are remembered, then all are forgotten; and the longest of them, in bytes."""
 JOIN_BYTES = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a request's head means."""
-
-    method: bytes
-    target: bytes
-    headers: Mapping[bytes, bytes]
-    length: int
-    """Of the body, in bytes."""
 
 
 class Http1Server:
@@ -67,7 +54,7 @@ class Http1Server:
         self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         """What every connection reads into: a read is parsed before the loop goes on to the next."""
-        self.heads: dict[bytes, Head] = {}
+        self.heads: Heads = {}
         """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
         self.requests = 0
         self.buffered_bytes = 0
@@ -417,25 +404,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         request.body = self._body
         head, self._head = self._head, b""  # what follows in the same read has a head of its own
-        if head and self._length == len(request.body):
-            self._keep_head(head, request)
+        if head and self._length == len(request.body) and not self._chunked and not self._continue:
+            keep_head(self._server.heads, head, request, self._length)
         self._continue = False
         self._begin()
         self._hand_on(request)
-
-    def _keep_head(self, head: bytes, request: Request) -> None:
-        """Remember what a head means, where it is a plain one whose body has a length.
-
-        Its lines end with CRLF and nothing else looks like an end of line, so that where it ends is beyond doubt.
-        """
-        heads = self._server.heads
-        usual = request.keep_alive and not request.old and not self._chunked and not self._continue
-        lines = head.count(b"\r\n")
-        plain = lines == head.count(b"\n") == head.count(b"\r") and not head.startswith(b"\r")
-        if usual and plain and len(head) <= LONGEST_HEAD and b"upgrade" not in request.headers:
-            if len(heads) >= KEPT_HEADS:
-                heads.clear()
-            heads[head] = Head(request.method, request.target, request.headers, self._length)
 
     def _hand_on(self, request: Request) -> None:
         server = self._server

@@ -86,7 +86,9 @@ class Request:
         if self.reply is not None:
             return
         parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else list(body)
-        length = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+        length = 0
+        for part in parts:
+            length += part.nbytes if isinstance(part, memoryview) else len(part)
         connection = b"" if self.keep_alive and not self.old else _CONNECTION[self.keep_alive]
         head = b"%b%b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
             *(_STATUS_LINES[status], kind, length),

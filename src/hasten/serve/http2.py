@@ -303,14 +303,13 @@ class Connection(asyncio.Protocol):
             return False
         if server.buffered_bytes + size > limits.buffered_bytes:
             return False
-        call.body = payload
+        call.whole = payload
         server.buffered_bytes += size
         return True
 
     def _grow(self, call: Call, payload: memoryview) -> bool:
         """Keep a piece of a message, bounded by what its prefix says; False: the call is over."""
         server, body = self._server, call.body
-        assert isinstance(body, bytearray)  # a message that was kept as it lay has ended its call
         if server.buffered_bytes + len(payload) > server.limits.buffered_bytes:
             call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again")
             return False
@@ -347,7 +346,7 @@ class Connection(asyncio.Protocol):
             return
         if call.on_message is not None:
             call.finish()
-        elif len(call.body) < 5 or len(call.body) != 5 + int.from_bytes(call.body[1:5], "big"):
+        elif call.whole is None and (len(call.body) < 5 or len(call.body) != 5 + int.from_bytes(call.body[1:5], "big")):
             call.fail(INVALID_ARGUMENT, f"the message is cut short after {len(call.body)} bytes")
         else:
             self._pass_on(self._server.route, call)
@@ -483,7 +482,7 @@ class Connection(asyncio.Protocol):
         """Send an answer of one frame that the windows let through: headers, message, trailers, in one write."""
         pack, number, trailers = h2.HEAD.pack, call.id, call.trailers or b""
         self._send_window -= size
-        parts = [
+        parts: list[bytes | memoryview] = [
             pack(0, len(OPENING), h2.HEADERS, h2.END_HEADERS, number),
             OPENING,
             pack(size >> 16, size & 0xFFFF, h2.DATA, 0, number),
@@ -516,7 +515,7 @@ class Connection(asyncio.Protocol):
     def _forget(self, call: Call) -> None:
         if self._calls.pop(call.id, None) is not None:
             self._server.calls -= 1
-            self._server.buffered_bytes -= len(call.body)
+            self._server.buffered_bytes -= len(call.body if call.whole is None else call.whole)
             self._receiving -= call.counted
             call.counted = False
         call.connection = call.leave = call.sent = call.on_message = None

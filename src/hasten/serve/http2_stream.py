@@ -26,7 +26,7 @@ class Call:
 
     __slots__ = (
         *("began_ns", "body", "connection", "counted", "ended", "headers", "id", "leave", "on_message", "out"),
-        *("path", "receive_left", "send_window", "sent", "started", "trailers"),
+        *("path", "receive_left", "send_window", "sent", "started", "trailers", "whole"),
     )
 
     def __init__(self, connection: Sends, number: int, headers: Mapping[bytes, bytes]) -> None:
@@ -34,7 +34,9 @@ class Call:
         self.id = number
         self.headers = headers
         self.path = headers[b":path"]
-        self.body: bytearray | memoryview = bytearray()
+        self.whole: memoryview | None = None
+        """The only message, with its prefix, where it came in one frame; ``body`` is then empty."""
+        self.body = bytearray()
         """What came of a message, its prefix of 5 bytes with it."""
         self.began_ns = 0
         self.ended = False
@@ -54,7 +56,7 @@ class Call:
     @property
     def message(self) -> bytes:
         """The only message of a unary call."""
-        return bytes(memoryview(self.body)[5:])
+        return bytes((memoryview(self.body) if self.whole is None else self.whole)[5:])
 
     def send(self, message: bytes) -> None:
         """Send one message; the call stays open."""

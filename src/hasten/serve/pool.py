@@ -21,8 +21,8 @@ from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ra
 logger = logging.getLogger(__name__)
 
 INLINE_NS = 100_000
-"""A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand one over and be told costs 30 to 400 us, most of it
-wake-ups and the interpreter's lock (docs/decisions/0006); longer runs gain more from going on beside the loop."""
+"""A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand a run over and be
+told of its end costs 30 to 400 us (docs/decisions/0007); longer runs gain more from going on beside the loop."""
 
 MOST_HELD = 32
 """Answers that are written together at the most: the first of them waits for the last."""

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
 
+LAST_LOOK_S = 1.0
+
 HUNG_EXIT = 70
 """What the process exits with where a run hangs on the event loop's own thread: EX_SOFTWARE of sysexits.h."""
 
@@ -115,22 +117,21 @@ class Line:
                 instance.tell(Dropped(tuple(taken.dropped)))
             if taken.batch is not None:
                 return taken.batch
-            wait_s = (taken.again_ns - now_ns) / 1e9
-            while self._waits(instance, wait_s):
-                wait_s = instance.look_s
+            wait_s: float | None = (taken.again_ns - now_ns) / 1e9
+            while wait_s is not None:
+                wait_s = self._wait(instance, wait_s)
 
-    def _waits(self, instance: Instance, wait_s: float) -> bool:
-        """Wait for the bell, for at most ``wait_s``; True where the instance is lent then, and has nothing to take."""
+    def _wait(self, instance: Instance, wait_s: float) -> float | None:
+        """Wait for the bell, for at most ``wait_s``; gives how long to wait on where the instance is lent then."""
         rung = instance.bell.acquire(timeout=max(min(wait_s, instance.look_s), 0.0))
         with self.lock:
             if instance in self._idle:
                 self._idle.remove(instance)
             elif not rung:
                 if instance.lent:
-                    instance.look_after(self.clock_ns())
-                    return True
+                    return instance.look_after(self.clock_ns())
                 instance.bell.acquire()  # rung just after its wait was over: used up, or the next would find it
-        return False
+        return None
 
     def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
         """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
@@ -228,6 +229,8 @@ class Instance:
         self.look_s = min(run_limit_ns / 1e9, LONGEST_WAIT_S)
         """How often its thread looks, while it waits, after a run that another thread does with its model."""
         self._run_limit_ns = run_limit_ns
+        self._overdue_ns = 0
+        """When the run began that was found over its time at the last look."""
         self._name = name
         self._open = open_runner
         self._prepare = prepare
@@ -255,21 +258,30 @@ class Instance:
 
     def run_here(self, batch: Batch[Piece], idle_ns: int) -> Ran:
         """Run a batch in the calling thread; the instance was ``borrow``ed, and ``lends``."""
-        assert self._runner is not None
+        if self._runner is None:
+            raise BuildFailed("run", f"{self._name} is not open")
         return self._run(self._runner, batch, idle_ns)
 
-    def look_after(self, now_ns: int) -> None:
-        """End the process where a run that the event loop does itself hangs: nobody else can end it, or answer."""
-        if self.running is not None and now_ns - self.began_ns >= self._run_limit_ns:
-            seconds = self._run_limit_ns / 1e9
-            logger.critical(
-                "a run of %s on the event loop's thread did not end within %g s, and the server with it; "
-                "set isolation = 'process' in its deployment",
-                self._name,
-                seconds,
-            )
-            logging.shutdown()
-            os._exit(HUNG_EXIT)
+    def look_after(self, now_ns: int) -> float:
+        """End the process where a run that the event loop does itself hangs: nobody else can end it, or answer.
+
+        Gives the seconds after which to look again. It is looked at twice, a second apart: a process that was stopped
+        for a while, in the middle of a run, does not hang.
+        """
+        left_ns = self.began_ns + self._run_limit_ns - now_ns
+        if left_ns > 0:
+            return left_ns / 1e9
+        if self._overdue_ns != self.began_ns:
+            self._overdue_ns = self.began_ns
+            return LAST_LOOK_S
+        logger.critical(
+            "a run of %s on the event loop's thread did not end within %g s, and the server with it; "
+            "set isolation = 'process' in its deployment",
+            self._name,
+            self._run_limit_ns / 1e9,
+        )
+        logging.shutdown()
+        os._exit(HUNG_EXIT)
 
     def alive(self) -> bool:
         """Say whether its runner can be used."""

@@ -1,0 +1,171 @@
+"""Starting the servers that are compared, each pinned to one core and in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+HASTEN = (
+    "import sys; from pathlib import Path; from hasten.serve.app import Listening, serve; "
+    "serve(Path(sys.argv[1]), Listening(port=0, grpc_port=0, drain_s=0.0), "
+    "lambda o: print(o.http.rpartition(':')[2], o.grpc.rpartition(':')[2], flush=True))"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stack is started with: the bundle's TOML file, the environments, the core, a folder for its files."""
+
+    bundle: Path
+    model: str
+    envs: Path
+    core: int
+    folder: Path
+
+    @property
+    def onnx(self) -> str:
+        return str(self.bundle.parent / "model" / "model.onnx")
+
+    def python(self, env: str) -> str:
+        found = self.envs / env / "bin" / "python"
+        if not found.exists():
+            raise FileNotFoundError(f"{found} is not there: make the environment {env!r} as README.md says")
+        return str(found)
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    ports: dict[str, int]
+
+    def cpu_s(self) -> float:
+        """Processor time of it and its children."""
+        whole = psutil.Process(self.process.pid)
+        times = [process.cpu_times() for process in (whole, *whole.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
+    def stop(self) -> None:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def _run(words: list[str], place: Place, *, reads: bool = True) -> subprocess.Popen[str]:
+    said = subprocess.PIPE if reads else subprocess.DEVNULL
+    log = (place.folder / f"{Path(words[0]).parent.parent.name}.log").open("w")
+    env = {key: value for key, value in os.environ.items() if reads or key != "PYTHONPATH"}
+    return subprocess.Popen(
+        ["taskset", "-c", str(place.core), *words], stdout=said, stderr=log, text=True, env=env, cwd=place.folder
+    )
+
+
+def _ports(process: subprocess.Popen[str]) -> list[int]:
+    assert process.stdout is not None
+    found = [int(port) for port in process.stdout.readline().split()]
+    if not found:
+        raise SystemExit(f"{process.args} did not start")
+    return found
+
+
+def hasten(place: Place) -> Server:
+    process = _run([sys.executable, "-c", HASTEN, str(place.bundle)], place)
+    ports = _ports(process)
+    return Server(process, {"json": ports[0], "binary": ports[0], "grpc": ports[1]})
+
+
+def uvicorn(place: Place) -> Server:
+    peers = str(HERE.parent / "transport" / "peers.py")
+    process = _run([sys.executable, peers, "uvicorn-model", place.onnx], place)
+    return Server(process, {"binary": _ports(process)[0]})
+
+
+def fastapi(place: Place) -> Server:
+    words = [place.python("fastapi"), str(HERE / "peers" / "fastapi_ort.py"), place.onnx, place.model, "2"]
+    process = _run(words, place)
+    port = _ports(process)[0]
+    return Server(process, {"json": port, "binary": port})
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+def wait_ready(url: str, process: subprocess.Popen[str], limit_s: float = 60.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - loopback
+                return
+        except urllib.error.HTTPError:
+            return  # it answers, whatever it says of this path
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end_s:
+                raise SystemExit(f"{process.args} did not start") from None
+            time.sleep(0.2)
+
+
+def mlserver(place: Place) -> Server:
+    folder = place.folder / "mlserver"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(HERE / "peers" / "mlserver_ort.py", folder)
+    http, grpc, metrics = free_port(), free_port(), free_port()
+    settings = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0, "debug": False}
+    model = {
+        "name": place.model,
+        "implementation": "mlserver_ort.OnnxModel",
+        "parameters": {"uri": place.onnx},
+    }
+    (folder / "settings.json").write_text(json.dumps({**settings, "host": "127.0.0.1"}))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    words = [place.python("mlserver").replace("python", "mlserver"), "start", str(folder)]
+    process = _run(words, place, reads=False)
+    wait_ready(f"http://127.0.0.1:{http}/v2/models/{place.model}/ready", process)
+    return Server(process, {"json": http, "grpc": grpc})
+
+
+def litserve(place: Place) -> Server:
+    port = free_port()
+    words = [place.python("litserve"), str(HERE / "peers" / "litserve_ort.py"), place.onnx, place.model, str(port)]
+    process = _run(words, place, reads=False)
+    wait_ready(f"http://127.0.0.1:{port}/health", process)
+    return Server(process, {"json": port})
+
+
+STACKS: dict[str, Callable[[Place], Server]] = {
+    "hasten": hasten,
+    "uvicorn": uvicorn,
+    "fastapi": fastapi,
+    "mlserver": mlserver,
+    "litserve": litserve,
+}
+PROTOCOLS = {
+    "hasten": ("json", "binary", "grpc"),
+    "uvicorn": ("binary",),
+    "fastapi": ("json", "binary"),
+    "mlserver": ("json", "grpc"),
+    "litserve": ("json",),
+}
+"""What each speaks: MLServer knows no binary tensors over REST, LitServe none at all."""
