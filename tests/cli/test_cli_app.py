@@ -1,4 +1,7 @@
+import importlib
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +140,12 @@ def test_completion_scripts_know_the_verbs_and_their_options() -> None:
 
 def _home(words: list[str], folder: Path) -> list[str]:
     return ["--home", str(folder / "home")] if words[0] in VERBS else []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_example_is_cut_in_a_terminal_of_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    lines = inspect.getsource(importlib.import_module(f"hasten.cli.{module_of(verb)}")).splitlines()
+    examples = [line.strip() for line in lines if re.match(r"\s+hasten \w", line)]
+    assert all(example in shown for example in examples), shown

@@ -71,7 +71,7 @@ def analyse(
     target: TargetOptions = TARGET,
     common: Common = COMMON,
 ) -> Answer:
-    """Show where a service's time goes, why its slow requests are slow, and what it can carry.
+    r"""Show where a service's time goes, why its slow requests are slow, and what it can carry.
 
     It tells response times and their parts, causes of slow requests, throughput against latency, and with --slo the
     highest rate that holds the objective, and what would carry more. A server is asked alone, saturated, and at several
@@ -80,8 +80,10 @@ def analyse(
 
     .. code-block:: console
 
-        hasten analyse http://127.0.0.1:8000 net --data val.parquet --slo "p99 <= 20ms" --for-rate 2000
-        hasten analyse grpc://127.0.0.1:8001 net --data val.parquet --arrivals poisson:rate=300 --duration 60s
+        hasten analyse http://127.0.0.1:8000 net --data val.parquet \
+            --slo "p99 <= 20ms" --for-rate 2000
+        hasten analyse grpc://127.0.0.1:8001 net --data val.parquet \
+            --arrivals poisson:rate=300 --duration 60s
         hasten analyse .hasten/load/net-20260101T120000 --slo "p99 <= 20ms"
 
     Exit codes: 0; with --slo 3 where the objective is missed; 4 where what was measured cannot tell.

@@ -39,7 +39,7 @@ def apply(
     seed: int = 0,
     common: Common = COMMON,
 ) -> Answer:
-    """Apply passes to a model, in the order they are written, and write the changed model.
+    r"""Apply passes to a model, in the order they are written, and write the changed model.
 
     A pass is its name, or its name with settings: quantize-static:observer=mse,percentile=99.9. A value in
     brackets is JSON: exclude=["/stem/conv","/head/gemm"]. ``hasten apply --list`` shows every pass and setting.
@@ -48,7 +48,8 @@ def apply(
 
         hasten apply --list
         hasten apply fold model.onnx -o folded.onnx
-        hasten apply fold quantize-static:observer=mse model.onnx --data val.parquet -o int8.onnx
+        hasten apply fold quantize-static:observer=mse model.onnx \
+            --data val.parquet -o int8.onnx
 
     Args:
         words: The passes, then the model.

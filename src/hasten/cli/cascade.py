@@ -39,13 +39,14 @@ def cascade(
     samples: DataOptions = DATA,
     common: Common = COMMON,
 ) -> Answer:
-    """Make a cascade of two deployments: the second is asked only where the first is in doubt.
+    r"""Make a cascade of two deployments: the second is asked only where the first is in doubt.
 
     The threshold is the lowest at which the data prove that no more accuracy is lost than allowed.
 
     .. code-block:: console
 
-        hasten cascade models/small models/large --data val.parquet --max-drop 1% -o models/both/deployment.toml
+        hasten cascade models/small models/large --data val.parquet \
+            --max-drop 1% -o models/both/deployment.toml
 
     Args:
         first: The cheap deployment, in the folder of models that will be served.

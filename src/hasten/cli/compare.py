@@ -45,7 +45,7 @@ def compare(
     target: TargetOptions = TARGET,
     common: Common = COMMON,
 ) -> Answer:
-    """Compare two live services, block by block in random order under equal arrivals, or two recorded runs.
+    r"""Compare two live services, block by block in random order under equal arrivals, or two recorded runs.
 
     Every ratio comes with its 95 % interval; above 1, B does better, and only an interval that lies beyond 1.02 as a
     whole says so. Recorded runs were not interleaved: what changed on the machine between them is in no interval.
@@ -53,8 +53,10 @@ def compare(
     .. code-block:: console
 
         hasten compare runs/before runs/after
-        hasten compare http://127.0.0.1:8000 http://127.0.0.1:9000 --model net --data val.parquet
-        hasten compare http://127.0.0.1:8000 grpc://127.0.0.1:8001 --model net --data val.npz --blocks 20
+        hasten compare http://127.0.0.1:8000 http://127.0.0.1:9000 --model net \
+            --data val.parquet
+        hasten compare http://127.0.0.1:8000 grpc://127.0.0.1:8001 --model net \
+            --data val.npz --blocks 20
 
     Exit codes: 0; 4 where the generator was too late in one of them to be believed.
 

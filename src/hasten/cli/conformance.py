@@ -65,14 +65,15 @@ def conformance(
     options: CheckOptions = OPTIONS,
     common: Common = COMMON,
 ) -> Answer:
-    """Check a server against the Open Inference Protocol, and say where it does otherwise.
+    r"""Check a server against the Open Inference Protocol, and say where it does otherwise.
 
     Exit code 3: a required check, or one of an extension that the server claims, is not met.
 
     .. code-block:: console
 
         hasten conformance http://127.0.0.1:8000
-        hasten conformance http://127.0.0.1:8080 --grpc 127.0.0.1:8081 --model net --junit results.xml
+        hasten conformance http://127.0.0.1:8080 --grpc 127.0.0.1:8081 \
+            --model net --junit results.xml
 
     Args:
         url: http://HOST:PORT or https://HOST:PORT.

@@ -70,12 +70,13 @@ def gate(
     target: TargetOptions = TARGET,
     common: Common = COMMON,
 ) -> Answer:
-    """Judge a service by limits: by a recorded run, or under load that is put on it now.
+    r"""Judge a service by limits: by a recorded run, or under load that is put on it now.
 
     .. code-block:: console
 
         hasten gate runs/x --max-p99 20ms --max-errors 0.1%
-        hasten gate http://127.0.0.1:8000 net --data val.parquet --arrivals poisson:rate=600 --min-throughput 500
+        hasten gate http://127.0.0.1:8000 net --data val.parquet \
+            --arrivals poisson:rate=600 --min-throughput 500
 
     Exit codes: 0 where every limit is met; 3 where one is missed; 4 where one cannot be told (INCONCLUSIVE: too few
     requests; INVALID: the generator was too late to be believed) and none is missed.

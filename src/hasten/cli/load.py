@@ -70,7 +70,7 @@ def load(
     target: TargetOptions = TARGET,
     common: Common = COMMON,
 ) -> Answer:
-    """Put load on a service: an open loop whose every request is scheduled before the run, or a closed one.
+    r"""Put load on a service: an open loop whose every request is scheduled before the run, or a closed one.
 
     Response times count from the scheduled time, so a server that stalls is charged for every request that was due
     meanwhile. Refusals, timeouts and errors are counted as misses and end nothing. The record of the run is kept, for
@@ -78,10 +78,14 @@ def load(
 
     .. code-block:: console
 
-        hasten load http://127.0.0.1:8000 net --data val.parquet --arrivals poisson:rate=200 --slo "p99 <= 20ms"
-        hasten load grpc://127.0.0.1:8001 net --data val.parquet --arrivals closed:concurrency=8 -o runs/closed
-        hasten load http://127.0.0.1:9000/score --protocol http --data bodies/ --arrivals ramp:from=10,to=500
-        hasten load http://127.0.0.1:8000 net --data val.parquet --scenario single-stream --duration 600s
+        hasten load http://127.0.0.1:8000 net --data val.parquet \
+            --arrivals poisson:rate=200 --slo "p99 <= 20ms"
+        hasten load grpc://127.0.0.1:8001 net --data val.parquet \
+            --arrivals closed:concurrency=8 -o runs/closed
+        hasten load http://127.0.0.1:9000/score --protocol http --data bodies/ \
+            --arrivals ramp:from=10,to=500
+        hasten load http://127.0.0.1:8000 net --data val.parquet \
+            --scenario single-stream --duration 600s
 
     Exit codes: 0; 1 where the run was cut short; with --slo 3 where it misses; 4 where the run cannot tell, because it
     is too short, the generator was too late to be believed, or a rule of its scenario is not kept.

@@ -79,7 +79,7 @@ def measure(
     seed: int = 0,
     common: Common = COMMON,
 ) -> Answer:
-    """Time a model in one engine, or in several side by side, each in a process of its own with pinned threads.
+    r"""Time a model in one engine, or in several side by side, each in a process of its own with pinned threads.
 
     Several engines take turns in random order, so what drifts on the machine drifts for all of them. Every latency
     and every ratio comes with its 95 % interval; the limit is this machine's own, from measured peaks.
@@ -87,7 +87,8 @@ def measure(
     .. code-block:: console
 
         hasten measure model.onnx
-        hasten measure model.onnx --engine onnxruntime:threads=1 --engine openvino:threads=1
+        hasten measure model.onnx --engine onnxruntime:threads=1 \
+            --engine openvino:threads=1
         hasten measure model.onnx --data val.parquet --batch 8 --operators
 
     Args:

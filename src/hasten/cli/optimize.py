@@ -111,7 +111,7 @@ def optimize(
     search_options: SearchOptions = SEARCH,
     common: Common = COMMON,
 ) -> Answer:
-    """Find the fastest form of a model that keeps the goal, prove it, and make it ready to deploy.
+    r"""Find the fastest form of a model that keeps the goal, prove it, and make it ready to deploy.
 
     The untouched model runs first, in every engine and thread setting that is here; then lossless passes, then
     int8; with --train also pruning, fine-tuning and quantization-aware training. The final claim is made on samples
@@ -121,9 +121,12 @@ def optimize(
     .. code-block:: console
 
         hasten optimize model.onnx --data val.parquet --max-drop 1% --p99 5ms
-        hasten optimize net.py:make --state net.safetensors --data images/ --budget 20m
-        hasten optimize model.onnx --data val.parquet --train train.parquet --max-drop 1%
-        hasten optimize model.onnx --data val.npz --engines onnxruntime --threads 1,2 --json
+        hasten optimize net.py:make --state net.safetensors --data images/ \
+            --budget 20m
+        hasten optimize model.onnx --data val.parquet --train train.parquet \
+            --max-drop 1%
+        hasten optimize model.onnx --data val.npz --engines onnxruntime \
+            --threads 1,2 --json
 
     Args:
         model: An ONNX file, an exported program (.pt2), module.py:factory, or a digest in the store.

@@ -46,15 +46,17 @@ def plan_serving(
     samples: DataOptions = DATA,
     common: Common = COMMON,
 ) -> Answer:
-    """Choose deployment, threads, instances and batch sizes for a service's objective, and write the deployment.
+    r"""Choose deployment, threads, instances and batch sizes for a service's objective, and write the deployment.
 
     Runs of every batch size are timed in sessions, a server is up for a moment to learn what it adds, every way to
     serve is simulated, and the best are served and measured. The simulation's error stands beside each.
 
     .. code-block:: console
 
-        hasten plan-serving best/deployment.toml --data val.parquet --slo "p99 <= 20ms"
-        hasten plan-serving a/ b/ --data val.parquet --slo "p99 <= 20ms" --rate 2000 -o out
+        hasten plan-serving best/deployment.toml --data val.parquet \
+            --slo "p99 <= 20ms"
+        hasten plan-serving a/ b/ --data val.parquet --slo "p99 <= 20ms" \
+            --rate 2000 -o out
 
     Exit codes: 0; 3 where nothing holds the objective.
 
