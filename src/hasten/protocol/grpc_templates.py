@@ -167,17 +167,7 @@ def _filled(known: _Known, data: bytes, spans: Spans, name: str) -> InferRequest
             return None
         array = np.frombuffer(data, slot.dtype, slot.count, first).reshape(slot.shape)
         tensors.append(Tensor(name=slot.name, datatype=slot.datatype, data=array, parameters=slot.parameters))
-    bare = known.request
-    return InferRequest(
-        model=bare.model,
-        version=bare.version,
-        id=name,
-        inputs=tuple(tensors),
-        outputs=bare.outputs,
-        parameters=bare.parameters,
-        priority=bare.priority,
-        timeout_us=bare.timeout_us,
-    )
+    return msgspec.structs.replace(known.request, id=name, inputs=tuple(tensors))
 
 
 class ResponseTemplates:

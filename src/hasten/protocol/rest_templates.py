@@ -140,17 +140,7 @@ def _filled(known: _Known, view: memoryview, at: int, name: str) -> InferRequest
         )
         for slot in known.slots
     ]
-    bare = known.request
-    return InferRequest(
-        model=bare.model,
-        version=bare.version,
-        id=name,
-        inputs=tuple(tensors),
-        outputs=bare.outputs,
-        parameters=bare.parameters,
-        priority=bare.priority,
-        timeout_us=bare.timeout_us,
-    )
+    return msgspec.structs.replace(known.request, id=name, inputs=tuple(tensors))
 
 
 class ResponseTemplates:
