@@ -23,6 +23,7 @@ KINDS = ("ensemble", "cascade")
 MOST_MEMBERS = 16
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+Confidence = Literal["top-1", "margin"]
 Weight = Annotated[float, Meta(gt=0)]
 
 
@@ -84,9 +85,7 @@ class Cascade:
 
     members: Annotated[tuple[str, ...], Doc("deployments of the repository, the cheapest first")]
     thresholds: Annotated[tuple[Share, ...], Doc("confidence below which the next is asked, one fewer than members")]
-    confidence: Annotated[Literal["top-1", "margin"], Doc("the best probability, or its margin over the second")] = (
-        "top-1"
-    )
+    confidence: Annotated[Confidence, Doc("the best probability, or its margin over the second")] = "top-1"
     scores: Annotated[str, Doc("the output with a score for each class, [rows, classes]")]
     softmax: Annotated[bool, Doc("scores are logits: the confidence is that of their softmax")] = False
 

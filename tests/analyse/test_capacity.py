@@ -88,6 +88,18 @@ def test_costs_read_from_records_are_those_that_were_simulated() -> None:
     assert float(np.median(found.outside_ns)) == pytest.approx(float(np.median(setup.costs.outside_ns)), rel=0.15)
 
 
+@pytest.mark.parametrize("largest", [1, 8])
+def test_runs_of_tens_of_microseconds_told_in_whole_ones_are_not_taken_for_one_another(largest: int) -> None:
+    quick = planted.costs(largest=largest)
+    busy = (tuple(0.08 * ns for ns in quick.busy_ns[0]),)  # 80 us for a row
+    costs = replace(quick, busy_ns=busy, between_ns=50_000.0)
+    setup = Setup(costs=costs, instances=1, cores=2, sizes=costs.sizes)
+    run = planted.record(simulate(setup, closed(32, 6000), seed=2))
+    told = np.where(run.requests.phases_ns > 0, run.requests.phases_ns // 1000 * 1000, run.requests.phases_ns)
+    found = costs_of([], saturated=replace(run, requests=replace(run.requests, phases_ns=told)))
+    assert found.between_ns == pytest.approx(50_000, rel=0.1)
+
+
 def test_a_model_read_from_records_predicts_the_service_that_made_them() -> None:
     setup = planted.service()
     runs = [planted.record(simulate(setup, poisson(rate, 4000, seed=1), seed=1)) for rate in (600, 1500)]

@@ -23,7 +23,7 @@ def test_the_parts_of_every_request_add_up_to_the_clients_response() -> None:
 
 def test_shares_at_each_quantile_add_up_to_one_and_means_to_the_response() -> None:
     run, _ = planted.slow_network(0)
-    for band in bands(join_phases(run), seed=0):
+    for band in bands(join_phases(run)):
         assert sum(share.share for share in band.shares) == pytest.approx(1.0)
         assert sum(share.mean_ns.value for share in band.shares) == pytest.approx(band.response_ns)
         assert all(share.mean_ns.n == band.n for share in band.shares)
@@ -31,7 +31,7 @@ def test_shares_at_each_quantile_add_up_to_one_and_means_to_the_response() -> No
 
 def test_a_band_around_the_99th_percentile_needs_five_requests() -> None:
     simulated = planted.simulate(planted.service(), planted.poisson(100, 300, seed=0), seed=0)
-    assert [band.q for band in bands(join_phases(planted.record(simulated)), seed=0)] == [0.5]
+    assert [band.q for band in bands(join_phases(planted.record(simulated)))] == [0.5]
 
 
 def test_a_server_that_tells_nothing_leaves_one_part_for_itself_and_the_way() -> None:

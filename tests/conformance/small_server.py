@@ -188,6 +188,13 @@ class SaysNaN(Honest):
         return said | {"data": [math.nan for _ in said["data"]]} if name == "y" else said
 
 
+class SaysTwice(Honest):
+    """An answer holds a name twice, of which each reader takes another."""
+
+    def infer(self, path: str, body: bytes) -> Any:
+        return json.dumps(super().infer(path, body)).replace("{", '{"model_name": "other", ', 1).encode()
+
+
 class AlwaysReady(Honest):
     """Every model is ready, whether it is there or not."""
 

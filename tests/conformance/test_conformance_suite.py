@@ -45,6 +45,7 @@ FAULTS = {
     "WrongCount": ("rest-infer", "elements"),
     "WrongType": ("rest-infer", "INT64, and holds '4'"),
     "SaysNaN": ("rest-infer", "NaN, which JSON has not"),
+    "SaysTwice": ("rest-infer", "a name twice"),
     "AlwaysReady": ("rest-unknown-model-is-not-ready", "not that it is not ready"),
     "IgnoresOutputs": ("rest-infer-named-outputs", "asked for is"),
     "TakesAnyVersion": ("rest-error-unknown-version", "which is no error"),

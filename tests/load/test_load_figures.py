@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from hasten.errors import InvalidSetting
-from hasten.load.figures import figures_of, seconds_needed
+from hasten.load.figures import figures_of
 from hasten.load.objective import Objective, read_objective
 from load.runs import ERROR, OK, REFUSED, TIMEOUT, UNSENT, run_of
 
@@ -112,8 +111,3 @@ def test_an_objective_is_read(text: str, q: float, limit_ns: float) -> None:
 def test_what_is_no_objective_says_how_one_is_written(text: str) -> None:
     with pytest.raises(InvalidSetting, match="p99 <= 20ms"):
         read_objective(text)
-
-
-def test_the_time_that_a_percentile_needs_is_told() -> None:
-    assert seconds_needed(100, 0.99) == pytest.approx(4.59)
-    assert np.isfinite(seconds_needed(1, 0.999))

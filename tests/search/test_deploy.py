@@ -14,13 +14,13 @@ from hasten.errors import Untrusted
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.protocol.messages import InferRequest, Tensor
 from hasten.samples.preprocess import Preprocess
-from hasten.search.deploy import image_input
 from hasten.search.optimize import optimize
 from hasten.search.prepare import Data
 from hasten.search.result import Goal
 from hasten.search.task import Effort
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.steps.from_preprocess import image_input
 from hasten.tensors import Signature, TensorSpec
 from hasten.testing import models
 from hasten.transform import run_pass

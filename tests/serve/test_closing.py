@@ -124,3 +124,18 @@ def test_a_grpc_call_made_while_the_port_closes_is_answered_or_safe_to_send_agai
 async def gathered(work: list[asyncio.Task[None]]) -> None:
     waits: list[Awaitable[None]] = list(work)
     await asyncio.gather(*waits)
+
+
+def test_a_connection_whose_requests_were_all_known_is_not_a_fresh_one() -> None:
+    async def test() -> None:
+        listener = await listening()
+        streams = [await asyncio.open_connection(*place(listener)) for _ in range(2)]
+        for reader, writer in streams:  # the second one's head was seen before: llhttp never looks at it
+            writer.write(GET)
+            await within(reader.readuntil(b"\r\n\r\n{}"))
+        assert [connection.fresh for connection in listener._server.connections] == [False, False]
+        await within(listener.close(10))
+        for _, writer in streams:
+            writer.close()
+
+    run(test)

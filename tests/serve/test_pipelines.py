@@ -14,6 +14,7 @@ from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BadRequest, DeadlineExceeded, ModelNotFound, ModelNotReady, ServerFault, StoreError, TooLarge
 from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.samples.preprocess import Preprocess
+from hasten.serve.model import Model
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
@@ -362,6 +363,31 @@ def test_a_function_that_hangs_fails_its_request_and_another_thread_takes_over(t
             assert "did not end within 0.2 s" in str(outcome)
         fine = InferRequest(model="net", inputs=(Tensor.of("half", np.zeros((1, 16), np.float32)),))
         assert len((await service.infer(fine)).outputs) == 1
+        await service.stop()
+        (tmp_path / "go").touch()
+
+    run(work())
+    assert not instances_left()
+
+
+def test_a_function_that_hangs_is_found_though_its_client_has_left(tmp_path: Path) -> None:
+    path = with_code(tmp_path / "net", "hang", serving=Serving(instances=1, run_limit_ms=200.0))
+    (tmp_path / "steps.py").write_text(CODE)
+
+    async def work() -> None:
+        service = await started(path, code=tmp_path)
+        (model,) = service.models()
+        assert isinstance(model, Model)
+        assert model._piping is not None
+        hung = InferRequest(model="net", inputs=(Tensor.of("half", np.ones((1, 16), np.float32)),))
+        tickets = [service.submit(hung, Marks(), lambda outcome: None) for _ in range(model._piping.threads.count)]
+        while not all(piped.seen_ns for piped in model._piping._at_work):
+            await asyncio.sleep(0)
+        for ticket in tickets:
+            ticket.cancel()
+        fine = InferRequest(model="net", inputs=(Tensor.of("half", np.zeros((1, 16), np.float32)),))
+        assert len((await service.infer(fine)).outputs) == 1
+        assert (model._piping._waiting_rows, model._piping._waiting_bytes) == (0, 0)
         await service.stop()
         (tmp_path / "go").touch()
 

@@ -93,6 +93,12 @@ def test_a_cast_refuses_what_the_new_dtype_cannot_hold() -> None:
             after(Cast(input="y", to="int8"), y=scores([0.0, value]))
 
 
+def test_a_value_that_a_half_cannot_hold_is_refused_and_infinity_stays() -> None:
+    with pytest.raises(BadRequest, match="too large for float16"):
+        after(Cast(input="y", to="float16"), y=scores([1e6, 1.0]))
+    assert after(Cast(input="y", to="float16"), y=scores([np.inf, 1.0]))["y"].tolist() == [[np.inf, 1.0]]
+
+
 def naive(boxes: Array, marks: Array, step: NonMaximumSuppression) -> list[tuple[int, int]]:
     """Suppress as the definition has it, pair by pair, in Python's own numbers."""
 

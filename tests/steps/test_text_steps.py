@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 
-from hasten.errors import BadRequest, InvalidSetting, StoreError
+from hasten.errors import BadRequest, InvalidSetting, StoreError, TooLarge
 from hasten.steps.pipeline import Pipeline, open_pipeline
 from hasten.steps.step import Around
 from hasten.tensors import Array, Signature, TensorSpec
@@ -132,3 +132,12 @@ def test_what_no_step_reads_goes_to_the_model_as_it_is(folder: Path) -> None:
     texts = np.array([b"cat", b"dog"], object)
     got = pipeline.prepare({"text": texts, "age": age}, lambda: False, 1 << 20)
     assert got["age"] is age
+
+
+def test_rows_are_bounded_as_they_are_padded_and_not_as_they_came(folder: Path) -> None:
+    pipeline = opened(folder, max_length=400)
+    texts = np.array([b"cat " * 398, *[b"cat"] * 63], object)
+    row_bytes = 2 * 400 * 8  # ids and mask, int64
+    with pytest.raises(TooLarge, match="take more than"):
+        pipeline.prepare({"text": texts}, lambda: False, 10 * row_bytes)
+    assert pipeline.prepare({"text": texts}, lambda: False, 64 * row_bytes)["input_ids"].shape == (64, 400)

@@ -216,7 +216,7 @@ def analyse_run(
         issue_delay=percentiles(delays, (0.5, 0.99)) if len(delays) else (),
         invalid=figures.invalid,
         verdict=figures.verdict,
-        bands=bands(joined, seed=run.seed) if joined else (),
+        bands=bands(joined) if joined else (),
         unfitting=joined.unfitting if joined else 0.0,
         explanation=explain(run, host=host) if some else None,
         batches=_batches(run) if some else (),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.analyse.phases import Joined, join_phases
-from hasten.analyse.server_runs import ServerRuns, server_runs
+from hasten.analyse.server_runs import ServerRuns, infer_ended_ns, server_runs
 from hasten.artifact import Json
 from hasten.errors import BadInput, InvalidSetting
 from hasten.load.run import Ints, LoadRun
@@ -157,15 +157,21 @@ def _by_busy(
 
 
 def _between_ns(saturated: LoadRun) -> float:
-    """Give the mean time that a busy instance spends between runs."""
-    runs, run_ns = _told(saturated, join_phases(saturated))
-    spans = gaps = 0.0
-    for instance in np.unique(runs.instance):
-        mine = np.flatnonzero(runs.instance == instance)
-        if len(mine) > 2:
-            spans += float(runs.end_ns[mine[-1]] - runs.end_ns[mine[0]]) - float(run_ns[mine[1:]].sum())
-            gaps += len(mine) - 1
-    return max(spans / gaps, 0.0) if gaps else 0.0
+    """Give the mean time that a busy instance spends between runs.
+
+    Each request counts as its share of a run: runs of tens of microseconds that a server tells in whole ones cannot all
+    be told apart, and must not be counted.
+    """
+    joined, requests = join_phases(saturated), saturated.requests
+    ended, instances = infer_ended_ns(saturated, joined), requests.instance[joined.row]
+    fill = np.minimum(requests.rows[joined.row] / np.maximum(requests.batch_rows[joined.row], 1), 1.0)
+    ran_ns = (joined.part("infer") + joined.part("pre")) * fill
+    spans = runs = 0.0
+    for instance in np.unique(instances):
+        mine = instances == instance
+        spans += float(np.ptp(ended[mine]) - ran_ns[mine].sum())
+        runs += float(fill[mine].sum())
+    return max(spans / runs, 0.0) if runs else 0.0
 
 
 def costs_from_statistics(before: Mapping[str, Json], after: Mapping[str, Json], *, outside_ns: float) -> BatchCosts:

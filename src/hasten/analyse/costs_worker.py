@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from hasten.analyse.batch_costs import BatchCosts
 from hasten.deployment import Deployment, read_deployment
 from hasten.engine import Engine, Session
-from hasten.errors import HastenError, Unsupported
+from hasten.errors import Unsupported
 from hasten.isolation import Child, Limits, Progress, Reply, report_progress
 from hasten.plan import Part, load_part
 from hasten.serve.intake import batch_axis
@@ -118,33 +118,20 @@ def threads_for(deployment: Deployment, cores: int) -> tuple[int, ...]:
 
 def _timed(sessions: list[Session], feed: dict[str, Array], seconds: float) -> Any:
     """Time runs of all sessions at once, each in a thread, and give the times, [runs] in nanoseconds."""
-    taken: list[list[int]] = [[] for _ in sessions]
-    failed: list[HastenError] = []
-    start = threading.Barrier(len(sessions))
-    end_ns = [0]
+    for session in sessions:
+        for _ in range(WARM_RUNS):
+            session.run(feed)
+    end_ns = time.perf_counter_ns() + int(seconds * 1e9)
 
-    def work(k: int) -> None:
-        try:
-            for _ in range(WARM_RUNS):
-                sessions[k].run(feed)
-        except HastenError as error:
-            failed.append(error)
-        if start.wait() == 0:
-            end_ns[0] = time.perf_counter_ns() + int(seconds * 1e9)
-        start.wait()
-        mine = taken[k]
-        while not failed and len(mine) < MOST_RUNS:
+    def work(session: Session) -> list[int]:
+        mine: list[int] = []
+        while len(mine) < MOST_RUNS:
             begun = time.perf_counter_ns()
-            if begun > end_ns[0] and len(mine) >= FEWEST_RUNS:
-                return
-            sessions[k].run(feed)
+            if begun > end_ns and len(mine) >= FEWEST_RUNS:
+                break
+            session.run(feed)
             mine.append(time.perf_counter_ns() - begun)
+        return mine
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(sessions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    return np.array([ns for mine in taken for ns in mine], np.int64)
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        return np.array([ns for mine in pool.map(work, sessions) for ns in mine], np.int64)

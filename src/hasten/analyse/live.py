@@ -31,7 +31,7 @@ from hasten.load.arrivals import Arrivals, Closed, Poisson
 from hasten.load.figures import times_of, why_invalid
 from hasten.load.generate import OpenLoad
 from hasten.load.objective import Objective
-from hasten.load.run import OUTCOMES, LoadRun
+from hasten.load.run import OUTCOMES, STOPPED, LoadRun
 from hasten.load.target import LoadPlan, Target
 
 ALONE_S = 1.0
@@ -147,7 +147,10 @@ class _Service:
 
     def run(self, arrivals: Arrivals, seconds: float, seed: int, doing: str) -> LoadRun:
         plan = LoadPlan(arrivals=arrivals, duration_s=seconds, seed=seed, timeout_s=self.look.timeout_s)
-        return self.load.run(plan, progress=lambda done, missed, share: self.progress(doing, share))
+        run = self.load.run(plan, progress=lambda done, missed, share: self.progress(doing, share))
+        if run.cut_short == STOPPED:  # Ctrl-C ends the look, not this load alone
+            raise KeyboardInterrupt
+        return run
 
     def alone(self) -> LoadRun:
         """One request after the other."""
@@ -182,7 +185,7 @@ class _Service:
     def search(self, objective: Objective, bare_ns: float) -> Found:
         def measure(rate: float, seconds: float, seed: int) -> Seen:
             run = self.run(Poisson(rate=rate), seconds, seed, f"the highest rate, {rate:.4g}/s")
-            late = why_invalid(run, objective) is not None if len(run.requests.outcome) else False
+            late = why_invalid(run, objective) is not None
             return Seen(times_ns=times_of(run), late=late)
 
         return find_highest_rate(measure, objective, bare_ns=bare_ns, rules=self.look.rules)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from hasten.errors import BadInput
 from hasten.load.run import OUTCOMES, PHASES, Ints, LoadRun
@@ -26,8 +27,6 @@ BANDS = ((0.5, 0.05), (0.99, 0.005))
 
 FEWEST_IN_BAND = 5
 """The mean of fewer requests is an anecdote."""
-
-RESAMPLES = 1000
 
 Floats = npt.NDArray[np.float64]
 
@@ -104,13 +103,13 @@ def join_phases(run: LoadRun) -> Joined:
     return Joined(parts_ns=parts, row=row, told=("issue_delay", "transfer", *told, "transfer_back"))
 
 
-def bands(joined: Joined, *, seed: int) -> tuple[Band, ...]:
+def bands(joined: Joined) -> tuple[Band, ...]:
     """Give the parts at p50 and p99; a quantile with too few requests around it is left out."""
-    found = [band(joined, q, width, seed=seed) for q, width in BANDS]
+    found = [band(joined, q, width) for q, width in BANDS]
     return tuple(one for one in found if one is not None)
 
 
-def band(joined: Joined, q: float, width: float, *, seed: int) -> Band | None:
+def band(joined: Joined, q: float, width: float) -> Band | None:
     """Give the parts of the requests whose response lies within ``width`` of the ``q`` quantile, by rank."""
     response = joined.response_ns
     n = len(response)
@@ -121,14 +120,15 @@ def band(joined: Joined, q: float, width: float, *, seed: int) -> Band | None:
     places = [PARTS.index(name) for name in joined.told]
     parts = joined.parts_ns[chosen][:, places].astype(np.float64)  # [chosen, told]
     total = float(parts.sum(axis=1).mean())
-    random = np.random.default_rng(seed)
-    resampled = parts[random.integers(0, len(chosen), (RESAMPLES, len(chosen)))].mean(axis=1)  # [RESAMPLES, told]
-    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    mean = parts.mean(axis=0)  # [told]
+    half = stats.t.ppf(0.975, len(chosen) - 1) * parts.std(axis=0, ddof=1) / np.sqrt(len(chosen))
     shares = tuple(
         Share(
             part=name,
-            mean_ns=Estimate(value=float(parts[:, k].mean()), low=float(low[k]), high=float(high[k]), n=len(chosen)),
-            share=float(parts[:, k].mean()) / total if total else 0.0,
+            mean_ns=Estimate(
+                value=float(mean[k]), low=float(mean[k] - half[k]), high=float(mean[k] + half[k]), n=len(chosen)
+            ),
+            share=float(mean[k]) / total if total else 0.0,
         )
         for k, name in enumerate(joined.told)
     )

@@ -64,6 +64,11 @@ def server_runs(run: LoadRun, joined: Joined) -> ServerRuns | None:
     for column in (instance, batch, infer):
         same &= np.diff(column[order]) == 0
     fresh[1:] = ~same | (np.diff(ended[order]) > TOGETHER_NS)
+    # No run holds more rows than its batch: what is alike in everything else is cut where a batch is full.
+    head = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]
+    before = np.cumsum(rows[order]) - rows[order]
+    piece = (before - before[head]) // np.maximum(batch[order], 1)
+    fresh[1:] |= np.diff(piece) > 0
     number = np.cumsum(fresh) - 1  # [answered], in sorted order
     count = int(number[-1]) + 1
     end_ns = np.zeros(count, np.int64)

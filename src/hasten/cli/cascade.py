@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from rich.text import Text
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, python_answer
 from hasten.cli.models import DATA, DataOptions
+from hasten.composition import Confidence
 from hasten.deployment import FILE, read_deployment
 from hasten.errors import BadInput, ModelNotReady
 from hasten.measure.cascade import ChosenThreshold, choose_threshold
@@ -22,6 +23,8 @@ from hasten.samples import Samples
 from hasten.serve.model import Model
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.steps.confidence import are_shares
+from hasten.steps.from_preprocess import steps_of_samples
 from hasten.store import write_atomically
 from hasten.tensors import Array
 
@@ -35,7 +38,7 @@ def cascade(
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     scores: str | None = None,
     max_drop: Annotated[float, units.read_by(units.share)] = 0.01,
-    confidence: Literal["top-1", "margin"] = "top-1",
+    confidence: Confidence = "top-1",
     samples: DataOptions = DATA,
     common: Common = COMMON,
 ) -> Answer:
@@ -91,7 +94,12 @@ def member_name(path: Path, output: Path) -> str:
 async def answers(path: Path, data: str, options: DataOptions) -> tuple[dict[str, Array], Samples]:
     """Give what a deployment says of the samples, after its own last steps. Raises as ``hasten predict`` does."""
     file = path / FILE if path.is_dir() else path
-    artifact = read_deployment(file)[1]
+    what, artifact = read_deployment(file)
+    if what.pre and list(what.pre) != steps_of_samples(artifact):
+        raise BadInput(
+            f"{file} has steps before its model that samples are not read with: a threshold would be proven for other "
+            "inputs than are served; take out [[pre]], or set the threshold by hand"
+        )
     read = options.read(data, artifact)
     service = Service(open_repository(file))
     try:
@@ -118,12 +126,6 @@ def only_scores(first: dict[str, Array], last: dict[str, Array]) -> str:
     if len(wide) != 1:
         raise BadInput(f"it is open which output has the scores: {', '.join(found) or 'none fits'}; say --scores NAME")
     return wide[0]
-
-
-def are_shares(scores: Array) -> bool:
-    """Say whether scores are probabilities already."""
-    values = scores.astype(np.float64)
-    return bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-2))
 
 
 def _summary(chosen: ChosenThreshold, names: list[str], output: Path) -> str:

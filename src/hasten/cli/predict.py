@@ -153,6 +153,7 @@ def key_of(what: Deployment, data: str, samples: DataOptions, piece: int) -> str
             what.preprocess,
             what.pre,
             what.post,
+            what.classes,
             str(Path(data).resolve()),
             stamp,
             msgspec.to_builtins(vars(samples)),

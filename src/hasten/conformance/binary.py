@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hasten.conformance.check import Skipped, check
+from hasten.conformance.check import Skipped, check, some_rows
 from hasten.conformance.inputs import NO_JSON, Tensor, same
 from hasten.conformance.outputs import HEADER, parted, rest_outputs
 from hasten.conformance.rest_infer import asking
@@ -31,13 +31,6 @@ def head_of(tensors: tuple[Tensor, ...], **more: Any) -> tuple[bytes, bytes]:
     return json.dumps({"inputs": inputs, **more}).encode(), b"".join(parts)
 
 
-def binary_rows(server: Server, rows: int = 1, *, fill: str = "zeros") -> tuple[Tensor, ...]:
-    """Make inputs. Raises Skipped, NotMet."""
-    if not server.model.inputs:
-        raise Skipped("the model's metadata have no inputs, so that there is nothing to send")
-    return server.rows(rows, fill=fill)
-
-
 def send(server: Server, head: bytes, rest: bytes, *, length: str | None = None) -> Answer:
     """Send a binary request, with the head's length or with another."""
     kind = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": length or str(len(head))}
@@ -53,13 +46,13 @@ def _json_carries_outputs(server: Server) -> None:
 def binary_inputs(server: Server) -> None:
     """Inputs come as bytes; outputs, for which nobody asked otherwise, are JSON."""
     _json_carries_outputs(server)
-    rest_outputs(send(server, *head_of(binary_rows(server))), server.model)
+    rest_outputs(send(server, *head_of(some_rows(server))), server.model)
 
 
 @check(BINARY, f"{SECTION}: binary_data_output", extension=WORD)
 def binary_outputs_all(server: Server) -> None:
     """``binary_data_output`` gives every output as bytes, and the header has the length of the JSON."""
-    answer = send(server, *head_of(binary_rows(server), parameters={"binary_data_output": True}))
+    answer = send(server, *head_of(some_rows(server), parameters={"binary_data_output": True}))
     met(HEADER in status_is(answer, 200).headers, "Inference-Header-Content-Length is missing")
     head, _ = parted(answer)
     for entry in typed(head.get("outputs"), list, "outputs"):
@@ -73,7 +66,7 @@ def binary_outputs_one(server: Server) -> None:
     """``binary_data`` on an output gives that one as bytes."""
     name = server.model.outputs[0].name if server.model.outputs else ""
     wanted = [{"name": name, "parameters": {"binary_data": True}}]
-    answer = send(server, *head_of(binary_rows(server), outputs=wanted))
+    answer = send(server, *head_of(some_rows(server), outputs=wanted))
     rest_outputs(answer, server.model, asked=[name])
     head, rest = parted(answer)
     met(bool(rest) or 0 in head["outputs"][0]["shape"], "the output is not binary")
@@ -85,7 +78,7 @@ def binary_outputs_single_one_wins(server: Server) -> None:
     _json_carries_outputs(server)
     wanted = [{"name": spec.name, "parameters": {"binary_data": False}} for spec in server.model.outputs]
     more = {"parameters": {"binary_data_output": True}, "outputs": wanted}
-    answer = send(server, *head_of(binary_rows(server), **more))
+    answer = send(server, *head_of(some_rows(server), **more))
     rest_outputs(answer, server.model)
     met(not parted(answer)[1], "bytes came back, though JSON was asked for")
 
@@ -95,7 +88,7 @@ def binary_json_inputs_binary_outputs(server: Server) -> None:
     """A request that is all JSON may ask for binary outputs."""
     if any(spec.datatype in NO_JSON for spec in server.model.inputs):
         raise Skipped("an input is of 16 bits, which JSON does not carry")
-    answer = server.infer(asking(binary_rows(server), parameters={"binary_data_output": True}))
+    answer = server.infer(asking(some_rows(server), parameters={"binary_data_output": True}))
     met(HEADER in status_is(answer, 200).headers, "Inference-Header-Content-Length is missing")
     rest_outputs(answer, server.model)
 
@@ -106,7 +99,7 @@ def binary_says_what_json_says(server: Server) -> None:
     specs = (*server.model.inputs, *server.model.outputs)
     if any(spec.datatype in NO_JSON for spec in specs):
         raise Skipped("a tensor is of 16 bits, which JSON does not carry")
-    tensors = binary_rows(server, fill="random")
+    tensors = some_rows(server, fill="random")
     one, two = (rest_outputs(server.infer(asking(tensors)), server.model) for _ in range(2))
     if any(not same(one[name].values, two[name].values) for name in one):
         raise Skipped("the model does not say the same twice")
@@ -118,14 +111,14 @@ def binary_says_what_json_says(server: Server) -> None:
 @check(BINARY, f"{SECTION}: binary_data_size", extension=WORD)
 def binary_error_header_length_beyond_the_body(server: Server) -> None:
     """A header length beyond the body is an error that is told."""
-    head, rest = head_of(binary_rows(server))
+    head, rest = head_of(some_rows(server))
     error_told(send(server, head, rest, length=str(len(head) + len(rest) + 1000)))
 
 
 @check(BINARY, f"{SECTION}: binary_data_size", extension=WORD)
 def binary_error_header_length_that_is_no_number(server: Server) -> None:
     """A header length that is no number, or negative, is an error that is told."""
-    head, rest = head_of(binary_rows(server))
+    head, rest = head_of(some_rows(server))
     for length in ("many", "-1"):
         error_told(send(server, head, rest, length=length))
 
@@ -133,21 +126,21 @@ def binary_error_header_length_that_is_no_number(server: Server) -> None:
 @check(BINARY, f"{SECTION}: binary_data_size", extension=WORD)
 def binary_error_header_length_within_the_json(server: Server) -> None:
     """A header length that cuts the JSON is an error that is told."""
-    head, rest = head_of(binary_rows(server))
+    head, rest = head_of(some_rows(server))
     error_told(send(server, head, rest, length=str(len(head) // 2)))
 
 
 @check(BINARY, f"{SECTION}: binary_data_size", extension=WORD)
 def binary_error_too_few_bytes(server: Server) -> None:
     """Fewer bytes behind the JSON than ``binary_data_size`` says is an error that is told."""
-    head, rest = head_of(binary_rows(server))
+    head, rest = head_of(some_rows(server))
     error_told(send(server, head, rest[:-1]))
 
 
 @check(BINARY, f"{SECTION}: binary_data_size", extension=WORD)
 def binary_error_size_that_is_not_the_shapes(server: Server) -> None:
     """A ``binary_data_size`` that is not what shape and datatype say is an error that is told."""
-    tensors = binary_rows(server)
+    tensors = some_rows(server)
     head, rest = head_of(tensors)
     said = json.loads(head)
     said["inputs"][0]["parameters"]["binary_data_size"] += 1
@@ -162,6 +155,6 @@ def binary_raw_request(server: Server) -> None:
     spec = server.model.inputs[0]
     if spec.datatype == "BYTES" or spec.shape.count(-1) > 1:
         raise Skipped("raw requests are for one input of a fixed size, or with one variable length")
-    answer = send(server, b"", binary_rows(server)[0].raw(), length="0")
+    answer = send(server, b"", some_rows(server)[0].raw(), length="0")
     met(HEADER in status_is(answer, 200).headers, "Inference-Header-Content-Length is missing")
     rest_outputs(answer, server.model)

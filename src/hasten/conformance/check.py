@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
+from hasten.conformance.inputs import Tensor
 from hasten.conformance.server import Server
 from hasten.errors import HastenError
 
@@ -18,7 +19,6 @@ Level = Literal["required", "recommended", "extension"]
 """What the specification states; what it leaves open, and is better so; what goes beyond it, where it is offered."""
 
 Run = Callable[[Server], None]
-F = TypeVar("F", bound=Callable[..., object])
 
 
 class NotOffered(HastenError):
@@ -27,6 +27,13 @@ class NotOffered(HastenError):
 
 class Skipped(HastenError):
     """This cannot be told with this model or from here, and why."""
+
+
+def some_rows(server: Server, rows: int = 1, *, fill: str = "zeros") -> tuple[Tensor, ...]:
+    """Make inputs. Raises Skipped, NotMet."""
+    if not server.model.inputs:
+        raise Skipped("the model's metadata have no inputs, so that there is nothing to send")
+    return server.rows(rows, fill=fill)
 
 
 @dataclass(frozen=True, kw_only=True)

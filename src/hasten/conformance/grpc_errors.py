@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hasten.conformance.check import Check, Skipped, name_of, text_of
-from hasten.conformance.grpc_infer import grpc_of, grpc_rows, ok, raw_request, typed_request
+from hasten.conformance.check import Check, Skipped, name_of, some_rows, text_of
+from hasten.conformance.grpc_infer import grpc_of, ok, raw_request, typed_request
 from hasten.conformance.rest_health import UNKNOWN, versions_of
 from hasten.conformance.server import GrpcAnswer, Server
 from hasten.conformance.wire import met
@@ -65,7 +65,7 @@ def infer(server: Server, fields: dict[str, Any]) -> GrpcAnswer:
 
 def changed(server: Server, **fields: Any) -> dict[str, Any]:
     """Make a good raw request, with fields of its first input changed."""
-    request = raw_request(server, grpc_rows(server))
+    request = raw_request(server, some_rows(server))
     request["inputs"][0] = {**request["inputs"][0], **fields}
     return request
 
@@ -79,20 +79,20 @@ def grpc_error_unknown_model_metadata(server: Server) -> GrpcAnswer:
 @refused("Inference", code=5)
 def grpc_error_unknown_model(server: Server) -> GrpcAnswer:
     """ModelInfer by a model that the server does not have"""
-    return infer(server, {**raw_request(server, grpc_rows(server)), "model_name": UNKNOWN})
+    return infer(server, {**raw_request(server, some_rows(server)), "model_name": UNKNOWN})
 
 
 @refused("Inference", code=5)
 def grpc_error_unknown_version(server: Server) -> GrpcAnswer:
     """ModelInfer by a version that the model does not have"""
     versions_of(server)
-    return infer(server, raw_request(server, grpc_rows(server), model_version="987654321"))
+    return infer(server, raw_request(server, some_rows(server), model_version="987654321"))
 
 
 @refused("Inference")
 def grpc_error_missing_inputs(server: Server) -> GrpcAnswer:
     """ModelInfer without inputs, by a model that has some"""
-    grpc_rows(server)
+    some_rows(server)
     return infer(server, {"model_name": server.model_name})
 
 
@@ -105,7 +105,7 @@ def grpc_error_unknown_input(server: Server) -> GrpcAnswer:
 @refused("Inference")
 def grpc_error_unknown_output(server: Server) -> GrpcAnswer:
     """A request for an output that the model does not have"""
-    return infer(server, raw_request(server, grpc_rows(server), outputs=[{"name": UNKNOWN}]))
+    return infer(server, raw_request(server, some_rows(server), outputs=[{"name": UNKNOWN}]))
 
 
 @refused("Tensor Data Types")
@@ -117,7 +117,7 @@ def grpc_error_unknown_datatype(server: Server) -> GrpcAnswer:
 @refused("Inference, shape")
 def grpc_error_negative_length(server: Server) -> GrpcAnswer:
     """An input whose shape has a negative length"""
-    return infer(server, changed(server, shape=[-1, *grpc_rows(server)[0].shape[1:]]))
+    return infer(server, changed(server, shape=[-1, *some_rows(server)[0].shape[1:]]))
 
 
 @refused("Inference, shape")
@@ -129,7 +129,7 @@ def grpc_error_huge_length(server: Server) -> GrpcAnswer:
 @refused("Inference, raw_input_contents")
 def grpc_error_too_few_bytes(server: Server) -> GrpcAnswer:
     """Raw contents with fewer bytes than shape and datatype say"""
-    request = raw_request(server, grpc_rows(server))
+    request = raw_request(server, some_rows(server))
     request["raw_input_contents"][0] = request["raw_input_contents"][0][:-1]
     return infer(server, request)
 
@@ -137,13 +137,13 @@ def grpc_error_too_few_bytes(server: Server) -> GrpcAnswer:
 @refused("Inference, raw_input_contents")
 def grpc_error_missing_raw_contents(server: Server) -> GrpcAnswer:
     """Inputs with neither raw nor typed contents"""
-    return infer(server, {**raw_request(server, grpc_rows(server)), "raw_input_contents": []})
+    return infer(server, {**raw_request(server, some_rows(server)), "raw_input_contents": []})
 
 
 @refused("Inference, raw_input_contents")
 def grpc_error_more_raw_contents_than_inputs(server: Server) -> GrpcAnswer:
     """More raw contents than inputs"""
-    request = raw_request(server, grpc_rows(server))
+    request = raw_request(server, some_rows(server))
     request["raw_input_contents"].append(b"\0\0\0\0")
     return infer(server, request)
 
@@ -151,7 +151,7 @@ def grpc_error_more_raw_contents_than_inputs(server: Server) -> GrpcAnswer:
 @refused("Inference, contents")
 def grpc_error_raw_and_typed_contents(server: Server) -> GrpcAnswer:
     """Raw and typed contents in one message"""
-    tensors = grpc_rows(server)
+    tensors = some_rows(server)
     raw = raw_request(server, tensors)["raw_input_contents"]
     return infer(server, typed_request(server, tensors, raw_input_contents=raw))
 
@@ -159,7 +159,7 @@ def grpc_error_raw_and_typed_contents(server: Server) -> GrpcAnswer:
 @refused("Tensor Data")
 def grpc_error_too_few_typed_contents(server: Server) -> GrpcAnswer:
     """Typed contents with fewer elements than the shape says"""
-    request = typed_request(server, grpc_rows(server))
+    request = typed_request(server, some_rows(server))
     contents = request["inputs"][0]["contents"]
     ((field, values),) = contents.items()
     if not values:

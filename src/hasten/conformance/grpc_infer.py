@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hasten.conformance.check import NotOffered, Skipped, check
+from hasten.conformance.check import NotOffered, Skipped, check, some_rows
 from hasten.conformance.inputs import CONTENTS, Tensor, unpacked
 from hasten.conformance.outputs import check_outputs
 from hasten.conformance.rest_health import UNKNOWN, versions_of
@@ -30,13 +30,6 @@ def ok(answer: GrpcAnswer) -> Any:
     """Give the message of a call that went well. Raises NotMet."""
     met(answer.code == 0, f"{answer.said} ended with status {answer.code}: {answer.details[:200]}")
     return answer.message
-
-
-def grpc_rows(server: Server, rows: int = 1, *, fill: str = "zeros") -> tuple[Tensor, ...]:
-    """Make inputs. Raises Skipped, NotMet."""
-    if not server.model.inputs:
-        raise Skipped("the model's metadata have no inputs, so that there is nothing to send")
-    return server.rows(rows, fill=fill)
 
 
 def raw_request(server: Server, tensors: Sequence[Tensor], **more: Any) -> dict[str, Any]:
@@ -128,21 +121,21 @@ def grpc_model_metadata(server: Server) -> None:
 @check(INFERENCE, "gRPC: Inference, raw_input_contents")
 def grpc_infer_raw(server: Server) -> None:
     """ModelInfer with raw contents gives every output of its datatype and shape."""
-    fields = raw_request(server, grpc_rows(server))
+    fields = raw_request(server, some_rows(server))
     grpc_outputs(ok(grpc_of(server).call("ModelInfer", **fields)), server.model)
 
 
 @check(INFERENCE, "gRPC: Inference, raw_output_contents", level="recommended")
 def grpc_infer_raw_is_answered_raw(server: Server) -> None:
     """A request with raw contents is answered with raw contents, which is what Triton's clients read."""
-    said = ok(grpc_of(server).call("ModelInfer", **raw_request(server, grpc_rows(server))))
+    said = ok(grpc_of(server).call("ModelInfer", **raw_request(server, some_rows(server))))
     met(len(said.raw_output_contents) == len(said.outputs), "the outputs are typed, not raw")
 
 
 @check(INFERENCE, "gRPC: Tensor Data, InferTensorContents")
 def grpc_infer_typed(server: Server) -> None:
     """ModelInfer with typed contents gives every output of its datatype and shape."""
-    fields = typed_request(server, grpc_rows(server, fill="random"))
+    fields = typed_request(server, some_rows(server, fill="random"))
     grpc_outputs(ok(grpc_of(server).call("ModelInfer", **fields)), server.model)
 
 
@@ -151,14 +144,14 @@ def grpc_infer_two_rows(server: Server) -> None:
     """Where the first length of every input is -1, two rows are taken."""
     if any(not spec.shape or spec.shape[0] != -1 for spec in server.model.inputs):
         raise Skipped("the model takes a fixed number of rows")
-    fields = raw_request(server, grpc_rows(server, 2, fill="random"))
+    fields = raw_request(server, some_rows(server, 2, fill="random"))
     grpc_outputs(ok(grpc_of(server).call("ModelInfer", **fields)), server.model)
 
 
 @check(INFERENCE, "gRPC: Inference, id")
 def grpc_infer_id(server: Server) -> None:
     """An ``id`` that came in goes out."""
-    fields = raw_request(server, grpc_rows(server), id="conformance 42")
+    fields = raw_request(server, some_rows(server), id="conformance 42")
     said = ok(grpc_of(server).call("ModelInfer", **fields)).id
     met(said == "conformance 42", f"id is {said!r}; 'conformance 42' was sent")
 
@@ -166,7 +159,7 @@ def grpc_infer_id(server: Server) -> None:
 @check(INFERENCE, "gRPC: Inference, outputs")
 def grpc_infer_named_outputs(server: Server) -> None:
     """Outputs that are asked for by name are given, and no others."""
-    tensors = grpc_rows(server)
+    tensors = some_rows(server)
     for spec in server.model.outputs:
         fields = raw_request(server, tensors, outputs=[{"name": spec.name}])
         grpc_outputs(ok(grpc_of(server).call("ModelInfer", **fields)), server.model, asked=[spec.name])
@@ -176,7 +169,7 @@ def grpc_infer_named_outputs(server: Server) -> None:
 def grpc_infer_version(server: Server) -> None:
     """A version that the metadata lists is asked for by its name, and answers as itself."""
     for version in versions_of(server):
-        fields = raw_request(server, grpc_rows(server), model_version=version)
+        fields = raw_request(server, some_rows(server), model_version=version)
         said = ok(grpc_of(server).call("ModelInfer", **fields)).model_version
         met(said in ("", version), f"model_version is {said!r}; asked was {version!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def parted(answer: Answer) -> tuple[dict[str, Any], bytes]:
     text = answer.headers.get(HEADER)
     if text is None:
         return answer.object(), b""
-    met(text.strip().isdigit(), f"Inference-Header-Content-Length is {text!r}")
+    met(re.fullmatch("[0-9]{1,15}", text.strip()) is not None, f"Inference-Header-Content-Length is {text!r}")
     size = int(text)
     met(0 < size <= len(answer.body), f"Inference-Header-Content-Length is {size}; the body has {len(answer.body)}")
     head = parsed(answer.said, answer.body[:size])

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from hasten.conformance.binary import binary_rows
-from hasten.conformance.check import Skipped, check
+from hasten.conformance.check import Skipped, check, some_rows
 from hasten.conformance.inputs import FORMATS, fits, unpacked
 from hasten.conformance.rest_infer import asking
 from hasten.conformance.server import Server, encoded
@@ -67,7 +66,7 @@ def shared_memory_register(server: Server) -> None:
 @check(SHARED, "Shared-Memory Extension", extension=WORD)
 def shared_memory_inference(server: Server) -> None:
     """An input is read from a region, and an output written there, with ``shared_memory_byte_size`` in the answer."""
-    tensors = binary_rows(server)
+    tensors = some_rows(server)
     outputs = [spec for spec in server.model.outputs if spec.datatype in FORMATS]
     if not outputs:
         raise Skipped("no output has a datatype of a fixed size")
@@ -81,7 +80,9 @@ def shared_memory_inference(server: Server) -> None:
         there = {"shared_memory_region": REGION, "shared_memory_offset": half, "shared_memory_byte_size": half}
         request["outputs"] = [{"name": outputs[0].name, "parameters": there}]
         said = status_is(server.infer(request), 200).object()
-        entry = typed(typed(said.get("outputs"), list, "outputs")[0], dict, "an output")
+        listed = typed(said.get("outputs"), list, "outputs")
+        met(len(listed) == 1, f"there are {len(listed)} outputs; one was asked for")
+        entry = typed(listed[0], dict, "an output")
         met("data" not in entry, "the output is in the body, though shared memory was asked for")
         shape = tuple(typed(n, int, "a length") for n in typed(entry.get("shape"), list, "shape"))
         met(fits(shape, outputs[0]), f"the output has the shape {list(shape)}")
@@ -108,7 +109,7 @@ def shared_memory_keys_are_no_paths(server: Server) -> None:
 @check(SHARED, "Shared-Memory Extension", extension=WORD)
 def shared_memory_that_is_not_registered(server: Server) -> None:
     """An input in a region that nobody registered is an error that is told."""
-    tensors = binary_rows(server)
+    tensors = some_rows(server)
     request = json.loads(encoded(asking(tensors)))
     del request["inputs"][0]["data"]
     size = len(tensors[0].raw())

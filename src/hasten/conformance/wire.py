@@ -93,7 +93,7 @@ class Http:
                 return found
         except TimeoutError as error:
             raise NotMet(f"{said}: no answer within {self.timeout_s:g} s") from error
-        except (OSError, HTTPException) as error:
+        except (OSError, UnicodeError, HTTPException) as error:
             raise NotMet(f"{said}: no answer: {type(error).__name__}: {error}".rstrip(": ")) from error
 
     @contextlib.contextmanager
@@ -107,7 +107,8 @@ class Http:
                     yield wrapped
 
     def _head(self, verb: str, path: str, body: bytes | None, headers: Mapping[str, str], *, keep: bool) -> bytes:
-        lines = {"Host": f"{self.host}:{self.port}", "Accept": "*/*", **self.headers, **headers}
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        lines = {"Host": f"{host}:{self.port}", "Accept": "*/*", **self.headers, **headers}
         if body is not None:
             lines.setdefault("Content-Length", str(len(body)))
         if not keep:
@@ -166,8 +167,12 @@ def parsed(said: str, text: bytes) -> Any:
     def refuse(word: str) -> None:
         raise NotMet(f"{said} answered JSON with {word}, which JSON has not")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        met(len({name for name, _ in pairs}) == len(pairs), f"{said} answered JSON with a name twice: {shown(text)}")
+        return dict(pairs)
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise NotMet(f"{said} answered what is no JSON: {shown(text)}: {error}") from error
 

@@ -23,7 +23,7 @@ from hasten.load.generate import OpenLoad
 from hasten.load.recorder import OK, UNSENT
 from hasten.load.run import LoadRun
 from hasten.load.target import LoadPlan
-from hasten.measure.statistics import RESAMPLES, across_launches, quantile, runs_needed
+from hasten.measure.statistics import RESAMPLES, across_launches, bootstrap_tail, quantile, runs_needed
 from hasten.measurement import WIN, Ratio
 
 FEWEST_BLOCKS = 6
@@ -32,7 +32,6 @@ STRETCHES = 20
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 PRECISION = 0.05
 """Half-width at which a ratio counts as settled."""
-_TAIL = 0.025
 
 Floats = npt.NDArray[np.float64]
 Better = Literal["A", "B", "EQUAL", "INCONCLUSIVE"]
@@ -186,10 +185,9 @@ def _ratio(sides: Sides, log_ratio: Logs) -> Ratio:
         logs.append(log_ratio([sides.a[k] for k in first], [sides.b[k] for k in second]))
     if not np.isfinite(logs).all():
         raise Untrusted("in some blocks too many requests had no good answer; a longer run would tell")
-    low, high = np.quantile(logs, (_TAIL, 1 - _TAIL))
-    # percentiles of few blocks cover too little; expanded as measure.statistics does for block ratios
-    stretch = math.sqrt(min(n_a, n_b) / (min(n_a, n_b) - 1))
-    low, high = middle + (min(low, middle) - middle) * stretch, middle + (max(high, middle) - middle) * stretch
+    tail = bootstrap_tail(min(n_a, n_b))
+    low, high = np.quantile(logs, (tail, 1 - tail))
+    low, high = min(low, middle), max(high, middle)
     settled = (math.exp(high) - math.exp(low)) / 2 <= PRECISION * math.exp(middle)
     found = Ratio(value=math.exp(middle), low=math.exp(low), high=math.exp(high), n=min(n_a, n_b), settled=settled)
     return across_launches(found)
@@ -197,9 +195,7 @@ def _ratio(sides: Sides, log_ratio: Logs) -> Ratio:
 
 def _pooled(blocks: Sequence[Block], q: float) -> float:
     """Give a percentile of all requests of some blocks; a block that is there twice counts twice."""
-    times = np.concatenate([block.times_ns for block in blocks])
-    place = max(math.ceil(q * len(times)) - 1, 0)
-    return float(np.partition(times, place)[place])
+    return quantile(np.concatenate([block.times_ns for block in blocks]), q)
 
 
 def _mean_rate(blocks: Sequence[Block]) -> float:

@@ -75,7 +75,7 @@ def figures_of(run: LoadRun, objective: Objective | None = None) -> Figures:
     delays = None if closed or not sent.any() else (requests.sent_ns - requests.scheduled_ns)[requests.sent_ns >= 0]
     if delays is not None and not len(delays):
         delays = None
-    invalid = None if delays is None else why_invalid(run, objective)
+    invalid = why_invalid(run, objective)
     return Figures(
         planned=len(requests.outcome),
         sent=int(sent.sum()),
@@ -111,9 +111,11 @@ def times_of(run: LoadRun) -> Floats:
 
 
 def why_invalid(run: LoadRun, objective: Objective | None) -> str | None:
-    """Say why an open run's generator cannot be believed; None: it can."""
+    """Say why a run's generator cannot be believed; None: it can, as in a closed loop, or it has sent nothing."""
     requests = run.requests
     known = requests.sent_ns >= 0
+    if not known.any() or isinstance(read_arrivals(run.arrivals), Closed):
+        return None
     delay_p99_ns = quantile((requests.sent_ns - requests.scheduled_ns)[known], 0.99)
     if objective is not None:
         if delay_p99_ns <= LARGEST_DELAY * objective.limit_ns:
@@ -151,8 +153,3 @@ def judged(times_ns: Floats, objective: Objective, invalid: str | None) -> Verdi
     else:
         why = f"{told}; with so many, {runs_needed(objective.q, misses)} requests would prove it: a longer run would"
     return Verdict(objective=str(objective), state=state, why=why, misses=misses, requests=n)
-
-
-def seconds_needed(rate: float, q: float) -> float:
-    """Give how long a run at ``rate`` must be for the ``q`` quantile to be claimed with no miss."""
-    return runs_needed(q, 0) / rate

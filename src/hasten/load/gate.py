@@ -14,7 +14,6 @@ import numpy as np
 from scipy import special
 
 from hasten.errors import InvalidSetting
-from hasten.load.arrivals import Closed, read_arrivals
 from hasten.load.figures import State, judged, span_of, times_of, why_invalid
 from hasten.load.objective import Objective
 from hasten.load.recorder import OK, UNSENT
@@ -56,11 +55,9 @@ def checks_of(run: LoadRun, limits: Limits) -> tuple[Check, ...]:
     found = []
     if run.cut_short is not None:
         found.append(Check(limit="the run lasts", state="MISSES", why=f"it was cut short: {run.cut_short}"))
-    closed = isinstance(read_arrivals(run.arrivals), Closed)
     times = times_of(run)
     for objective in limits.objectives:
-        invalid = None if closed or not len(times) else why_invalid(run, objective)
-        verdict = judged(times, objective, invalid)
+        verdict = judged(times, objective, why_invalid(run, objective))
         found.append(Check(limit=str(objective), state=verdict.state, why=verdict.why))
     if limits.min_throughput is not None:
         found.append(_throughput(run, limits.min_throughput))

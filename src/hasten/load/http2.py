@@ -7,6 +7,7 @@ by itself: trailers are kept as they came, and read once the run is over.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 
 from hpack import Decoder, HPACKError
@@ -85,17 +86,15 @@ class Http2Sender:
         connection = self._carriers.pop(index, None)
         if connection is not None:
             connection.withdraw(index)
+            self._next_waiting()
         self._waiting.pop(index, None)
 
     def settle(self, recorder: Recorder) -> None:
         """Read the trailers that were kept."""
-        read: dict[bytes, dict[bytes, bytes]] = {}
         for index, block in enumerate(recorder.told):
             if block is None:
                 continue
-            if block not in read:
-                read[block] = _headers(block)
-            headers = read[block]
+            headers = _headers(block)
             status = headers.get(b"grpc-status", b"")
             recorder.outcome[index] = OUTCOME_OF.get(status, ERROR)
             recorder.status[index] = int(status) if status.isdigit() and len(status) < 4 else -1
@@ -201,6 +200,7 @@ def _request_block(target: Target) -> bytes:
     return b"".join(literal(name, value) for name, value in pairs)
 
 
+@functools.lru_cache(maxsize=1024)
 def _headers(block: bytes) -> dict[bytes, bytes]:
     """Read a block by itself; what cannot be read says nothing, and its call counts as an error."""
     try:

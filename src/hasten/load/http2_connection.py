@@ -135,6 +135,7 @@ class Connection(asyncio.Protocol):
         if number is not None:
             self._streams.pop(number, None)
             self._write(h2.reset(number, Code.CANCEL))
+        self._close_if_over()
 
     def abort(self) -> None:
         """Cut it."""

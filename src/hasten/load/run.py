@@ -14,6 +14,9 @@ OUTCOMES = ("ok", "refused", "timeout", "error", "unsent")
 """How a request ended: answered; refused by admission (503, 429, RESOURCE_EXHAUSTED, UNAVAILABLE); no answer within its
 time; any other failure; never sent, because the run ended before. All but the first miss every objective."""
 
+STOPPED = "it was stopped"
+"""Why a run ended early that was interrupted."""
+
 Ints = npt.NDArray[np.int64]
 
 

@@ -15,11 +15,10 @@ from hasten.load.clock import SPIN_S, precise_loop
 from hasten.load.pace import Course, Pace
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ints, phases_told
+from hasten.load.run import STOPPED
 from hasten.load.sender import Sender, make_sender
 from hasten.load.target import Target
 from hasten.tensors import Array
-
-STOPPED = "it was stopped"
 
 
 class LoadWorker:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hasten.composition import Confidence
 from hasten.errors import BadInput, InvalidSetting
 from hasten.measure.quality import paired_interval
-from hasten.steps.confidence import Kind, confidence
+from hasten.steps.confidence import confidence
 from hasten.tensors import Array
 
 MOST_TRIED = 200
@@ -32,7 +33,7 @@ class ChosenThreshold:
 
 
 def choose_threshold(
-    first: Array, last: Array, labels: Array, *, max_drop: float, kind: Kind = "top-1", logits: bool
+    first: Array, last: Array, labels: Array, *, max_drop: float, kind: Confidence = "top-1", logits: bool
 ) -> ChosenThreshold:
     """Choose the lowest threshold at which the drop against the last member is proven to be within ``max_drop``.
 

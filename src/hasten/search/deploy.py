@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment
 from hasten.errors import HastenError, StoreError
 from hasten.golden import LARGEST_BYTES, Golden
-from hasten.samples.preprocess import Preprocess
 from hasten.search.bench import Bench
 from hasten.search.result import Trial
-from hasten.steps.from_preprocess import steps_of
-from hasten.tensors import TOLERANCES, Array, Feed, Signature, relative_error
+from hasten.steps.confidence import are_shares
+from hasten.steps.from_preprocess import steps_of_samples
+from hasten.tensors import TOLERANCES, Feed, Signature, relative_error
 
 GOLDEN_ROWS = 16
 """Rows of the certify split that are kept with their answers."""
@@ -63,18 +61,11 @@ def with_steps(deployment: Deployment, source: Artifact, outputs: Feed | None) -
 
     The model itself stays to be had under NAME.raw. Nothing changes where samples were no images.
     """
-    name = image_input(source.signature)
-    if source.preprocess is None or name is None:
+    pre = steps_of_samples(source)
+    if not pre:
         return deployment
-    pre = steps_of(Preprocess.of(source.preprocess), model_input=name)
     post = [] if outputs is None else _names(deployment, source.signature, outputs)
     return replace(deployment, pre=tuple(pre), post=tuple(post), raw=True)
-
-
-def image_input(signature: Signature) -> str | None:
-    """Give the only input that an image can be; None where there is none, or it is open which."""
-    laid = [spec.name for spec in signature.inputs if len(spec.shape) == 4]
-    return laid[0] if len(laid) == 1 else None
 
 
 def _names(deployment: Deployment, signature: Signature, outputs: Feed) -> list[dict[str, Json]]:
@@ -86,9 +77,4 @@ def _names(deployment: Deployment, signature: Signature, outputs: Feed) -> list[
     if {"label", "score"} & {spec.name for spec in signature.outputs}:
         return []
     best: dict[str, Json] = {"step": "top-k", "input": name, "k": min(SHOWN_CLASSES, len(classes)), "keep": True}
-    return [best] if _are_shares(scores) else [{"step": "softmax", "input": name}, best]
-
-
-def _are_shares(scores: Array) -> bool:
-    values = scores.astype(np.float64)
-    return bool((values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2))
+    return [best] if are_shares(scores) else [{"step": "softmax", "input": name}, best]

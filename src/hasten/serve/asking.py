@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.composition import Cascade, Composition, Ensemble
-from hasten.errors import BadRequest, Cancelled, DeadlineExceeded, ServeError
+from hasten.errors import BadRequest, Cancelled, DeadlineExceeded, ServeError, ServerFault
 from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor, TensorMetadata
 from hasten.serve.runner import Clock
 from hasten.serve.statistics import Statistics
@@ -129,7 +129,11 @@ class Asking:
         if isinstance(outcome, ServeError):
             self.end(outcome)
         else:
-            self.heard(member, {tensor.name: tensor.data for tensor in outcome.outputs})
+            try:
+                self.heard(member, {tensor.name: tensor.data for tensor in outcome.outputs})
+            except (KeyError, ValueError, IndexError) as error:
+                name = self._asks.composition.members[member].name
+                self.end(ServerFault(f"member {name!r} answers other tensors than when this was loaded: {error}"))
 
     def _response(self, answers: Answers) -> InferResponse:
         request = self._request

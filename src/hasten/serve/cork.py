@@ -6,7 +6,10 @@ A client that gets its answers together is woken once, and sends its next reques
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
 
 
 class Held(Protocol):
@@ -40,4 +43,7 @@ class Cork:
         self.active = False
         held, self._held = self._held, []
         for connection in held:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception:
+                logger.exception("answers could not be written")

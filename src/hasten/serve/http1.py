@@ -220,8 +220,9 @@ class Connection(asyncio.BufferedProtocol):
             if at == nbytes or self._deaf:
                 return
             data = data[at:]
-            if not self._outstanding:  # else an answer would have to wait for those before it
-                self._head = whole[at : whole.find(b"\r\n\r\n", at) + 4]
+            end = whole.find(b"\r\n\r\n", at)
+            if end >= 0 and not self._outstanding:  # else an answer would have to wait for those before it
+                self._head = whole[at : end + 4]
         self._fed += len(data)
         self._parse(data)
         self._head = b""
@@ -236,7 +237,7 @@ class Connection(asyncio.BufferedProtocol):
         server, at = self._server, 0
         while at < len(data) and not server.draining and not self._deaf:
             end = data.find(b"\r\n\r\n", at) + 4
-            head = server.heads.get(data[at:end])
+            head = server.heads.get(data[at:end]) if end >= 4 else None
             if head is None:
                 return at
             length, rest = head.length, end + head.length
@@ -257,7 +258,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._in_message:
             return
         self._in_message = self._in_headers = True
-        self.fresh = False
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
@@ -412,6 +412,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_on(self, request: Request) -> None:
         server = self._server
+        self.fresh = False
         request.received_ns, request.date = self._read_ns, server.date
         self._outstanding.append(request)
         server.requests += 1

@@ -436,11 +436,14 @@ class Connection(asyncio.Protocol):
         if len(held) == 1:
             self._send(held[0])
         elif held:
-            self._gathered = []
-            for call in held:
-                self._send(call)
-            data, self._gathered = b"".join(self._gathered), None
-            self._write(data)
+            gathered: list[bytes] = []
+            self._gathered = gathered
+            try:
+                for call in held:
+                    self._send(call)
+            finally:
+                self._gathered = None
+                self._write(b"".join(gathered))
             self._close_if_drained()
 
     def _send(self, call: Call) -> None:

@@ -84,7 +84,10 @@ async def take_waiting(
                 break
             client.setblocking(False)
             found.append(client)
-    taken = [loop.connect_accepted_socket(take, client, ssl=tls) for client in found]
+    taken = [
+        loop.connect_accepted_socket(take, client, ssl=tls, ssl_handshake_timeout=FRESH_S if tls else None)
+        for client in found
+    ]
     for outcome in await asyncio.gather(*taken, return_exceptions=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):  # a client that left: its own loss
             raise outcome

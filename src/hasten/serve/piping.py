@@ -107,6 +107,8 @@ class Piping:
         self._stations = stations
         self._around = around
         self._inside: dict[Call, Piped] = {}
+        self._at_work: set[Piped] = set()
+        """Handed to a thread that has not told what came of it, also where the client has left meanwhile."""
         self._waiting_rows = 0
         self._waiting_bytes = 0
         self._row_ns = 0.0
@@ -136,6 +138,7 @@ class Piping:
         self._waiting_rows += piped.rows
         self._waiting_bytes += piped.n_bytes
         if self._pipeline.pre:
+            self._at_work.add(piped)
             self.threads.put(partial(self._prepare, piped, taken.feed))
         else:
             piped.began_ns = now_ns
@@ -216,6 +219,10 @@ class Piping:
         self._tell(self._prepared, piped, outcome)
 
     def _prepared(self, piped: Piped, outcome: dict[str, Array] | ServeError) -> None:
+        if self._pipeline.pre:
+            if piped not in self._at_work:  # it was given up as hanging
+                return
+            self._at_work.discard(piped)
         now_ns = self._around.clock_ns()
         self._waiting_rows -= piped.rows
         self._waiting_bytes -= piped.n_bytes
@@ -244,6 +251,7 @@ class Piping:
         elif isinstance(outcome, ServeError) or not self._pipeline.post:
             self._end(piped, outcome)
         else:
+            self._at_work.add(piped)
             self.threads.put(partial(self._finish, piped, outcome), first=True)
 
     def _finish(self, piped: Piped, outputs: Outputs) -> None:
@@ -256,14 +264,17 @@ class Piping:
             outcome = error
         except Exception as error:  # noqa: BLE001 - as before the model
             outcome = _fault("after", error)
-        self._tell(self._end, piped, outcome)
+        self._tell(self._finished, piped, outcome)
+
+    def _finished(self, piped: Piped, outcome: Outputs | ServeError) -> None:
+        self._at_work.discard(piped)
+        self._end(piped, outcome)
 
     def _end(self, piped: Piped, outcome: Outputs | ServeError) -> None:
         if self._inside.pop(piped.call, None) is None:
             return
         if not self._inside:
             self._emptied.set()
-        piped.seen_ns = 0
         _true_phases(piped)
         self._stations.answer(piped.call, Cancelled("the client has left") if piped.left else outcome)
 
@@ -290,11 +301,15 @@ class Piping:
         """End requests whose step hangs, and let another thread take the place of theirs."""
         limit_ns, now_ns = int(self._model.serving.run_limit_ms * 1e6), self._around.clock_ns()
         self._watch = None
-        for piped in list(self._inside.values()):
+        for piped in list(self._at_work):
             if piped.seen_ns and now_ns - piped.seen_ns >= limit_ns:
+                self._at_work.discard(piped)
                 self.threads.lost()
+                if not piped.entered_ns:
+                    self._waiting_rows -= piped.rows
+                    self._waiting_bytes -= piped.n_bytes
                 self._fail(piped, ServerFault(f"a step did not end within {limit_ns / 1e9:g} s"))
-        if self._inside:
+        if self._inside or self._at_work:
             self._arm()
 
 

@@ -328,7 +328,10 @@ class Pool:
             for piece, part in zip(ran.batch.entries, parts, strict=True):
                 if not piece.call.over:
                     _mark(piece, ran, instance.number)
-                    piece.call.part(piece.index, part)
+                    try:
+                        piece.call.part(piece.index, part)
+                    except Exception:  # a defect in telling one must not leave its batch-mates waiting
+                        logger.exception("an answer of model %r could not be told", self.work.name)
         if ours:
             self._seen.ran(ran)
 

@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 BINARY = b"application/octet-stream"
 KEPT_TARGETS = 1024
+KEPT_TEMPLATES = 32
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
 
 OPEN_CALLS = ("live", "ready")
@@ -82,6 +83,10 @@ class Rest:
             self._templates.clear()
         self._targets[raw] = target
         if target.call == "infer":
+            if len(self._templates) >= KEPT_TEMPLATES:
+                self._targets.clear()
+                self._templates.clear()
+                self._targets[raw] = target
             self._templates[raw] = RequestTemplates(
                 str(target.model), target.version, regions=self._service.shared_memory
             )

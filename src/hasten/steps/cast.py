@@ -77,4 +77,7 @@ class Cast:
             if low < limits.min or high > limits.max:
                 raise BadRequest(f"{self.input!r} has values from {low} to {high}, which {self.to} cannot hold")
         with np.errstate(over="ignore"):
-            return array.astype(dtype)
+            made = array.astype(dtype)
+        if dtype.kind not in "biu" and int(np.isinf(made.astype(np.float64)).sum()) > int(np.isinf(array).sum()):
+            raise BadRequest(f"{self.input!r} has values too large for {self.to}")
+        return made

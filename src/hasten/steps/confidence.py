@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
+from hasten.composition import Confidence
 from hasten.steps.softmax import softmax
 from hasten.tensors import Array
-
-Kind = Literal["top-1", "margin"]
 
 Floats = npt.NDArray[np.float64]
 
 
-def confidence(scores: Array, kind: Kind, *, logits: bool) -> Floats:
+def confidence(scores: Array, kind: Confidence, *, logits: bool) -> Floats:
     """Give for each row of scores [rows, classes] the best probability, or its margin over the second.
 
     A row that holds what is not a number is not sure at all: it gets -1.
@@ -30,3 +27,9 @@ def shares(scores: Array, *, logits: bool) -> Floats:
     """Give scores as float64, as probabilities where they are logits."""
     values = scores.astype(np.float64)
     return softmax(values).astype(np.float64) if logits else values
+
+
+def are_shares(scores: Array) -> bool:
+    """Say whether scores [rows, classes] are probabilities already."""
+    values = scores.astype(np.float64)
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2))

@@ -55,7 +55,10 @@ class Pipeline:
         """
         if not self.pre:
             return dict(feed)
-        rows, n_bytes = len(next(iter(feed.values()))), 0
+        rows, fixed_bytes = len(next(iter(feed.values()))), 0
+        fills = {name: fill for step in self.pre for name, fill in step.fills.items()}
+        longest_bytes = dict.fromkeys(fills, 0)
+        """Of what is padded: every row will take as much as the longest."""
         made: list[Feed] = []
         for row in range(rows):
             if over():
@@ -66,12 +69,15 @@ class Pipeline:
                     values = step.apply(values)
             except BadRequest as error:
                 raise BadRequest(f"row {row}: {error}" if rows > 1 else str(error)) from error
-            n_bytes += sum(array.nbytes for array in values.values())
-            if n_bytes > limit_bytes:
+            for name, array in values.items():
+                if name in fills:
+                    longest_bytes[name] = max(longest_bytes[name], array.nbytes)
+                else:
+                    fixed_bytes += array.nbytes
+            if fixed_bytes + (row + 1) * sum(longest_bytes.values()) > limit_bytes:
                 raise TooLarge(f"its first {row + 1} rows take more than {limit_bytes} bytes; send fewer at once")
             made.append(values)
         left = {name: array for name, array in feed.items() if name not in self.read}
-        fills = {name: fill for step in self.pre for name, fill in step.fills.items()}
         return {**left, **stacked(made, fills)}
 
     def finish(self, outputs: Feed) -> dict[str, Array]:
