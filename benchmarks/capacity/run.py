@@ -1,8 +1,8 @@
 """The capacity model beside measurement: highest rates under three objectives for three models, and the best batching.
 
-    python benchmarks/capacity/run.py small medium large choice-1 choice-2 choice-3
+    python benchmarks/capacity/run.py small medium large choice-1 choice-2 choice-3 search
 
-Each part takes under three minutes and writes results-PART.json beside this file; parts that are there are left alone
+Each part takes a few minutes and writes results-PART.json beside this file; parts that are there are left alone
 (delete the file to repeat one), and README's tables are written from all of them. The server has core 0 for itself,
 the generator core 1.
 """
@@ -10,6 +10,7 @@ the generator core 1.
 import contextlib
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -20,12 +21,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from hasten.analyse.analysis import load_point
 from hasten.analyse.batch_costs import costs_of
-from hasten.analyse.capacity import Load, choices, highest_rate
+from hasten.analyse.capacity import Load, best_choices, choices, highest_rate
 from hasten.analyse.costs_worker import measure_costs
 from hasten.analyse.highest_rate import Rules, Seen, find_highest_rate
-from hasten.analyse.live import fitted
-from hasten.analyse.plan_serving import in_server
+from hasten.analyse.live import fitted, undisturbed
+from hasten.analyse.plan_serving import MEASURED, in_server
 from hasten.analyse.served import served
 from hasten.analyse.simulate import Setup
 from hasten.deployment import Deployment, Serving, write_deployment
@@ -53,8 +55,9 @@ TIMES_BARE = (16, 32, 64)
 """The objectives' p99, in responses of the idle service: long beside what disturbs this machine's generator."""
 
 BUDGET = Rules(budget_s=36.0, most_s=8.0, precision=0.05)
-CHOICE_OF, CHOICE_TIMES = "small", 32
-LARGEST = {"choice-1": (1, 2), "choice-2": (4, 8), "choice-3": (16, 32)}
+CHOICE_OF, CHOICE_TIMES = "small", 64
+LARGEST = (1, 2, 4, 8, 16, 32)
+CHOICES = ("choice-1", "choice-2", "choice-3")
 
 
 def bundle(folder, model, sizes):
@@ -94,27 +97,28 @@ def run(load, arrivals, seconds, seed=0):
     return load.run(LoadPlan(arrivals=arrivals, duration_s=seconds, seed=seed))
 
 
-def learnt(load):
+def learnt(load, goal, shares=(0.5, 0.75)):
     """Learn t(n) and what surrounds it from about ten seconds of load; gives it with the saturated rate."""
     alone = run(load, Closed(concurrency=1), 1.0)
     saturated = run(load, Closed(concurrency=32), 2.5)
-    rate = len(times_of(saturated)) / 2.5
-    usual = [run(load, Poisson(rate=float(f"{share * rate:.3g}")), 3.0, seed=k) for k, share in enumerate((0.5, 0.75))]
+    rate = load_point(saturated).throughput.value
+    rates = [float(f"{share * rate:.3g}") for share in shares]
+    usual = [undisturbed(lambda seed, at=at: run(load, Poisson(rate=at), 3.0, seed), goal) for at in rates]
     costs = costs_of(usual, alone=alone, saturated=saturated)
     costs = fitted(costs, rate, load=Load(requests=3000), setup=setup)
-    return costs, rate, float(np.median(times_of(alone)))
+    return costs, rate
 
 
 def setup(costs, sizes=SIZES):
     return Setup(costs=costs, instances=1, cores=2, sizes=sizes)
 
 
-def measured(load, objective, bare_ns, first):
+def measured(load, objective, bare_ns, first, rules=BUDGET):
     def measure(rate, seconds, seed):
         seen = run(load, Poisson(rate=rate), seconds, seed)
         return Seen(times_ns=times_of(seen), late=why_invalid(seen, objective) is not None)
 
-    return find_highest_rate(measure, objective, bare_ns=bare_ns, rules=replace(BUDGET, first=first))
+    return find_highest_rate(measure, objective, bare_ns=bare_ns, rules=replace(rules, first=first))
 
 
 def objectives(bare_ns, times=TIMES_BARE):
@@ -122,52 +126,69 @@ def objectives(bare_ns, times=TIMES_BARE):
 
 
 def rates(model, keep):
-    """Predict and measure the highest rate of one model under three objectives; ``keep`` is told after each."""
+    """Learn, predict and measure the highest rate of one model, an objective at a time; ``keep`` is told after each."""
     with tempfile.TemporaryDirectory() as folder:
         _, deployment, built, samples = bundle(Path(folder), model, SIZES)
         with load_on(deployment, built, samples, SIZES) as load:
-            began = time.monotonic()
-            costs, saturated, bare_ns = learnt(load)
-            goals = objectives(bare_ns)
-            predicted = [highest_rate(setup(costs), goal, Load()).rate for goal in goals]
-            predicting_s = time.monotonic() - began
+            bare_ns = float(np.median(times_of(run(load, Closed(concurrency=1), 1.0))))
             rows = []
-            for goal, rate in zip(goals, predicted, strict=True):
+            for goal in objectives(bare_ns):
+                began = time.monotonic()
+                costs, saturated = learnt(load, goal)
+                predicted = highest_rate(setup(costs), goal, Load()).rate
+                predicting_s = time.monotonic() - began
                 found = measured(load, goal, bare_ns, 0.6 * saturated)
-                rows.append({"objective": str(goal), "predicted": rate, "found": msgspec.to_builtins(found)})
                 times = {str(size): costs.ns(size) for size in costs.sizes}
-                about = {"model": model, "t_ns": times, "bare_ns": bare_ns, "predicting_s": predicting_s}
-                keep({**about, "rows": rows})
+                about = {"predicting_s": predicting_s, "saturated": saturated, "t_ns": times}
+                rows.append(
+                    {"objective": str(goal), "predicted": predicted, "found": msgspec.to_builtins(found), **about}
+                )
+                keep({"model": model, "bare_ns": bare_ns, "rows": rows})
 
 
 def choice(part, keep):
-    """Predict every batching of one model from sessions and one server, and measure some of them."""
+    """One round: predict every batching of one model from sessions and one server, then measure each, in this order.
+
+    What this machine gives drifts by more within minutes than the ways differ: rounds in other orders make it fair.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        sizes = (1, 2, 4, 8, 16, 32)
-        path, deployment, built, samples = bundle(Path(folder), CHOICE_OF, sizes)
+        path, deployment, built, samples = bundle(Path(folder), CHOICE_OF, LARGEST)
         began = time.monotonic()
         os.sched_setaffinity(0, SERVER)
         row = {name: array[:1] for name, array in samples.inputs.items()}
-        timed = measure_costs(path, row, threads=1, cores=1, sizes=sizes)
+        timed = measure_costs(path, row, threads=1, cores=1, sizes=LARGEST)
         with load_on(deployment, built, samples, SIZES) as load:
-            seen, saturated, bare_ns = learnt(load)
+            bare_ns = float(np.median(times_of(run(load, Closed(concurrency=1), 1.0))))
+            goal = objectives(bare_ns, (CHOICE_TIMES,))[0]
+            seen, saturated = learnt(load, goal, shares=(0.6,))
         costs = in_server(timed, timed=timed, seen=seen)
-        goal = objectives(bare_ns, (CHOICE_TIMES,))[0]
-        ways = choices([(1, costs)], cores=1)
-        predicted = {
-            way.sizes[-1]: highest_rate(setup(costs, way.sizes), goal, Load(requests=8000)).rate for way in ways
-        }
+        ranked = best_choices(choices([(1, costs)], cores=1), goal, Load(requests=8000), keep=1)
+        predicted = {way.setup.sizes[-1]: way.highest.rate for way in ranked}
         predicting_s = time.monotonic() - began
+        for largest in LARGEST:  # those that were left out cannot be the best
+            predicted.setdefault(largest, costs.best_rate(1, [size for size in LARGEST if size <= largest]))
         rows = []
-        for largest in LARGEST[part]:
+        for largest in random.Random(part).sample(LARGEST, len(LARGEST)):
             begun = time.monotonic()
-            allowed = tuple(size for size in sizes if size <= largest)
+            allowed = tuple(size for size in LARGEST if size <= largest)
             with load_on(deployment, built, samples, allowed) as load:
-                found = measured(load, goal, bare_ns, 0.5 * saturated)
+                found = measured(load, goal, bare_ns, 0.7 * saturated)
             seconds = time.monotonic() - begun
             told = {"largest": largest, "predicted": predicted[largest], "seconds": seconds}
             rows.append({**told, "found": msgspec.to_builtins(found)})
-            keep({"objective": str(goal), "predicted": predicted, "predicting_s": predicting_s, "rows": rows})
+            top = [way.setup.sizes[-1] for way in ranked[:MEASURED]]
+            keep({"objective": str(goal), "top": top, "predicting_s": predicting_s, "rows": rows})
+
+
+def full_search(keep):
+    """Search one way to batch by the rules that ``hasten analyse`` has, for what that takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, deployment, built, samples = bundle(Path(folder), CHOICE_OF, SIZES)
+        with load_on(deployment, built, samples, SIZES) as load:
+            bare_ns = float(np.median(times_of(run(load, Closed(concurrency=1), 1.0))))
+            goal = objectives(bare_ns, (CHOICE_TIMES,))[0]
+            found = measured(load, goal, bare_ns, None, Rules())
+            keep({"objective": str(goal), "found": msgspec.to_builtins(found)})
 
 
 def conditions(since):
@@ -193,9 +214,9 @@ def readme():
             error = (row["predicted"] - rate) / rate if rate else None
             errors += [] if error is None else [abs(error)]
             shown = "no rate held" if error is None else f"{error:+.1%}"
-            first = min(told["t_ns"], key=int)
+            first = min(row["t_ns"], key=int)
             lines.append(
-                f"| {model} | {told['t_ns'][first] / 1e6:.2f} ms | {row['objective']} | {row['predicted']:.0f} "
+                f"| {model} | {row['t_ns'][first] / 1e6:.2f} ms | {row['objective']} | {row['predicted']:.0f} "
                 f"| {rate:.0f} | {row['found']['confirmed']} of 3 | {shown} |"
             )
     if errors:
@@ -207,30 +228,42 @@ def readme():
 
 
 def choice_lines():
-    parts = [json.loads(p.read_text())["result"] for p in sorted(HERE.glob("results-choice-*.json"))]
-    rows = [(part, row) for part in parts for row in part["rows"]]
-    if not rows:
+    """Write the ways to batch, each with its rates by round, and what choosing by prediction was worth."""
+    rounds = [json.loads(p.read_text())["result"] for p in sorted(HERE.glob("results-choice-*.json"))]
+    if not rounds:
         return []
-    lines = ["", "| batch sizes up to | predicted/s | measured/s | error |", "|---|---|---|---|"]
-    for _, row in rows:
-        rate = row["found"]["rate"]
-        error = f"{(row['predicted'] - rate) / rate:+.1%}" if rate else "no rate held"
-        lines.append(f"| {row['largest']} | {row['predicted']:.0f} | {rate:.0f} | {error} |")
-    best = max(rows, key=lambda pair: pair[1]["found"]["rate"])[1]
-    chosen = max(rows, key=lambda pair: pair[1]["predicted"])[1]
-    took, guess = sum(row["seconds"] for _, row in rows), statistics.mean(part["predicting_s"] for part in parts)
-    share = chosen["found"]["rate"] / best["found"]["rate"] - 1 if best["found"]["rate"] else 0.0
-    goal, ways = parts[0]["objective"], len(rows)
-    lines += [
-        "",
-        f"{goal}. Chosen: sizes up to {chosen['largest']}, {share:+.1%} of the measured best. Predicting all took "
-        f"{guess:.0f} s, measuring {ways} of them {took:.0f} s ({took / guess:.1f} times as long).",
-    ]
+    found = {size: [row for told in rounds for row in told["rows"] if row["largest"] == size] for size in LARGEST}
+    means = {size: statistics.mean(row["found"]["rate"] for row in rows) for size, rows in found.items()}
+    lines = ["", "| batch sizes up to | predicted/s | measured/s | its rounds | error |", "|---|---|---|---|---|"]
+    for size, rows in found.items():
+        guess = statistics.mean(row["predicted"] for row in rows)
+        each = ", ".join(f"{row['found']['rate']:.0f}" for row in rows)
+        lines.append(f"| {size} | {guess:.0f} | {means[size]:.0f} | {each} | {guess / means[size] - 1:+.1%} |")
+    lines += ["", f"The smallest model, {' and '.join(sorted({told['objective'] for told in rounds}))}. Chosen:", ""]
+    best = max(means.values())
+    for told in rounds:
+        took, guess = sum(row["seconds"] for row in told["rows"]), told["predicting_s"]
+        top = [row for row in told["rows"] if row["largest"] in told["top"]]
+        chosen = max(top, key=lambda row: row["found"]["rate"])["largest"]
+        lines.append(
+            f"* of {', '.join(map(str, told['top']))} (the best predictions, measured) sizes up to {chosen}, whose mean is "
+            f"{means[chosen] / best - 1:+.1%} of the best mean; predicting all took {guess:.0f} s, measuring all "
+            f"{took:.0f} s ({took / guess:.1f} times as long)."
+        )
+    path = HERE / "results-search.json"
+    if path.is_file():
+        seconds = json.loads(path.read_text())["result"]["found"]["seconds"]
+        guess = statistics.mean(told["predicting_s"] for told in rounds)
+        lines += [
+            "",
+            f"These searches were cut to {BUDGET.budget_s:.0f} s of load each. By the rules of `hasten analyse` one takes "
+            f"{seconds:.0f} s, six of them {6 * seconds:.0f} s: {6 * seconds / guess:.0f} times the prediction.",
+        ]
     return lines
 
 
 def main(parts):
-    for part in parts or [*MODELS, *LARGEST]:
+    for part in parts or [*MODELS, *CHOICES, "search"]:
         path = HERE / f"results-{part}.json"
         if not path.is_file():
             since = ticks()
@@ -238,7 +271,10 @@ def main(parts):
             def keep(result, path=path, since=since):
                 path.write_text(json.dumps({"result": result, "conditions": conditions(since)}, indent=1))
 
-            (rates if part in MODELS else choice)(part, keep)
+            if part == "search":
+                full_search(keep)
+            else:
+                (rates if part in MODELS else choice)(part, keep)
         print(part, "done", flush=True)
     readme()
 

@@ -1,6 +1,6 @@
 """The generator against what is known: planted stalls, h2load, MLPerf's LoadGen, and its own highest rate.
 
-    python benchmarks/load/run.py [stall] [h2load] [loadgen] [rate]
+    python benchmarks/load/run.py [stall] [h2load] [loadgen] [service] [rate]
 
 Writes results-PART.json beside this file, and README's tables from all of them.
 """
@@ -17,14 +17,21 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from hasten.deployment import Deployment, Serving, write_deployment
+from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.host import load_since, this_host, ticks, versions
+from hasten.load.accuracy import measure_accuracy
 from hasten.load.arrivals import read_arrivals
 from hasten.load.figures import figures_of, times_of
 from hasten.load.generate import open_load
-from hasten.load.payloads import payloads_of_files
+from hasten.load.payloads import payloads_of, payloads_of_files
 from hasten.load.target import LoadPlan, Target
 from hasten.measure.percentiles import percentile
 from hasten.measure.statistics import quantile
+from hasten.samples import Samples
+from hasten.store import Store
+from hasten.testing.models import convnet, stored
+from hasten.transform import Context, run_pass
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -151,6 +158,80 @@ def loadgen():
     return rows
 
 
+def service():
+    """Single stream by us and by MLPerf's LoadGen, in turns, on a service and on its bare session; and its accuracy."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, samples = network(Path(folder))
+        data = Path(folder) / "data.npz"
+        np.savez(data, labels=samples.labels, **samples.inputs)
+        with served_by_us(bundle) as url:
+            targets = {
+                "service": (Target(url=url, model="net"), ["--url", url]),
+                "session": (Target(url=str(bundle), protocol="session", model="net"), ["--session", str(bundle)]),
+            }
+            for kind, (target, words) in targets.items():
+                for turn in range(3):
+                    for who in ("ours", "loadgen") if turn % 2 == 0 else ("loadgen", "ours"):
+                        times = alone(target, samples) if who == "ours" else mlperf_on(words, data)["latencies_ns"]
+                        told = msgspec.to_builtins(percentile(np.array(times, float), 0.9))
+                        p50 = quantile(np.array(times, float), 0.5) / 1e6
+                        rows.append({"kind": kind, "turn": turn, "who": who, "p50_ms": p50, "p90": told})
+                answers = np.array(mlperf_on([*words, "--accuracy"], data)["answers"])
+                accuracy = {"ours": measure_accuracy(target, samples).value.value}
+                accuracy["loadgen"] = float((answers == samples.labels).mean())
+                rows.append({"kind": kind, "who": "both", "samples": len(answers), "accuracy": accuracy})
+    return rows
+
+
+def network(folder):
+    """Write a deployment of a convolution net; gives it with samples that it labels itself, but for one in seven."""
+    store = Store(folder / "store")
+    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
+    built = run_pass(OnnxRuntime(threads=1), stored(convnet(size=64, width=16), store), store, ctx)
+    deployment = Deployment(
+        name="net",
+        artifact=built.digest,
+        engine="onnxruntime",
+        settings={"threads": 1},
+        source=built.digest,
+        plan="",
+        verdict="MEETS",
+        host=this_host().binding,
+        serving=Serving(instances=1, batch_sizes=(1,)),
+    )
+    name = built.signature.inputs[0].name
+    x = np.random.default_rng(0).standard_normal((500, 3, 64, 64)).astype(np.float32)
+    with contextlib.closing(OnnxRuntime(threads=1).open(built)) as session:
+        scores = np.concatenate([next(iter(session.run({name: x[i : i + 1]}).values())) for i in range(len(x))])
+    labels = scores.argmax(1)
+    labels[::7] = (labels[::7] + 1) % scores.shape[1]
+    return write_deployment(deployment, built, folder / "bundle"), Samples({name: x}, labels)
+
+
+@contextlib.contextmanager
+def served_by_us(bundle):
+    words = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "hasten", "serve", str(bundle), "--json"]
+    process = subprocess.Popen([*words, "--port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        yield json.loads(process.stdout.readline())["http"]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def alone(target, samples):
+    with open_load(target, payloads_of(target, samples)) as load:
+        load.run(plan("closed:concurrency=1", 1.0))
+        return times_of(load.run(plan("closed:concurrency=1", 8.0)))
+
+
+def mlperf_on(words, data):
+    command = [sys.executable, str(HERE / "mlperf_model.py"), *words, "--data", str(data), "--seconds", "8"]
+    done = subprocess.run([*command, "--core", str(OUR_CORE)], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def rate():
     """The highest rate against the null target with an issue delay under 1 ms at p99, on one core."""
     rows = []
@@ -177,7 +258,7 @@ def rate():
     return rows
 
 
-PARTS = {"stall": stall, "h2load": h2load, "loadgen": loadgen, "rate": rate}
+PARTS = {"stall": stall, "h2load": h2load, "loadgen": loadgen, "service": service, "rate": rate}
 
 
 def record(part):
@@ -193,6 +274,27 @@ def record(part):
 def read(part):
     path = HERE / f"results-{part}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def service_table(rows):
+    lines = ["MLPerf's single stream by us and by its LoadGen, on our server and on its bare session (1 row):", ""]
+    lines += ["| of | turn | by | p50 | p90 | interval |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if "p90" in row:
+            low, value, high = (row["p90"][name] / 1e6 for name in ("low_ns", "value_ns", "high_ns"))
+            lines.append(
+                f"| {row['kind']} | {row['turn']} | {row['who']} | {row['p50_ms']:.3f} ms | {value:.3f} ms "
+                f"| {low:.3f} to {high:.3f} ms |"
+            )
+    lines.append("")
+    for row in (row for row in rows if "accuracy" in row):
+        both = row["accuracy"]
+        lines.append(
+            f"Accuracy mode on the {row['kind']}, {row['samples']} samples: {both['ours']:.4f} by us, "
+            f"{both['loadgen']:.4f} by LoadGen."
+        )
+    lines.append("")
+    return lines
 
 
 def tables():
@@ -232,6 +334,8 @@ def tables():
                 f"| {p99['low_ns'] / 1e6:.2f} to {high} |"
             )
         lines.append("")
+    if rows := read("service"):
+        lines += service_table(rows)
     if rows := read("rate"):
         lines += ["The generator on one core against a server that answers at once on the other:", ""]
         lines += ["| requests/s | answered | issue delay p50 | p99 | response p50 | p99 |", "|---|---|---|---|---|---|"]

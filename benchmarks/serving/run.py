@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles import SHAPES, bodies, request_of, write_bundle
-from stacks import PROTOCOLS, STACKS, Place, Server
+from stacks import PROTOCOLS, STACKS, NotStarted, Place, Server
 
 from hasten.deployment import Serving
 from hasten.host import load_since, this_host, ticks, versions
@@ -152,7 +152,7 @@ def piece(place: Place, protocol: str, names: list[str], asked: argparse.Namespa
         for name in names:
             try:
                 servers[name] = STACKS[name](place)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotStarted) as error:
                 found[name] = {"not_run": str(error)}
         for server in servers.values():
             closed(place, server, protocol, 1.0)

@@ -25,6 +25,10 @@ HASTEN = (
 )
 
 
+class NotStarted(Exception):
+    """A server did not come up; says which."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What a stack is started with: the bundle's TOML file, the environments, the core, a folder for its files."""
@@ -70,10 +74,13 @@ class Server:
                 child.kill()
 
 
-def _run(words: list[str], place: Place, *, reads: bool = True) -> subprocess.Popen[str]:
+def _run(
+    words: list[str], place: Place, *, reads: bool = True, more: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     said = subprocess.PIPE if reads else subprocess.DEVNULL
     log = (place.folder / f"{Path(words[0]).parent.parent.name}.log").open("w")
     env = {key: value for key, value in os.environ.items() if reads or key != "PYTHONPATH"}
+    env |= more or {}
     return subprocess.Popen(
         ["taskset", "-c", str(place.core), *words], stdout=said, stderr=log, text=True, env=env, cwd=place.folder
     )
@@ -83,7 +90,7 @@ def _ports(process: subprocess.Popen[str]) -> list[int]:
     assert process.stdout is not None
     found = [int(port) for port in process.stdout.readline().split()]
     if not found:
-        raise SystemExit(f"{process.args} did not start")
+        raise NotStarted(f"{process.args} did not start")
     return found
 
 
@@ -123,7 +130,7 @@ def wait_ready(url: str, process: subprocess.Popen[str], limit_s: float = 60.0) 
             return  # it answers, whatever it says of this path
         except OSError:
             if process.poll() is not None or time.monotonic() > end_s:
-                raise SystemExit(f"{process.args} did not start") from None
+                raise NotStarted(f"{process.args} did not start") from None
             time.sleep(0.2)
 
 
@@ -154,12 +161,42 @@ def litserve(place: Place) -> Server:
     return Server(process, {"json": port})
 
 
+def kserve(place: Place) -> Server:
+    http, grpc = free_port(), free_port()
+    words = [place.python("kserve"), str(HERE / "peers" / "kserve_ort.py"), place.onnx, place.model]
+    process = _run([*words, str(http), str(grpc)], place, reads=False)
+    wait_ready(f"http://127.0.0.1:{http}/v2/models/{place.model}/ready", process)
+    return Server(process, {"json": http, "binary": http, "grpc": grpc})
+
+
+def bentoml(place: Place) -> Server:
+    port = free_port()
+    shutil.copy(HERE / "peers" / "bentoml_ort.py", place.folder)
+    words = [place.python("bentoml").replace("bin/python", "bin/bentoml"), "serve", "bentoml_ort:Net"]
+    told = {"MODEL": place.onnx, "NAME": place.model, "BENTOML_DO_NOT_TRACK": "1", "BENTOML_HOME": str(place.folder)}
+    process = _run([*words, "--host", "127.0.0.1", "--port", str(port)], place, reads=False, more=told)
+    wait_ready(f"http://127.0.0.1:{port}/readyz", process)
+    return Server(process, {"json": port})
+
+
+def ray_serve(place: Place) -> Server:
+    port = free_port()
+    told = {"RAY_USAGE_STATS_ENABLED": "0"}
+    words = [place.python("ray"), str(HERE / "peers" / "ray_ort.py"), place.onnx, place.model, str(port)]
+    process = _run(words, place, reads=False, more=told)
+    wait_ready(f"http://127.0.0.1:{port}/-/healthz", process)
+    return Server(process, {"json": port})
+
+
 STACKS: dict[str, Callable[[Place], Server]] = {
     "hasten": hasten,
     "uvicorn": uvicorn,
     "fastapi": fastapi,
     "mlserver": mlserver,
     "litserve": litserve,
+    "kserve": kserve,
+    "bentoml": bentoml,
+    "ray": ray_serve,
 }
 PROTOCOLS = {
     "hasten": ("json", "binary", "grpc"),
@@ -167,5 +204,8 @@ PROTOCOLS = {
     "fastapi": ("json", "binary"),
     "mlserver": ("json", "grpc"),
     "litserve": ("json",),
+    "kserve": ("json", "binary", "grpc"),
+    "bentoml": ("json",),
+    "ray": ("json",),
 }
-"""What each speaks: MLServer knows no binary tensors over REST, LitServe none at all."""
+"""What each speaks: MLServer knows no binary tensors over REST; LitServe, BentoML and Ray Serve no such protocol."""

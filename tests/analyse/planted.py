@@ -96,8 +96,13 @@ def record(
     )
 
 
-def host(stops: list[tuple[int, int]], until_ns: int, *, busy: float = 0.9) -> HostSamples:
-    """What the host tells of a server that works at ``busy`` of a core, save in ``stops`` (first, last), in ns."""
+def host(
+    stops: list[tuple[int, int]], until_ns: int, *, busy: float = 0.9, waits: float = 0.0, cores: int = 1
+) -> HostSamples:
+    """What the host tells of a server that works at ``busy`` of a core, save in ``stops`` (first, last), in ns.
+
+    ``waits``: threads that wait for a core at any time.
+    """
     at = np.arange(-20 * MS, until_ns + 40 * MS, 20 * MS)
     inside = np.zeros(len(at))
     for first, last in stops:
@@ -107,10 +112,11 @@ def host(stops: list[tuple[int, int]], until_ns: int, *, busy: float = 0.9) -> H
     return HostSamples(
         at_unix_ns=BEGAN + at,
         cpu_ns=cpu.astype(np.int64),
-        waiting_ns=np.zeros(len(at), np.int64),
+        waiting_ns=(waits * (at - at[0])).astype(np.int64),
         throttled_ns=none,
         steal_ns=none,
         rss_bytes=none,
+        cores=np.full(len(at), cores, np.int64),
     )
 
 

@@ -36,6 +36,15 @@ def test_a_standstill_is_seen_without_the_servers_host_where_the_network_stood_s
     assert explain(run).main == "throttled"
 
 
+@pytest.mark.parametrize(("busy", "main"), [(1.0, "waited_for_instance"), (0.4, "throttled")])
+def test_threads_that_wait_for_each_other_are_the_servers_own_load_and_for_others_are_not(
+    busy: float, main: str
+) -> None:
+    run, _ = planted.crowded(0)
+    seen = planted.host([], 60_000 * planted.MS, busy=busy, waits=0.9)
+    assert explain(run, host=seen).main == main
+
+
 def test_a_server_that_tells_nothing_is_not_accused_of_anything_particular() -> None:
     simulated = planted.simulate(planted.service(), planted.poisson(700, 3000, seed=0), seed=0)
     found = explain(planted.record(simulated, phases=False))

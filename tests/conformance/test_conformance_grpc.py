@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from conformance import small_server
 from conformance.small_server import METADATA, WIDTH, small
+from hasten.client.values import read_address
 from hasten.conformance.grpc_wire import open_grpc
 from hasten.conformance.server import Server
 from hasten.conformance.suite import CHECKS, Result, run
@@ -192,7 +193,7 @@ def both(handler: Honest, *, timeout_s: float = 5.0) -> Iterator[Server]:
     server = grpc.server(pool, [handler])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    made = open_grpc(f"127.0.0.1:{port}", timeout_s=timeout_s)
+    made = open_grpc(read_address(f"grpc://127.0.0.1:{port}"), timeout_s=timeout_s)
     try:
         with small(small_server.Honest) as rest:
             yield replace(rest, grpc=made)
@@ -250,7 +251,7 @@ def test_a_call_that_hangs_is_not_met_and_the_suite_goes_on() -> None:
 
 
 def test_nobody_listening_is_told_check_by_check(free_port: int) -> None:
-    made = open_grpc(f"127.0.0.1:{free_port}", timeout_s=2.0)
+    made = open_grpc(read_address(f"grpc://127.0.0.1:{free_port}"), timeout_s=2.0)
     with small(small_server.Honest) as server:
         results = run(replace(server, grpc=made), [check for check in GRPC if check.name == "grpc-server-live"])
     made.channel.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hasten.errors import InvalidSetting
@@ -58,10 +59,17 @@ def test_a_percentile_without_enough_requests_says_how_many_it_needs() -> None:
     [(459, 0, "MEETS"), (458, 0, "INCONCLUSIVE"), (662, 1, "MEETS"), (1000, 5, "INCONCLUSIVE"), (1000, 30, "MISSES")],
 )
 def test_an_objective_is_judged_by_the_binomial_test(n: int, misses: int, state: str) -> None:
-    times = [30 * MS] * misses + [MS] * (n - misses)
-    verdict = figures_of(run_of(times), P99).verdict
+    slow = set(np.linspace(0, n - 1, misses).astype(int).tolist())
+    verdict = figures_of(run_of([30 * MS if at in slow else MS for at in range(n)]), P99).verdict
     assert verdict is not None
     assert verdict.state == state
+
+
+def test_slow_requests_in_one_crowd_prove_less_than_as_many_apart() -> None:
+    verdict = figures_of(run_of([30 * MS] * 30 + [MS] * 970), P99).verdict
+    assert verdict is not None
+    assert verdict.state == "INCONCLUSIVE"
+    assert "30 of 1000 requests were over 20 ms, in crowds: they prove as much as" in verdict.why
 
 
 @pytest.mark.parametrize(("late_ms", "state"), [(0.9, "MEETS"), (1.1, "INVALID")])

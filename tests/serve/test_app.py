@@ -99,15 +99,43 @@ def test_a_port_that_is_taken_is_named(toml: Path) -> None:
         assert f"127.0.0.1:{port}" in done.stderr
 
 
-def test_the_access_log_is_appended_to_a_file(toml: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_the_access_log_is_appended_to_a_file(toml: Path, tmp_path: Path, transport: str) -> None:
     log = tmp_path / "access.jsonl"
-    with serving(toml, "--drain", "1ms", "--access-log", str(log)) as (process, told):
+    words = ["--drain", "1ms", "--transport", transport, "--access-log", str(log)]
+    with serving(toml, *words) as (process, told):
         assert call(str(told["http"]), "GET", "/v2", None, {"X-Request-Id": "mine"})[0] == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     (line,) = log.read_text().splitlines()
     found = json.loads(line)
     assert (found["id"], found["method"], found["target"], found["status"]) == ("mine", "GET", "/v2", 200)
+    assert found["sent_bytes"] > 20
+    assert found["duration_ms"] > 0
+
+
+def test_calls_over_grpc_are_in_the_access_log_too(toml: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.jsonl"
+    with serving(toml, "--drain", "1ms", "--access-log", str(log)) as (process, told):
+        with grpc.insecure_channel(str(told["grpc"]).removeprefix("grpc://")) as channel:
+            for name, good in (("ServerLive", True), ("Nothing", False)):
+                ask = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+                try:
+                    ask(b"", metadata=[("x-request-id", name)], timeout=30)
+                except grpc.RpcError as error:
+                    assert not good
+                    assert error.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    first, second = (json.loads(line) for line in log.read_text().splitlines())
+    assert (first["id"], first["target"], first["grpc_status"]) == (
+        "ServerLive",
+        "/inference.GRPCInferenceService/ServerLive",
+        0,
+    )
+    assert first["sent_bytes"] == 2
+    assert first["peer"] == "127.0.0.1"
+    assert (second["id"], second["grpc_status"]) == ("Nothing", 12)
 
 
 @pytest.mark.parametrize("transport", ["fast", "library"])
@@ -134,6 +162,8 @@ def test_over_tls_it_answers_those_who_trust_its_certificate(toml: Path, tmp_pat
         trusting = grpc.ssl_channel_credentials(cert.read_bytes())
         with grpc.secure_channel(str(told["grpc"]), trusting) as channel:
             assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30) == b"\x08\x01"
+        words = ["conformance", str(told["http"]), "--grpc", str(told["grpc"]), "--certificate", str(cert)]
+        assert run([*words, "--only", "live"]) == 0, "checks go over TLS on both sides"
         calls = told["calls"]
         assert isinstance(calls, list)
         for line in calls:

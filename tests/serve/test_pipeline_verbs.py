@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from hasten.cli.app import run as run_verb
+from hasten.cli.models import DATA
+from hasten.cli.predict import key_of, read_by_steps
 from hasten.client.client import Client
 from hasten.deployment import read_deployment
 from hasten.errors import BadRequest
@@ -73,6 +76,40 @@ def test_predict_over_a_folder_of_photos_writes_what_serving_says(
         got = client.infer("net", {"image": every}).outputs
         assert held["label"].tolist() == [[word.decode() for word in row] for row in got["label"].tolist()]
         np.testing.assert_allclose(held["score"], got["score"], rtol=1e-5)
+
+
+def test_predict_reads_images_itself_where_steps_come_after_the_model_alone(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = bundle(tmp_path / "net", model=convnet(size=SIZE), post=POST, classes=list(CLASSES))
+    out = tmp_path / "out.npz"
+    words = ("--data", photos, "-o", out, "--preprocess", "scale=0.01")
+    assert answer_of(capsys, "predict", after, *words)["rows"] == 20
+    with np.load(out) as held:
+        assert held["label"].shape == (20, 2)
+        assert set(held["label"].ravel().tolist()) <= set(CLASSES)
+
+
+def test_predict_refuses_preprocessing_beside_a_deployments_own_steps(
+    path: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(photos), "-o", str(tmp_path / "out.npz"), "--preprocess", "layout=nhwc"]
+    assert run_verb(["predict", str(path), *words]) == 2
+    assert "by steps of its own; leave --preprocess out" in capsys.readouterr().err
+
+
+def test_a_file_that_steps_read_tells_one_run_from_another(path: Path, tmp_path: Path) -> None:
+    deployment, _ = read_deployment(path)
+    named = replace(deployment, pre=({"step": "tokenise", "tokenizer": "words.json"},))
+    words = path.parent / "words.json"
+    keys = []
+    for text in ("one", "another"):
+        words.write_text(text)
+        keys.append(key_of(named, "data.npz", DATA, 8, beside=read_by_steps(path, named, None)))
+    words.unlink()
+    assert keys[0] != keys[1]
+    (tmp_path / "own.py").write_text("")
+    assert read_by_steps(path, named, tmp_path) == [tmp_path / "own.py"]
 
 
 def test_the_lines_that_serve_prints_for_images_work_when_pasted(path: Path) -> None:

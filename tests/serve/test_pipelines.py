@@ -364,9 +364,11 @@ def test_a_function_that_hangs_fails_its_request_and_another_thread_takes_over(t
         fine = InferRequest(model="net", inputs=(Tensor.of("half", np.zeros((1, 16), np.float32)),))
         assert len((await service.infer(fine)).outputs) == 1
         await service.stop()
-        (tmp_path / "go").touch()
 
-    run(work())
+    try:
+        run(work())
+    finally:
+        (tmp_path / "go").touch()
     assert not instances_left()
 
 
@@ -387,11 +389,15 @@ def test_a_function_that_hangs_is_found_though_its_client_has_left(tmp_path: Pat
             ticket.cancel()
         fine = InferRequest(model="net", inputs=(Tensor.of("half", np.zeros((1, 16), np.float32)),))
         assert len((await service.infer(fine)).outputs) == 1
+        while model._piping._at_work:  # one thread may have begun, and so is given up, a little later than another
+            await asyncio.sleep(0.01)
         assert (model._piping._waiting_rows, model._piping._waiting_bytes) == (0, 0)
         await service.stop()
-        (tmp_path / "go").touch()
 
-    run(work())
+    try:
+        run(work())
+    finally:
+        (tmp_path / "go").touch()
     assert not instances_left()
 
 

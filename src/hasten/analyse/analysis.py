@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from hasten.analyse.causes import Explanation, explain
 from hasten.analyse.highest_rate import Found
@@ -15,10 +14,10 @@ from hasten.analyse.host_samples import HostSamples
 from hasten.analyse.phases import Band, bands, join_phases
 from hasten.analyse.server_runs import server_runs
 from hasten.artifact import Json
-from hasten.load.figures import Verdict, figures_of, span_of, times_of
+from hasten.load.figures import Verdict, figures_of, rate_of, span_of, times_of
 from hasten.load.objective import Objective
 from hasten.load.run import OUTCOMES, LoadRun
-from hasten.measure.percentiles import STRETCHES, Percentile, percentiles
+from hasten.measure.percentiles import Percentile, percentiles
 from hasten.measurement import Estimate
 
 TIMELINE = 120
@@ -227,20 +226,6 @@ def analyse_run(
         notes=tuple(_notes(run, joined is not None and "infer" in joined.told, host)),
         conditions=run.conditions,
     )
-
-
-def rate_of(run: LoadRun, *, by_rows: bool = False) -> Estimate:
-    """Give answers, or answered rows, a second, with a 95 % interval from stretches of the run (batch means)."""
-    requests = run.requests
-    ok = (requests.outcome == OUTCOMES.index("ok")) & (requests.done_ns >= 0)
-    weights = (requests.rows[ok] if by_rows else np.ones(int(ok.sum()), np.int64)).astype(np.float64)
-    done_s = requests.done_ns[ok] / 1e9
-    length_s = span_of(run)
-    weights, done_s = weights[done_s <= length_s], done_s[done_s <= length_s]
-    value = float(weights.sum()) / length_s
-    counts, _ = np.histogram(done_s, bins=STRETCHES, range=(0.0, length_s), weights=weights)
-    half = float(stats.t.ppf(0.975, STRETCHES - 1) * counts.std(ddof=1) / np.sqrt(STRETCHES)) * STRETCHES / length_s
-    return Estimate(value=value, low=max(value - half, 0.0), high=value + half, n=len(done_s))
 
 
 def load_point(run: LoadRun, objective: Objective | None = None) -> LoadPoint:

@@ -324,7 +324,7 @@ class _Scene:
         ends = (began + int(first_ns), began + int(last_ns))
         passed = last_ns - first_ns
         throttled = self.host.spent("throttled_ns", *ends) or 0.0
-        waiting = self.host.spent("waiting_ns", *ends) or 0.0
+        waiting = self.host.held_back(*ends) or 0.0
         worked = self.host.spent("cpu_ns", *ends)
         idle = 0.0
         if worked is not None and self.usual_pace > 0.2:

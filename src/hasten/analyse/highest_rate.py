@@ -19,7 +19,7 @@ import numpy.typing as npt
 from hasten.errors import BadInput, InvalidSetting
 from hasten.isolation import Progress
 from hasten.load.objective import Objective
-from hasten.measure.percentiles import effective_count
+from hasten.measure.percentiles import independent
 from hasten.measure.statistics import percentile_fails, percentile_holds, runs_needed
 
 Floats = npt.NDArray[np.float64]
@@ -159,16 +159,9 @@ def find_highest_rate(
 
 def judge(times_ns: Floats, objective: Objective) -> Word:
     """Say what the responses [n], in order of arrival, prove."""
-    n = len(times_ns)
-    over = times_ns > objective.limit_ns
-    misses = int(over.sum())
-    if not n:
+    if not len(times_ns):
         return "undecided"
-    if misses:
-        share = min(max(misses / n, 1 / n), 1 - 1 / n) if n > 1 else 0.5
-        kept = effective_count(over, share) / n
-        n = max(int(n * kept), 1)
-        misses = min(math.ceil(misses * kept), n)
+    n, misses = independent(times_ns > objective.limit_ns)
     if percentile_holds(n, misses, objective.q):
         return "holds"
     return "fails" if percentile_fails(n, misses, objective.q) else "undecided"

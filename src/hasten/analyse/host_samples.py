@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -33,7 +32,7 @@ FAMILY_EVERY = 100
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
-COLUMNS = ("at_unix_ns", "cpu_ns", "waiting_ns", "throttled_ns", "steal_ns", "rss_bytes")
+COLUMNS = ("at_unix_ns", "cpu_ns", "waiting_ns", "throttled_ns", "steal_ns", "rss_bytes", "cores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,8 @@ class HostSamples:
     steal_ns: Ints
     """Time that the hypervisor gave to others, of all cores."""
     rss_bytes: Ints
+    cores: Ints
+    """Cores that the server may run on."""
 
     def spent(self, column: str, first_unix_ns: int, last_unix_ns: int) -> float | None:
         """Give how much a column grew between two times, by straight lines between samples; None: not known."""
@@ -61,6 +62,18 @@ class HostSamples:
             return None
         ends = np.interp([first_unix_ns, last_unix_ns], at, values)
         return float(ends[1] - ends[0])
+
+    def held_back(self, first_unix_ns: int, last_unix_ns: int) -> float | None:
+        """Give for how long threads waited for a core that others had, between two times; None: not known.
+
+        A server that keeps all of its cores busy itself has threads that wait for each other: that is its own load.
+        """
+        waiting = self.spent("waiting_ns", first_unix_ns, last_unix_ns)
+        worked = self.spent("cpu_ns", first_unix_ns, last_unix_ns)
+        if waiting is None or worked is None:
+            return None
+        free_ns = float(self.cores[0]) * (last_unix_ns - first_unix_ns) - worked
+        return min(waiting, max(free_ns, 0.0))
 
     @property
     def cores_used(self) -> float | None:
@@ -109,6 +122,7 @@ class Sampling:
                 self._family = [server, *server.children(recursive=True)]
             spent = [_schedule(process.pid) for process in self._family]
             rss = sum(process.memory_info().rss for process in self._family)
+            cores = len({core for process in self._family for core in process.cpu_affinity()})
         except (psutil.Error, OSError):
             return False
         known = all(one is not None for one in spent)
@@ -116,7 +130,7 @@ class Sampling:
         waiting = sum(one[1] for one in spent if one) if known else -1
         steal = getattr(psutil.cpu_times(), "steal", None)
         steal_ns = -1 if steal is None else int(steal * 1e9)
-        self._rows.append((time.time_ns(), cpu, waiting, _throttled_ns(self.pid), steal_ns, rss))
+        self._rows.append((time.time_ns(), cpu, waiting, _throttled_ns(self.pid), steal_ns, rss, cores))
         return True
 
     def samples(self) -> HostSamples:
@@ -142,24 +156,6 @@ def sampling(pid: int, *, every_s: float = EVERY_S) -> Iterator[Sampling]:
     finally:
         stop.set()
         thread.join()
-
-
-def server_pid(url: str) -> int | None:
-    """Find the process on this host that listens where ``url`` points; None: it is elsewhere, or not to be seen."""
-    parts = urlsplit(url)
-    if parts.hostname not in _own_addresses():
-        return None
-    try:
-        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    except psutil.AccessDenied:
-        return None
-    pids = [one.pid for one in listening if one.pid is not None and one.laddr and one.laddr[1] == parts.port]
-    return min(pids, default=None)
-
-
-def _own_addresses() -> set[str]:
-    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return own | {"localhost", "127.0.0.1", "::1"}
 
 
 def _schedule(pid: int) -> tuple[int, int] | None:

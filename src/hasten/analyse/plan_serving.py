@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.analyse.analysis import load_point
 from hasten.analyse.batch_costs import BatchCosts, costs_of
 from hasten.analyse.capacity import Choice, Load, Replicas, best_choices, choices, replicas_for
 from hasten.analyse.costs_worker import measure_costs, sizes_for, threads_for
 from hasten.analyse.highest_rate import Found, Rules, Seen, check_objective, find_highest_rate
-from hasten.analyse.live import fitted
+from hasten.analyse.live import fitted, undisturbed
 from hasten.analyse.served import served
 from hasten.analyse.simulate import Setup
 from hasten.artifact import Artifact, Json
@@ -126,8 +127,8 @@ def plan_serving(candidates: Sequence[Candidate], wanted: Wanted, *, progress: P
     timed, left_out = _timed(candidates, wanted, progress)
     least_ns = min(cost.ns(cost.sizes[0]) for _, by_threads in timed for _, cost in by_threads)
     check_objective(wanted.objective, least_ns)
-    anchor, costs = _quickest(timed)
-    overheads = _overheads(anchor, costs, wanted, progress)
+    anchor, (threads, costs) = _quickest(timed)
+    overheads = _overheads(anchor, threads, costs, wanted=wanted, progress=progress)
     load = Load(seed=wanted.seed)
     setups: dict[int, Candidate] = {}
     every: list[Setup] = []
@@ -186,16 +187,17 @@ def _timed(candidates: Sequence[Candidate], wanted: Wanted, progress: Progress) 
     return timed, left_out
 
 
-def _quickest(timed: Timed) -> tuple[Candidate, BatchCosts]:
-    """Give the deployment with the quickest single run, with one thread where that could be timed."""
-    pairs = [(candidate, by_threads[0][1]) for candidate, by_threads in timed]
-    return min(pairs, key=lambda pair: pair[1].ns(pair[1].sizes[0]))
+def _quickest(timed: Timed) -> tuple[Candidate, tuple[int, BatchCosts]]:
+    """Give the deployment with the quickest single run, with the fewest threads that could be timed, and its t(n)."""
+    pairs = [(candidate, by_threads[0]) for candidate, by_threads in timed]
+    return min(pairs, key=lambda pair: pair[1][1].ns(pair[1][1].sizes[0]))
 
 
-def _overheads(candidate: Candidate, costs: BatchCosts, wanted: Wanted, progress: Progress) -> BatchCosts:
+def _overheads(
+    candidate: Candidate, threads: int, costs: BatchCosts, *, wanted: Wanted, progress: Progress
+) -> BatchCosts:
     """Learn what a server adds to a run: serve one way for a moment, alone and with always more to do."""
     progress("learning what a server adds to a run", None)
-    threads = 1
     serving = replace(candidate.deployment.serving, instances=max(1, wanted.cores // threads), batch_sizes=costs.sizes)
     settings = {**candidate.deployment.settings, "threads": threads}
     with served(candidate.deployment, candidate.artifact, serving=serving, settings=settings) as url:
@@ -203,12 +205,15 @@ def _overheads(candidate: Candidate, costs: BatchCosts, wanted: Wanted, progress
         with open_load(target, payloads_of(target, candidate.samples)) as load:
 
             def run(arrivals: Closed | Poisson, seconds: float) -> LoadRun:
-                return load.run(LoadPlan(arrivals=arrivals, duration_s=seconds, seed=wanted.seed))
+                def measure(seed: int) -> LoadRun:
+                    return load.run(LoadPlan(arrivals=arrivals, duration_s=seconds, seed=wanted.seed + seed))
+
+                return undisturbed(measure, wanted.objective)
 
             alone = run(Closed(concurrency=1), ALONE_S)
             clients = 4 * (serving.instances or 1) * costs.sizes[-1]
             saturated = run(Closed(concurrency=clients), ANCHOR_S)
-            rate = len(times_of(saturated)) / ANCHOR_S
+            rate = load_point(saturated).throughput.value
             usual = run(Poisson(rate=float(f"{0.6 * rate:.3g}")), ANCHOR_S)
     seen = costs_of([usual], alone=alone, saturated=saturated)
     instances = len(seen.busy_ns)

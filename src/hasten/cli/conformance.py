@@ -18,6 +18,7 @@ from rich.text import Text
 from hasten.artifact import Json
 from hasten.cli import units
 from hasten.cli.answer import COMMON, GOAL_NOT_MET, Answer, Common, Shown, python_answer
+from hasten.client.values import read_address
 from hasten.conformance.junit import junit as junit_of
 from hasten.conformance.server import GrpcCalls, Server, find_model
 from hasten.conformance.suite import CHECKS, Result, counts, failures, run
@@ -37,7 +38,8 @@ class CheckOptions:
     model: str | None = None
     """The model that is called; by default the first one that the server's index has ready."""
     grpc: str | None = None
-    """The server's gRPC side, as HOST:PORT; without it REST alone is checked."""
+    """The server's gRPC side, as HOST:PORT, over TLS where the URL is https (or as grpcs://HOST:PORT, grpc://HOST:PORT);
+    without it REST alone is checked."""
     only: str | None = None
     """Only checks whose name or group contains this."""
     assume: tuple[str, ...] = ()
@@ -125,7 +127,7 @@ def server_of(url: str, options: CheckOptions = OPTIONS) -> Server:
     return Server(
         http=http,
         model_name=options.model or find_model(http),
-        grpc=None if options.grpc is None else _grpc(options.grpc, options),
+        grpc=None if options.grpc is None else _grpc(options.grpc, options, secure=parts.scheme == "https"),
         assumed=options.assume,
         reload=options.reload,
     )
@@ -138,15 +140,19 @@ def _tls(certificate: Path | None) -> ssl.SSLContext:
         raise BadInput(f"the certificates of {certificate} cannot be used: {error}") from error
 
 
-def _grpc(address: str, options: CheckOptions) -> GrpcCalls:
-    place = address.removeprefix("grpc://")
-    if ":" not in place or "/" in place:
+def _grpc(address: str, options: CheckOptions, *, secure: bool) -> GrpcCalls:
+    url = address if "://" in address else f"{'grpcs' if secure else 'grpc'}://{address}"
+    try:
+        place = read_address(url, api_key=options.api_key, certificate=options.certificate)
+    except InvalidSetting as error:
+        raise BadInput(f"{address!r} is no address of gRPC; write HOST:PORT") from error
+    if not place.is_grpc or place.prefix or ":" not in address.rpartition("://")[2]:
         raise BadInput(f"{address!r} is no address of gRPC; write HOST:PORT")
     try:
         wire = importlib.import_module("hasten.conformance.grpc_wire")
     except ImportError as error:
         raise MissingDependency(f"what gRPC needs ({error.name or error})", "pip install 'hasten[serve]'") from error
-    made: GrpcCalls = wire.open_grpc(place, timeout_s=options.timeout, key=options.api_key)
+    made: GrpcCalls = wire.open_grpc(place, timeout_s=options.timeout)
     return made
 
 

@@ -23,10 +23,13 @@ from hasten.cli.load_target import (
     default_folder,
     payloads_for,
     python_lines,
+    samples_of,
     target_of,
 )
 from hasten.cli.models import DATA, DataOptions
 from hasten.cli.progress import telling
+from hasten.errors import InvalidSetting
+from hasten.load.accuracy import measure_accuracy, meets
 from hasten.load.arrivals import Closed, Poisson, read_arrivals
 from hasten.load.figures import Figures, figures_of
 from hasten.load.generate import open_load
@@ -42,7 +45,7 @@ from hasten.load.scenarios import (
     judge,
     scenario_of,
 )
-from hasten.load.target import LoadPlan
+from hasten.load.target import LoadPlan, Target
 from hasten.measure.percentiles import Percentile
 from hasten.measure.statistics import runs_needed
 from hasten.report import format as fmt
@@ -64,6 +67,9 @@ def load(
     duration: Annotated[float, units.read_by(units.seconds)] = 30.0,
     slo: str | None = None,
     scenario: Name | None = None,
+    accuracy: bool = False,
+    metric: str | None = None,
+    target_quality: float | None = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     seed: int = 0,
     samples: DataOptions = DATA,
@@ -86,9 +92,12 @@ def load(
             --arrivals ramp:from=10,to=500
         hasten load http://127.0.0.1:8000 net --data val.parquet \
             --scenario single-stream --duration 600s
+        hasten load http://127.0.0.1:8000 net --data val.parquet \
+            --accuracy --target-quality 0.91
 
     Exit codes: 0; 1 where the run was cut short; with --slo 3 where it misses; 4 where the run cannot tell, because it
-    is too short, the generator was too late to be believed, or a rule of its scenario is not kept.
+    is too short, the generator was too late to be believed, or a rule of its scenario is not kept. With --accuracy 3
+    where the target quality is missed, 4 where the samples are too few to tell.
 
     Args:
         url: http://HOST:PORT, grpc://HOST:PORT; the whole URL of any HTTP endpoint with --protocol http; or the folder
@@ -100,6 +109,10 @@ def load(
         duration: How long requests leave, as 30s.
         slo: An objective, as "p99 <= 20ms".
         scenario: One of MLPerf's: it says how requests arrive, and its rules say whether the figure is valid.
+        accuracy: MLPerf's accuracy mode, in place of load: every sample is sent once, over the same protocol, and the
+            answers are judged by the labels of the samples.
+        metric: With --accuracy: a metric's name, or module:function; by default what suits the labels.
+        target_quality: With --accuracy: what the metric must reach, as 0.91.
         output: Folder for the record; by default one below --home.
         seed: Of the arrivals, and of the order of samples.
         samples: How samples are read.
@@ -116,6 +129,10 @@ def load(
         check_objective(rules, objective)
     plan = LoadPlan(arrivals=how, duration_s=duration, seed=seed, timeout_s=target.timeout)
     goal = target_of(url, model, target)
+    if accuracy:
+        return _accuracy(goal, data, metric, target_quality, samples=samples, options=target, common=common)
+    if metric is not None or target_quality is not None:
+        raise InvalidSetting("--metric and --target-quality judge answers; add --accuracy")
     if objective is not None and not isinstance(plan.arrivals, Closed):
         due = len(plan.arrivals.due_ns(duration, seed))
         check_long_enough(due, duration, runs_needed(objective.q, 0), objective.q)
@@ -136,6 +153,50 @@ def load(
         shown.insert(1, scenario_lines(judged))
         code = code or (0 if judged.valid else CANNOT_TELL)
     return Answer(document=document, shown=shown, code=code)
+
+
+def _accuracy(
+    target: Target,
+    data: str | None,
+    metric: str | None,
+    wanted: float | None,
+    *,
+    samples: DataOptions,
+    options: TargetOptions,
+    common: Common,
+) -> Answer:
+    """Send every sample once, and judge the answers."""
+    if data is None:
+        raise InvalidSetting("accuracy needs samples with labels; give them with --data")
+    if common.show_python:
+        told = f"target, samples, metric={metric!r}, batch={options.batch}, timeout_s={options.timeout!r}"
+        return python_answer(
+            *python_lines(target.url, target.model, data, options)[:-1],
+            "from hasten.cli.load_target import samples_of",
+            "from hasten.load.accuracy import measure_accuracy",
+            f"samples = samples_of(target, {data!r}, DATA)",
+            f"print(measure_accuracy({told}))",
+        )
+    read = samples_of(target, data, samples)
+    with telling(f"accuracy of {target.url}") as tell:
+        found = measure_accuracy(
+            target, read, metric=metric, batch=options.batch, timeout_s=options.timeout, progress=tell
+        )
+    value = found.value
+    line = Text.assemble(
+        (f"{found.metric} {value.value:.4f}", "bold"),
+        f"  95 % interval {value.low:.4f} to {value.high:.4f}, {value.n} samples in {fmt.seconds(found.seconds)}",
+    )
+    document: dict[str, Json] = {"url": target.url, "model": target.model, "accuracy": msgspec.to_builtins(found)}
+    if wanted is None:
+        return Answer(document=document, shown=[line], code=0)
+    word = meets(found, wanted)
+    document |= {"target_quality": wanted, "state": word}
+    reached = "at least" if found.higher_is_better else "at most"
+    verdict = Text.assemble((word, STATE_STYLES[word]), f"  {found.metric} is to be {reached} {wanted:g}")
+    if word == "INCONCLUSIVE":
+        verdict.append("; more samples narrow the interval")
+    return Answer(document=document, shown=[line, verdict], code=STATE_CODES[word])
 
 
 def code_of(run: LoadRun, figures: Figures) -> int:

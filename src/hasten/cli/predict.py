@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -96,11 +96,13 @@ def predict(
     file = deployment / FILE if deployment.is_dir() else deployment
     what, artifact = read_deployment(file)
     steps = open_steps(file, what, artifact, allow_code)
-    parts = open_parts(output, key_of(what, data, samples, piece))
+    if what.pre and samples.preprocess:
+        raise InvalidSetting(f"{file} prepares its inputs by steps of its own; leave --preprocess out")
+    parts = open_parts(output, key_of(what, data, samples, piece, beside=read_by_steps(file, what, allow_code)))
     kept = len(parts.finished())
     pieces: Iterator[Pieced] = (
         read_pieces(data, artifact, samples, piece, what)
-        if steps is None
+        if steps is None or not what.pre
         else file_pieces(
             data, steps.signature, rows=piece, limit=samples.limit, inputs=samples.inputs or {}, label=samples.label
         )
@@ -143,10 +145,22 @@ def open_parts(output: Path, key: str) -> Parts:
     return Parts(folder)
 
 
-def key_of(what: Deployment, data: str, samples: DataOptions, piece: int) -> str:
-    """Give what tells one run from another: the model, the data as it is on disk, and how it is read and cut."""
+def read_by_steps(file: Path, what: Deployment, code: Path | None) -> list[Path]:
+    """Give the files beside a deployment that its steps name, and the code that they may run."""
+    told = [value for step in (*what.pre, *what.post) for value in step.values() if isinstance(value, str)]
+    found = [file.parent / value for value in told if value and (file.parent / value).is_file()]
+    return [*found, *([] if code is None else sorted(code.rglob("*.py")))]
+
+
+def key_of(
+    what: Deployment, data: str, samples: DataOptions, piece: int, *, beside: Sequence[Path] = ()
+) -> str:
+    """Give what tells one run from another: the model, the data as it is on disk, and how it is read and cut.
+
+    ``beside`` are other files that answers depend on.
+    """
     path = Path(data.partition("#")[0].partition(".py:")[0])
-    stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in _files(path)]
+    stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in (*_files(path), *beside)]
     told = msgspec.json.encode(
         [
             what.artifact,

@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from hasten.client.grpc import credentials_of, metadata_of
+from hasten.client.values import Address
 from hasten.conformance.server import GrpcAnswer
 from hasten.conformance.wire import LARGEST_ANSWER_BYTES, NotMet
 from hasten.protocol.grpc_messages import PACKAGE, SERVICE, message
@@ -59,7 +61,10 @@ def _is_local(details: str) -> bool:
     return any(word in details for word in ("failed to connect", "Socket closed", "Connection reset", "recvmsg"))
 
 
-def open_grpc(address: str, *, timeout_s: float, key: str | None = None) -> Grpc:
-    """Make the gRPC side of HOST:PORT; nothing is connected yet."""
-    metadata = () if key is None else (("authorization", f"Bearer {key}"),)
-    return Grpc(grpc.insecure_channel(address, OPTIONS), timeout_s, metadata)
+def open_grpc(address: Address, *, timeout_s: float) -> Grpc:
+    """Make the gRPC side of a server, over TLS where its address says so; nothing is connected yet. Raises BadInput."""
+    if address.secure:
+        channel = grpc.secure_channel(address.authority, credentials_of(address), OPTIONS)
+    else:
+        channel = grpc.insecure_channel(address.authority, OPTIONS)
+    return Grpc(channel, timeout_s, metadata_of(address))

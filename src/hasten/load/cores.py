@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import psutil
 
 from hasten.load.target import Target
-
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def cores_for(processes: int, target: Target) -> tuple[int, ...] | None:
@@ -31,19 +30,36 @@ def away_from_server(cores: tuple[int, ...], target: Target) -> bool:
     if target.protocol == "session":
         return False
     taken = server_cores(target)
-    return not taken & set(cores) if taken else target.address.host not in LOCAL
+    return not taken & set(cores) if taken else not _is_here(target)
 
 
 def server_cores(target: Target) -> set[int]:
     """Give the cores of a server on this machine, where that can be seen; else none."""
-    if target.protocol == "session" or target.address.host not in LOCAL:
-        return set()
     found: set[int] = set()
-    try:
-        for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (target.address.port,)
-            if listens and connection.pid is not None:
-                found |= set(psutil.Process(connection.pid).cpu_affinity())
-    except (psutil.AccessDenied, psutil.NoSuchProcess):
-        return set()
+    for pid in _server_pids(target):
+        with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+            found |= set(psutil.Process(pid).cpu_affinity())
     return found
+
+
+def server_pid(target: Target) -> int | None:
+    """Give the process on this machine that listens where a target points; None: it is elsewhere, or not to be seen."""
+    return min(_server_pids(target), default=None)
+
+
+def _server_pids(target: Target) -> set[int]:
+    if not _is_here(target):
+        return set()
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:
+        return set()
+    port = target.address.port
+    return {one.pid for one in listening if one.pid is not None and one.laddr and one.laddr[1] == port}
+
+
+def _is_here(target: Target) -> bool:
+    if target.protocol == "session":
+        return False
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return target.address.host in own | {"localhost", "127.0.0.1", "::1"}

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import special
 
 from hasten.load.arrivals import Closed, read_arrivals
 from hasten.load.objective import Objective
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, UNSENT
 from hasten.load.run import LoadRun
-from hasten.measure.percentiles import QUANTILES, Floats, Percentile, percentiles
+from hasten.measure.percentiles import QUANTILES, STRETCHES, Floats, Percentile, independent, percentiles
 from hasten.measure.statistics import percentile_fails, percentile_holds, quantile, runs_needed
+from hasten.measurement import Estimate
 
 LARGEST_DELAY = 0.05
 """Of the generator, as a share of the objective, or of what it may add to a percentile."""
@@ -102,6 +104,20 @@ def span_of(run: LoadRun) -> float:
     return max(float(left.max()) / 1e9, 1e-3) if len(left) else run.duration_s
 
 
+def rate_of(run: LoadRun, *, by_rows: bool = False) -> Estimate:
+    """Give answers, or answered rows, a second, with a 95 % interval from stretches of the run (batch means)."""
+    requests = run.requests
+    ok = (requests.outcome == OK) & (requests.done_ns >= 0)
+    weights = (requests.rows[ok] if by_rows else np.ones(int(ok.sum()), np.int64)).astype(np.float64)
+    done_s = requests.done_ns[ok] / 1e9
+    length_s = span_of(run)
+    weights, done_s = weights[done_s <= length_s], done_s[done_s <= length_s]
+    value = float(weights.sum()) / length_s
+    counts, _ = np.histogram(done_s, bins=STRETCHES, range=(0.0, length_s), weights=weights)
+    half = float(special.stdtrit(STRETCHES - 1, 0.975) * counts.std(ddof=1) / np.sqrt(STRETCHES)) * STRETCHES / length_s
+    return Estimate(value=value, low=max(value - half, 0.0), high=value + half, n=len(done_s))
+
+
 def times_of(run: LoadRun) -> Floats:
     """Give the response times of what was sent, in order, in nanoseconds; infinite where there was no good answer."""
     requests = run.requests
@@ -140,16 +156,23 @@ def why_invalid(run: LoadRun, objective: Objective | None) -> str | None:
 
 
 def judged(times_ns: Floats, objective: Objective, invalid: str | None) -> Verdict:
-    """Judge response times [n] by an objective: the exact binomial test in both directions."""
-    n, misses = len(times_ns), int((times_ns > objective.limit_ns).sum())
+    """Judge response times [n], in order of arrival, by an objective: the exact binomial test in both directions.
+
+    Slow responses come in crowds; so many count as are independent of each other.
+    """
+    over = times_ns > objective.limit_ns
+    n, misses = len(times_ns), int(over.sum())
+    alone, alone_misses = independent(over)
     told = f"{misses} of {n} requests were over {objective.limit_ns / 1e6:.6g} ms"
     state: State = "INCONCLUSIVE"
     if invalid is not None:
         state, why = "INVALID", invalid
-    elif percentile_holds(n, misses, objective.q):
+    elif percentile_holds(alone, alone_misses, objective.q):
         state, why = "MEETS", told
-    elif percentile_fails(n, misses, objective.q):
+    elif percentile_fails(alone, alone_misses, objective.q):
         state, why = "MISSES", told
+    elif alone < n:
+        why = f"{told}, in crowds: they prove as much as {alone_misses} of {alone} independent ones; a longer run would"
     else:
         why = f"{told}; with so many, {runs_needed(objective.q, misses)} requests would prove it: a longer run would"
     return Verdict(objective=str(objective), state=state, why=why, misses=misses, requests=n)

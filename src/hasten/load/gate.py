@@ -6,24 +6,16 @@ is worth less than none.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import special
-
 from hasten.errors import InvalidSetting
-from hasten.load.figures import State, judged, span_of, times_of, why_invalid
+from hasten.load.figures import State, judged, rate_of, times_of, why_invalid
 from hasten.load.objective import Objective
 from hasten.load.recorder import OK, UNSENT
 from hasten.load.run import LoadRun
+from hasten.measure.percentiles import independent
 from hasten.measure.statistics import percentile_fails, percentile_holds, runs_needed
-
-STRETCHES = 20
-"""Into so many a run is cut for the spread of its throughput: the method of batch means (``measure.percentiles``)."""
-
-_TAIL = 0.025
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +65,10 @@ def state_of(checks: Sequence[Check]) -> State:
     return next((state for state in order if state in states), "MEETS")
 
 
-def throughput_of(run: LoadRun) -> tuple[float, float, float]:
-    """Give good answers a second with a 95 % interval, from the spread between stretches of the run."""
-    span_ns = span_of(run) * 1e9
-    requests = run.requests
-    done = requests.done_ns[(requests.outcome == OK) & (requests.done_ns <= span_ns)]
-    counts, _ = np.histogram(done, bins=STRETCHES, range=(0, span_ns))
-    rates = counts / (span_ns / 1e9 / STRETCHES)
-    mean = float(rates.mean())
-    reach = float(special.stdtrit(STRETCHES - 1, 1 - _TAIL)) * float(rates.std(ddof=1)) / math.sqrt(STRETCHES)
-    return mean, max(0.0, mean - reach), mean + reach
-
-
 def _throughput(run: LoadRun, least: float) -> Check:
-    rate, low, high = throughput_of(run)
-    state: State = "MEETS" if low >= least else "MISSES" if high < least else "INCONCLUSIVE"
-    why = f"{rate:.4g} answers a second, 95 % interval {low:.4g} to {high:.4g}"
+    rate = rate_of(run)
+    state: State = "MEETS" if rate.low >= least else "MISSES" if rate.high < least else "INCONCLUSIVE"
+    why = f"{rate.value:.4g} answers a second, 95 % interval {rate.low:.4g} to {rate.high:.4g}"
     if state == "INCONCLUSIVE":
         why += "; a longer run narrows it, and an open loop never answers more than it sends"
     return Check(limit=f"throughput >= {least:g}/s", state=state, why=why)
@@ -96,16 +76,18 @@ def _throughput(run: LoadRun, least: float) -> Check:
 
 def _errors(run: LoadRun, most: float) -> Check:
     outcomes = run.requests.outcome
-    n = int((outcomes != UNSENT).sum())
-    missed = n - int((outcomes == OK).sum())
+    bad = outcomes[outcomes != UNSENT] != OK
+    n, missed = len(bad), int(bad.sum())
+    alone, alone_missed = independent(bad)
     limit, why = f"errors <= {most * 100:g}%", f"{missed} of {n} requests had no good answer"
     state: State = "INCONCLUSIVE"
     if n and most == 0:
         state = "MISSES" if missed else "MEETS"
-    elif most >= 1 or percentile_holds(n, missed, 1 - most):
+    elif most >= 1 or percentile_holds(alone, alone_missed, 1 - most):
         state = "MEETS"
-    elif percentile_fails(n, missed, 1 - most):
+    elif percentile_fails(n, missed, 1 - most):  # a burst of errors is one event, but it did happen
         state = "MISSES"
     else:
-        why += f"; with so many, {runs_needed(1 - most, missed)} requests would prove it"
+        crowds = f", in crowds, as {alone_missed} of {alone} independent ones" if alone < n else ""
+        why += f"{crowds}; with so many, {runs_needed(1 - most, missed)} requests would prove it"
     return Check(limit=limit, state=state, why=why)

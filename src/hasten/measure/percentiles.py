@@ -89,6 +89,20 @@ def effective_count(slow: npt.NDArray[np.bool_], share: float) -> int:
     return n if inflation <= _chance() else max(1, int(n / inflation))
 
 
+def independent(over: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Give (requests, misses) that prove as much if independent as ``over`` [n], in order of arrival, does.
+
+    In a queue slow responses come in crowds, and a binomial test takes each for a fact of its own.
+    """
+    n, misses = len(over), int(over.sum())
+    if not misses:
+        return n, 0
+    share = min(max(misses / n, 1 / n), 1 - 1 / n) if n > 1 else 0.5
+    kept = effective_count(over, share) / n
+    fewer = max(int(n * kept), 1)
+    return fewer, min(math.ceil(misses * kept), fewer)
+
+
 def quantile_interval(n: int, q: float) -> tuple[int, int | None] | None:
     """Give the places l and u (from 1) of the order statistics that enclose the quantile with 95 %.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import IO
 
 import msgspec
 
 from hasten.serve.http1_request import Request
+from hasten.serve.http2_stream import Call
 
 KEPT_LINES = 10_000
 """Lines held until the next flush; at more they are written at once."""
@@ -25,17 +26,41 @@ class AccessLog:
         self._numbers = itertools.count(1)
 
     def log(self, request: Request) -> None:
-        """Note a request that was answered."""
-        line = {
-            "time": round(self._time_s(), 6),
-            "id": request.headers.get(b"x-request-id", b"").decode("latin-1")[:128] or f"{next(self._numbers):x}",
-            "peer": request.peer,
+        """Note an HTTP request that was answered."""
+        told: dict[str, str | int] = {
             "method": request.method.decode("latin-1"),
             "target": request.target[:512].decode("latin-1"),
             "status": request.status,
-            "received_bytes": len(request.body),
-            "sent_bytes": request.reply_bytes,
-            "duration_ms": round((perf_counter_ns() - request.began_ns) / 1e6, 3),
+        }
+        self._note(request.headers, request.peer, told, (len(request.body), request.reply_bytes), request.began_ns)
+
+    def log_call(self, call: Call, peer: str) -> None:
+        """Note a gRPC call that was answered."""
+        told: dict[str, str | int] = {
+            "method": "POST",
+            "target": call.path[:512].decode("latin-1"),
+            "status": 200,
+            "grpc_status": call.status,
+        }
+        received = len(call.body if call.whole is None else call.whole)
+        self._note(call.headers, peer, told, (received, call.sent_bytes), call.began_ns)
+
+    def _note(
+        self,
+        headers: Mapping[bytes, bytes],
+        peer: str,
+        told: dict[str, str | int],
+        n_bytes: tuple[int, int],
+        began_ns: int,
+    ) -> None:
+        line = {
+            "time": round(self._time_s(), 6),
+            "id": headers.get(b"x-request-id", b"").decode("latin-1")[:128] or f"{next(self._numbers):x}",
+            "peer": peer,
+            **told,
+            "received_bytes": n_bytes[0],
+            "sent_bytes": n_bytes[1],
+            "duration_ms": round((perf_counter_ns() - began_ns) / 1e6, 3),
         }
         self._lines.append(msgspec.json.encode(line))
         if len(self._lines) >= KEPT_LINES:

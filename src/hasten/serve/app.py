@@ -150,9 +150,8 @@ def make_listeners(
     rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
     if listening.transport == "library":
-        http = AsgiListener(
-            rest, listening.limits, place=(listening.host, listening.port, listening.reuse_port), tls=tls
-        )
+        spot = (listening.host, listening.port, listening.reuse_port)
+        http = AsgiListener(rest, listening.limits, place=spot, tls=tls, access=access)
     else:
         clock_s = asyncio.get_running_loop().time
         log = None if access is None else access.log
@@ -165,7 +164,7 @@ def make_listeners(
     place = (listening.host, listening.grpc_port, listening.reuse_port)
     if listening.transport == "fast":
         tls = None if pair is None else tls_context(*pair, speaks="h2")
-        return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls)
+        return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls, access=access)
     return http, GrpcListener(service, listening.limits, place=place, keys=keys, tls=pair)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import uvicorn
 
 from hasten.errors import ServeError, TooLarge
+from hasten.serve.access import AccessLog
+from hasten.serve.http1 import TICK_S
 from hasten.serve.http1_request import Request, pass_on
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, bind, url_of
@@ -34,8 +36,11 @@ class _Reply:
             self.ready.set_result(None)
 
 
-def asgi(rest: Rest, limits: Limits) -> Asgi:
-    """Make an ASGI application of the REST side. It starts and ends nothing: the service is the caller's."""
+def asgi(rest: Rest, limits: Limits, log: Callable[[Request], None] | None = None) -> Asgi:
+    """Make an ASGI application of the REST side. It starts and ends nothing: the service is the caller's.
+
+    ``log`` is told of each request that was answered.
+    """
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,6 +61,8 @@ def asgi(rest: Rest, limits: Limits) -> Asgi:
         await _until_ready(request, reply, receive)
         if request.reply is not None:
             await _send(request, send)
+            if log is not None:
+                log(request)
 
     return app
 
@@ -137,9 +144,19 @@ class _Uvicorn(uvicorn.Server):
 class AsgiListener:
     """uvicorn on a port."""
 
-    def __init__(self, rest: Rest, limits: Limits, *, place: tuple[str, int, bool], tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        rest: Rest,
+        limits: Limits,
+        *,
+        place: tuple[str, int, bool],
+        tls: ssl.SSLContext | None,
+        access: AccessLog | None = None,
+    ) -> None:
         """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
-        self._app = asgi(rest, limits)
+        self._app = asgi(rest, limits, None if access is None else access.log)
+        self._access = access
+        self._ticks: asyncio.TimerHandle | None = None
         self._limits = limits
         self._place = place
         self._tls = tls
@@ -174,6 +191,8 @@ class AsgiListener:
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[bound]))
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.005)  # uvicorn has no event for it
+        if self._access is not None:
+            self._tick(self._access)
 
     def drain(self) -> None:
         """Nothing to say: uvicorn closes idle connections when it ends."""
@@ -190,3 +209,11 @@ class AsgiListener:
         """End at once."""
         if self._server is not None:
             self._server.should_exit = self._server.force_exit = True
+        if self._ticks is not None:
+            self._ticks.cancel()
+        if self._access is not None:
+            self._access.flush()
+
+    def _tick(self, access: AccessLog) -> None:
+        access.flush()
+        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick, access)

@@ -18,6 +18,7 @@ from hasten.protocol.grpc_templates import RequestTemplates, ResponseTemplates
 from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
+from hasten.serve.access import AccessLog
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
@@ -190,9 +191,11 @@ class FastGrpcListener:
         place: tuple[str, int, bool],
         keys: Keys | None,
         tls: ssl.SSLContext | None,
+        access: AccessLog | None = None,
     ) -> None:
         """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
         self._calls = Calls(service, keys)
+        self._access = access
         self._cork = service.cork
         self._limits = limits
         self._place = place
@@ -213,7 +216,12 @@ class FastGrpcListener:
         loop = asyncio.get_running_loop()
         calls = self._calls
         self._server = Http2Server(
-            opened=calls.opened, route=calls.route, limits=self._limits, clock_s=loop.time, cork=self._cork
+            opened=calls.opened,
+            route=calls.route,
+            limits=self._limits,
+            clock_s=loop.time,
+            cork=self._cork,
+            log=None if self._access is None else self._access.log_call,
         )
         host, port, reuse_port = self._place
         bound = bind(host, port, reuse_port=reuse_port)
@@ -248,9 +256,13 @@ class FastGrpcListener:
             self._server.abort()
         if self._ticks is not None:
             self._ticks.cancel()
+        if self._access is not None:
+            self._access.flush()
         self._calls.cancel()
 
     def _tick(self) -> None:
         if self._server is not None:
             self._server.tick()
+        if self._access is not None:
+            self._access.flush()
         self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)

@@ -38,7 +38,7 @@ class Http2Server:
     """The connections of one event loop, their bounds, and the routes of their calls.
 
     ``opened`` is called with each call once its headers are there, and may set ``on_message``; ``route`` with each
-    unary call once its message is there.
+    unary call once its message is there; ``log`` with each call that was answered, and who had sent it.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class Http2Server:
         limits: Limits,
         clock_s: Callable[[], float],
         cork: Cork | None = None,
+        log: Callable[[Call, str], None] | None = None,
     ) -> None:
         self.cork = cork or Cork()
+        self.log = log
         self.opened = opened
         self.route = route
         self.limits = limits
@@ -109,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._draining = False
         self._over = False
+        self._peer = ""
 
     # asyncio's side
 
@@ -116,6 +119,8 @@ class Connection(asyncio.Protocol):
         """Greet: our settings, and a window for bodies."""
         server = self._server
         self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if peer else ""
         if len(server.connections) >= server.limits.connections:
             self._end(Code.ENHANCE_YOUR_CALM, "too many connections")
             return
@@ -507,6 +512,8 @@ class Connection(asyncio.Protocol):
         self._forget(call)
         if sent is not None:
             sent()
+        if self._server.log is not None:
+            self._server.log(call, self._peer)
         self._watch()
 
     def _leave(self, call: Call) -> None:

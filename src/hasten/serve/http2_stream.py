@@ -26,7 +26,8 @@ class Call:
 
     __slots__ = (
         *("began_ns", "body", "connection", "counted", "ended", "headers", "id", "leave", "on_message", "out"),
-        *("path", "receive_left", "send_window", "sent", "started", "trailers", "whole"),
+        *("path", "receive_left", "send_window", "sent", "sent_bytes", "started", "status"),
+        *("trailers", "whole"),
     )
 
     def __init__(self, connection: Sends, number: int, headers: Mapping[bytes, bytes]) -> None:
@@ -48,6 +49,10 @@ class Call:
         self.send_window = FIRST_WINDOW
         self.out: list[memoryview] = []
         self.trailers: bytes | None = None
+        self.status = 0
+        """The gRPC status that it ended with."""
+        self.sent_bytes = 0
+        """Of its messages."""
         self.leave: Callable[[], None] | None = None
         self.sent: Callable[[], None] | None = None
         self.on_message: Callable[[bytes], None] | None = None
@@ -61,6 +66,7 @@ class Call:
     def send(self, message: bytes) -> None:
         """Send one message; the call stays open."""
         if self.trailers is None:
+            self.sent_bytes += len(message)
             self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
             self._pump()
 
@@ -68,6 +74,7 @@ class Call:
         """Send one message and end the call well; ``extra`` are trailers, as HPACK writes them."""
         if self.trailers is None:
             self.trailers = GOOD_END + extra
+            self.sent_bytes = len(message)
             self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
             self._pump()
 
@@ -80,6 +87,7 @@ class Call:
     def fail(self, status: int, text: str, extra: Mapping[str, str] | None = None) -> None:
         """End the call with a gRPC status and the reason for it."""
         if self.trailers is None:
+            self.status = status
             said = quote(text[:LONGEST_TEXT], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
             pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
             pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]

@@ -1,0 +1,127 @@
+"""What the service adds to a bare session call, one small binary request at a time, at a moderate rate.
+
+    python benchmarks/serving/overhead.py [--rate 300] [--rounds 6]
+
+In turns: hasten with the tiny MLP, and a server that answers at once and does nothing (benchmarks/load/servers.py): what
+the machine's network and the generator take by themselves. The server has the last core, the generator the first.
+Writes results/overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from bundles import SHAPES, write_bundle
+
+from hasten.analyse.phases import join_phases
+from hasten.deployment import Serving, read_deployment
+from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.host import load_since, this_host, ticks, versions
+from hasten.load.arrivals import Poisson
+from hasten.load.figures import times_of
+from hasten.load.generate import open_load
+from hasten.load.payloads import payloads_of, payloads_of_files
+from hasten.load.target import LoadPlan, Target
+from hasten.measure.statistics import quantile
+from hasten.samples import Samples
+
+HERE = Path(__file__).parent
+SERVERS = HERE.parent / "load" / "servers.py"
+
+
+@contextlib.contextmanager
+def started(words: list[str]):
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def session_us(bundle: Path, feed: dict[str, np.ndarray], rate: float) -> float:
+    """Give the median of a bare call, at the rate that requests come with: the caches are as cold as there."""
+    _, built = read_deployment(bundle)
+    times = []
+    with contextlib.closing(OnnxRuntime(threads=1).open(built)) as session:
+        for _ in range(300):
+            time.sleep(1 / rate)
+            began = time.perf_counter_ns()
+            session.run(feed)
+            times.append(time.perf_counter_ns() - began)
+    return float(np.median(times)) / 1e3
+
+
+def measured(load, rate: float, seconds: float, seed: int):
+    load.run(LoadPlan(arrivals=Poisson(rate=rate), duration_s=1.0, seed=seed))
+    return load.run(LoadPlan(arrivals=Poisson(rate=rate), duration_s=seconds, seed=seed + 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=300)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=4)
+    asked = parser.parse_args()
+    core = (os.cpu_count() or 2) - 1
+    since = ticks()
+    rounds = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        bundle = write_bundle(folder, "mlp", Serving(instances=1))
+        x = np.random.default_rng(0).standard_normal((64, *SHAPES["mlp"][1:])).astype(np.float32)
+        (folder / "body").write_bytes(bytes(256))
+        serve = [sys.executable, "-m", "hasten", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
+        null = [sys.executable, str(SERVERS), "null", "--core", str(core)]
+        with started(["taskset", "-c", str(core), *serve]) as told, started(null) as port:
+            os.sched_setaffinity(0, {0})
+            ours = Target(url=json.loads(told)["http"], model="mlp")
+            bare = Target(url=f"http://127.0.0.1:{port}", protocol="http")
+            with (
+                open_load(ours, payloads_of(ours, Samples({"x": x}))) as first,
+                open_load(bare, payloads_of_files(bare, [folder / "body"])) as second,
+            ):
+                for turn in range(asked.rounds):
+                    run = measured(first, asked.rate, asked.seconds, 10 * turn)
+                    nothing = measured(second, asked.rate, asked.seconds, 10 * turn)
+                    joined = join_phases(run)
+                    inside = joined.response_ns - joined.part("transfer") - joined.part("transfer_back")
+                    rounds.append(
+                        {
+                            "response_p50_us": quantile(times_of(run), 0.5) / 1e3,
+                            "null_p50_us": quantile(times_of(nothing), 0.5) / 1e3,
+                            "inside_p50_us": quantile(inside - joined.part("issue_delay"), 0.5) / 1e3,
+                            "infer_p50_us": quantile(joined.part("infer"), 0.5) / 1e3,
+                            "session_us": session_us(bundle, {"x": x[:1]}, asked.rate),
+                        }
+                    )
+                    print(rounds[-1], flush=True)
+    medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    document = {
+        "rate": asked.rate,
+        "medians": medians,
+        "rounds": rounds,
+        "load": msgspec.to_builtins(load_since(since)),
+    }
+    document |= {"host": msgspec.to_builtins(this_host()), "versions": versions()}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "overhead.json").write_text(json.dumps(document, indent=1) + "\n")
+    over = medians["response_p50_us"] - medians["session_us"]
+    print(f"p50 {medians['response_p50_us']:.0f} us, a bare call {medians['session_us']:.0f} us: {over:.0f} us over it")
+    print(f"a server that does nothing: {medians['null_p50_us']:.0f} us; over that and the call:", end=" ")
+    print(f"{over - medians['null_p50_us']:.0f} us; inside the server {medians['inside_p50_us']:.0f} us")
+
+
+if __name__ == "__main__":
+    main()
