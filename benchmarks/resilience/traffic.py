@@ -173,9 +173,9 @@ class Traffic:
         )
 
     def send(self, asked: Asked) -> None:
-        """Send over a free connection, else over a new one."""
+        """Send over a free connection, else over a new one; again always over a new one, as HTTP clients do."""
         asked.sends += 1
-        while self._idle:
+        while self._idle and asked.sends == 1:
             wire = self._idle.pop()
             if not wire.transport.is_closing():
                 self._over(wire, asked)
