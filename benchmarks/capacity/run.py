@@ -246,8 +246,8 @@ def choice_lines():
         top = [row for row in told["rows"] if row["largest"] in told["top"]]
         chosen = max(top, key=lambda row: row["found"]["rate"])["largest"]
         lines.append(
-            f"* of {', '.join(map(str, told['top']))} (the best predictions, measured) sizes up to {chosen}, whose mean is "
-            f"{means[chosen] / best - 1:+.1%} of the best mean; predicting all took {guess:.0f} s, measuring all "
+            f"* of {', '.join(map(str, told['top']))} (the best predictions, measured) sizes up to {chosen}, whose "
+            f"mean is {means[chosen] / best - 1:+.1%} of the best mean; predicting all took {guess:.0f} s, measuring all "
             f"{took:.0f} s ({took / guess:.1f} times as long)."
         )
     path = HERE / "results-search.json"
@@ -256,8 +256,8 @@ def choice_lines():
         guess = statistics.mean(told["predicting_s"] for told in rounds)
         lines += [
             "",
-            f"These searches were cut to {BUDGET.budget_s:.0f} s of load each. By the rules of `hasten analyse` one takes "
-            f"{seconds:.0f} s, six of them {6 * seconds:.0f} s: {6 * seconds / guess:.0f} times the prediction.",
+            f"These searches were cut to {BUDGET.budget_s:.0f} s of load each. By the rules of `hasten analyse` one "
+            f"takes {seconds:.0f} s, six of them {6 * seconds:.0f} s: {6 * seconds / guess:.0f} times the prediction.",
         ]
     return lines
 

@@ -2,8 +2,8 @@
 
     python benchmarks/serving/overhead.py [--rate 300] [--rounds 6]
 
-In turns: hasten with the tiny MLP, and a server that answers at once and does nothing (benchmarks/load/servers.py): what
-the machine's network and the generator take by themselves. The server has the last core, the generator the first.
+In turns: hasten with the tiny MLP, and a server that answers at once and does nothing (benchmarks/load/servers.py):
+what the machine's network and the generator take by themselves. The server has the last core, the generator the first.
 Writes results/overhead.json.
 """
 

@@ -152,9 +152,7 @@ def read_by_steps(file: Path, what: Deployment, code: Path | None) -> list[Path]
     return [*found, *([] if code is None else sorted(code.rglob("*.py")))]
 
 
-def key_of(
-    what: Deployment, data: str, samples: DataOptions, piece: int, *, beside: Sequence[Path] = ()
-) -> str:
+def key_of(what: Deployment, data: str, samples: DataOptions, piece: int, *, beside: Sequence[Path] = ()) -> str:
     """Give what tells one run from another: the model, the data as it is on disk, and how it is read and cut.
 
     ``beside`` are other files that answers depend on.
