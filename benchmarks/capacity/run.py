@@ -247,8 +247,8 @@ def choice_lines():
         chosen = max(top, key=lambda row: row["found"]["rate"])["largest"]
         lines.append(
             f"* of {', '.join(map(str, told['top']))} (the best predictions, measured) sizes up to {chosen}, whose "
-            f"mean is {means[chosen] / best - 1:+.1%} of the best mean; predicting all took {guess:.0f} s, measuring all "
-            f"{took:.0f} s ({took / guess:.1f} times as long)."
+            f"mean is {means[chosen] / best - 1:+.1%} of the best mean; predicting all took {guess:.0f} s, measuring "
+            f"all {took:.0f} s ({took / guess:.1f} times as long)."
         )
     path = HERE / "results-search.json"
     if path.is_file():
