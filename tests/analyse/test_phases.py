@@ -27,6 +27,7 @@ def test_shares_at_each_quantile_add_up_to_one_and_means_to_the_response() -> No
         assert sum(share.share for share in band.shares) == pytest.approx(1.0)
         assert sum(share.mean_ns.value for share in band.shares) == pytest.approx(band.response_ns)
         assert all(share.mean_ns.n == band.n for share in band.shares)
+        assert all(0 <= share.mean_ns.low <= share.mean_ns.value for share in band.shares), "no time is below nothing"
 
 
 def test_a_band_around_the_99th_percentile_needs_five_requests() -> None:

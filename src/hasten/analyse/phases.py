@@ -122,12 +122,11 @@ def band(joined: Joined, q: float, width: float) -> Band | None:
     total = float(parts.sum(axis=1).mean())
     mean = parts.mean(axis=0)  # [told]
     half = stats.t.ppf(0.975, len(chosen) - 1) * parts.std(axis=0, ddof=1) / np.sqrt(len(chosen))
+    low = np.maximum(mean - half, np.minimum(parts.min(axis=0), 0.0))  # only a transfer may come out negative
     shares = tuple(
         Share(
             part=name,
-            mean_ns=Estimate(
-                value=float(mean[k]), low=float(mean[k] - half[k]), high=float(mean[k] + half[k]), n=len(chosen)
-            ),
+            mean_ns=Estimate(value=float(mean[k]), low=float(low[k]), high=float(mean[k] + half[k]), n=len(chosen)),
             share=float(mean[k]) / total if total else 0.0,
         )
         for k, name in enumerate(joined.told)

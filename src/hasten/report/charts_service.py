@@ -126,11 +126,13 @@ def waterfall_figure(analysis: Analysis) -> Figure:
                 "marker": {"color": PART_COLOURS[name], "line": {"width": 0.6, "color": "var(--surface)"}},
             }
         )
-    layout = blank_layout(height=150 + 70 * len(labels))
-    layout |= {"barmode": "stack", "bargap": 0.4, "margin": {"l": 130, "r": 24, "t": 8, "b": 110}}
+    drawn_px, below_px = 32 + 70 * len(labels), 130
+    layout = blank_layout(height=8 + drawn_px + below_px)
+    layout |= {"barmode": "stack", "bargap": 0.4, "margin": {"l": 130, "r": 24, "t": 8, "b": below_px}}
     layout["xaxis"] |= {"title": {"text": "ms"}}
     layout["yaxis"] |= {"autorange": "reversed"}
-    layout["legend"] = {"orientation": "h", "y": -0.35, "yanchor": "top", "x": 0, "traceorder": "normal"}
+    below_title = -64 / drawn_px
+    layout["legend"] = {"orientation": "h", "y": below_title, "yanchor": "top", "x": 0, "traceorder": "normal"}
     return {"data": data, "layout": layout}
 
 
