@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 from hasten.cli.app import run as hasten
+from hasten.client.client import Client
 from hasten.deployment import read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadInput, InvalidSetting, ServeError
+from hasten.errors import BadInput, InvalidSetting, ServeError, ServerFault, UnknownName
 from hasten.load import accuracy
 from hasten.load.accuracy import Accuracy, measure_accuracy, meets
 from hasten.load.target import Protocol, Target
@@ -109,13 +111,31 @@ def test_without_labels_without_a_protocol_and_with_too_much_to_keep_it_is_refus
         measure_accuracy(replace(target, protocol="http"), samples)
     with pytest.raises(InvalidSetting, match="batch is 0"):
         measure_accuracy(target, samples, batch=0)
+    nowhere = replace(target, url="http://127.0.0.1:9")
     with pytest.raises(InvalidSetting, match="compares two models"):
-        measure_accuracy(target, samples, metric="agreement")
+        measure_accuracy(nowhere, samples, metric="agreement")
+    with pytest.raises(UnknownName, match="nonsense"):
+        measure_accuracy(nowhere, samples, metric="nonsense")
     with pytest.raises(ServeError, match=r"sample \d+ of 90 got no good answer: .*nobody"):
         measure_accuracy(replace(target, model="nobody"), samples)
     monkeypatch.setattr(accuracy, "LARGEST_ANSWERS_BYTES", 100)
     with pytest.raises(BadInput, match="use fewer with --limit"):
         measure_accuracy(target, samples)
+
+
+def test_answers_that_change_their_shape_are_no_answers(
+    opened: Open, place: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client.infer
+
+    def ragged(self: Client, model: str, inputs: Any, **more: Any) -> Any:
+        found = real(self, model, inputs, **more)
+        first = float(inputs["x"][0, 0]) == float(samples.inputs["x"][3, 0])
+        return replace(found, outputs={"y": found.outputs["y"][:, : 2 if first else 4]})
+
+    monkeypatch.setattr(Client, "infer", ragged)
+    with pytest.raises(ServerFault, match=r"output 'y' of sample 3 has shape \[1, 2\]"):
+        measure_accuracy(target_to("rest-binary", opened, place), samples)
 
 
 def test_the_command_says_the_metric_and_its_exit_code_the_verdict(

@@ -79,18 +79,25 @@ def measure_accuracy(
         raise BadInput("accuracy needs labels, and these samples have none; name their column with --label")
     if batch < 1:
         raise InvalidSetting(f"batch is {batch}, and must be 1 or more")
+    if metric is not None:
+        _of_labels(metric)  # told before the first request
     began_s = time.perf_counter()
     with _open(target, timeout_s) as (infer, at_once):
         answers = _answers(infer, at_once, samples, batch, progress)
-    judge = load_metric(metric or default_metric(samples.labels, answers))
-    if judge.needs != "labels":
-        raise InvalidSetting(f"the metric {judge.name!r} compares two models; name one that looks at labels")
+    judge = _of_labels(metric or default_metric(samples.labels, answers))
     return Accuracy(
         metric=judge.name,
         higher_is_better=judge.higher_is_better,
         value=_estimate(judge, answers, samples.labels),
         seconds=time.perf_counter() - began_s,
     )
+
+
+def _of_labels(name: str) -> Metric:
+    found = load_metric(name)
+    if found.needs != "labels":
+        raise InvalidSetting(f"the metric {name!r} compares two models; name one that looks at labels")
+    return found
 
 
 def meets(found: Accuracy, wanted: float) -> Word:
@@ -139,11 +146,12 @@ def _answers(infer: Infer, at_once: int, samples: Samples, batch: int, progress:
     try:
         for start, rows, outputs in pool.map(ask, range(0, n, batch)):
             for name, array in outputs.items():
-                if array.shape[:1] != (rows,):
-                    raise ServerFault(f"output {name!r} has shape {list(array.shape)} for {rows} samples")
-                if name not in found:
-                    found[name] = _room(name, array, n)
-                found[name][start : start + rows] = array
+                kept = found.get(name)
+                if array.shape != (rows, *(array if kept is None else kept).shape[1:]):
+                    raise ServerFault(f"output {name!r} of sample {start} has shape {list(array.shape)}")
+                if kept is None:
+                    kept = found[name] = _room(name, array, n)
+                kept[start : start + rows] = array
             if progress:
                 progress(f"{start + rows} of {n} samples", (start + rows) / n)
     finally:
