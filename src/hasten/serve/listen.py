@@ -13,7 +13,9 @@ from hasten.errors import BadInput
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import TICK_S, Http1Server
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""Connections that wait to be accepted, at most; the kernel takes the less of this and net.core.somaxconn. Beyond it,
+Linux drops the end of a handshake, and may reset a connection that its client believes in."""
 
 FRESH_S = 1.0
 """How long a server that ends waits for the first request of a connection that was just made."""
