@@ -90,7 +90,7 @@ def _ports(process: subprocess.Popen[str]) -> list[int]:
     assert process.stdout is not None
     found = [int(port) for port in process.stdout.readline().split()]
     if not found:
-        raise NotStarted(f"{process.args} did not start")
+        raise NotStarted(f"{Path(process.args[3]).parent.parent.name} did not start; its log is beside the bundle")
     return found
 
 
@@ -130,7 +130,9 @@ def wait_ready(url: str, process: subprocess.Popen[str], limit_s: float = 60.0) 
             return  # it answers, whatever it says of this path
         except OSError:
             if process.poll() is not None or time.monotonic() > end_s:
-                raise NotStarted(f"{process.args} did not start") from None
+                raise NotStarted(
+                    f"{Path(process.args[3]).parent.parent.name} did not start; its log is beside the bundle"
+                ) from None
             time.sleep(0.2)
 
 
