@@ -21,7 +21,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from hasten.analyse.analysis import load_point
 from hasten.analyse.batch_costs import costs_of
 from hasten.analyse.capacity import Load, best_choices, choices, highest_rate
 from hasten.analyse.costs_worker import measure_costs
@@ -30,19 +29,17 @@ from hasten.analyse.live import fitted, undisturbed
 from hasten.analyse.plan_serving import MEASURED, in_server
 from hasten.analyse.served import served
 from hasten.analyse.simulate import Setup
-from hasten.deployment import Deployment, Serving, write_deployment
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.deployment import Serving, read_deployment
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.load.arrivals import Closed, Poisson
-from hasten.load.figures import times_of, why_invalid
+from hasten.load.figures import rate_of, times_of, why_invalid
 from hasten.load.generate import open_load
 from hasten.load.objective import Objective
 from hasten.load.payloads import payloads_of
 from hasten.load.target import LoadPlan, Target
 from hasten.samples import Samples
-from hasten.store import Store
-from hasten.testing.models import convnet, stored
-from hasten.transform import Context, run_pass
+from hasten.testing.deployments import deployed
+from hasten.testing.models import convnet
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -62,21 +59,9 @@ CHOICES = ("choice-1", "choice-2", "choice-3")
 
 def bundle(folder, model, sizes):
     size, width = MODELS[model]
-    store = Store(folder / "store")
-    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-    built = run_pass(OnnxRuntime(threads=1), stored(convnet(size=size, width=width), store), store, ctx)
-    deployment = Deployment(
-        name="net",
-        artifact=built.digest,
-        engine="onnxruntime",
-        settings={"threads": 1},
-        source=built.digest,
-        plan="",
-        verdict="MEETS",
-        host=this_host().binding,
-        serving=Serving(instances=1, batch_sizes=sizes, isolation="thread"),
-    )
-    path = write_deployment(deployment, built, folder / "bundle")
+    served = Serving(instances=1, batch_sizes=sizes, isolation="thread")
+    path = deployed(convnet(size=size, width=width), folder / "bundle", threads=1, serving=served)
+    deployment, built = read_deployment(path)
     x = np.random.default_rng(0).standard_normal((64, 3, size, size)).astype(np.float32)
     return path, deployment, built, Samples({built.signature.inputs[0].name: x})
 
@@ -101,7 +86,7 @@ def learnt(load, goal, shares=(0.5, 0.75)):
     """Learn t(n) and what surrounds it from about ten seconds of load; gives it with the saturated rate."""
     alone = run(load, Closed(concurrency=1), 1.0)
     saturated = run(load, Closed(concurrency=32), 2.5)
-    rate = load_point(saturated).throughput.value
+    rate = rate_of(saturated).value
     rates = [float(f"{share * rate:.3g}") for share in shares]
     usual = [undisturbed(lambda seed, at=at: run(load, Poisson(rate=at), 3.0, seed), goal) for at in rates]
     costs = costs_of(usual, alone=alone, saturated=saturated)

@@ -24,8 +24,7 @@ import numpy as np
 
 from hasten.analyse.causes import explain
 from hasten.analyse.host_samples import sampling
-from hasten.deployment import Deployment, Serving, write_deployment
-from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.deployment import Serving
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.load.arrivals import read_arrivals
 from hasten.load.cores import server_pid
@@ -33,9 +32,8 @@ from hasten.load.generate import open_load
 from hasten.load.payloads import payloads_of
 from hasten.load.target import LoadPlan, Target
 from hasten.samples import Samples
-from hasten.store import Store
-from hasten.testing.models import convnet, stored
-from hasten.transform import Context, run_pass
+from hasten.testing.deployments import deployed
+from hasten.testing.models import convnet
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -50,22 +48,11 @@ STOP_S = 0.1
 
 
 def bundle(folder, engine, size=SIZE, width=WIDTH):
-    store = Store(folder / "store")
-    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-    built = run_pass(OnnxRuntime(threads=1), stored(convnet(size=size, width=width), store), store, ctx)
-    deployment = Deployment(
-        name="net",
-        artifact=built.digest,
-        engine=engine,
-        settings={"threads": 1},
-        source=built.digest,
-        plan="",
-        verdict="MEETS",
-        host=this_host().binding,
-        serving=Serving(instances=1, batch_sizes=SIZES, isolation="thread"),
-    )
+    served = Serving(instances=1, batch_sizes=SIZES, isolation="thread")
+    model = convnet(size=size, width=width)
+    path = deployed(model, folder / "bundle", threads=1, engine=engine, serving=served)
     x = np.random.default_rng(0).standard_normal((64, 3, size, size)).astype(np.float32)
-    return write_deployment(deployment, built, folder / "bundle"), Samples({built.signature.inputs[0].name: x})
+    return path, Samples({model.graph.input[0].name: x})
 
 
 @contextlib.contextmanager

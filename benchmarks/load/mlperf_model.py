@@ -10,13 +10,12 @@ import argparse
 import http.client
 import json
 import os
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlperf_loadgen as lg
 import numpy as np
-from mlperf import latencies
+from mlperf import latencies, loadgen
 
 
 def service(url, model, name):
@@ -69,24 +68,13 @@ def main(asked):
     settings.single_stream_expected_latency_ns = 1_000_000
     settings.min_duration_ms = settings.max_duration_ms = int(asked.seconds * 1000)
     settings.min_query_count = 1
-    with tempfile.TemporaryDirectory() as folder:
-        output = lg.LogOutputSettings()
-        output.outdir = folder
-        logs = lg.LogSettings()
-        logs.log_output = output
-        logs.enable_trace = True
-        system = lg.ConstructSUT(issue, lambda: None)
-        library = lg.ConstructQSL(len(x), len(x), lambda samples: None, lambda samples: None)
-        lg.StartTestWithLogSettings(system, library, settings, logs)
-        lg.DestroyQSL(library)
-        lg.DestroySUT(system)
-        if asked.accuracy:
-            told = json.loads((Path(folder) / "mlperf_log_accuracy.json").read_text())
-            answers = {one["qsl_idx"]: int(np.frombuffer(bytes.fromhex(one["data"]), np.int64)[0]) for one in told}
-            print(json.dumps({"answers": [answers[index] for index in range(len(x))]}))
-        else:
-            trace = (Path(folder) / "mlperf_log_trace.json").read_text()
-            print(json.dumps({"latencies_ns": latencies(trace)}))
+    told = loadgen(issue, settings, samples=len(x))
+    if asked.accuracy:
+        kept = json.loads(told["accuracy.json"])
+        answers = {one["qsl_idx"]: int(np.frombuffer(bytes.fromhex(one["data"]), np.int64)[0]) for one in kept}
+        print(json.dumps({"answers": [answers[index] for index in range(len(x))]}))
+    else:
+        print(json.dumps({"latencies_ns": latencies(told["trace.json"])}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from hasten.deployment import Deployment, Serving, write_deployment
+from hasten.deployment import Serving, read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.load.accuracy import measure_accuracy
@@ -29,9 +29,8 @@ from hasten.load.target import LoadPlan, Target
 from hasten.measure.percentiles import percentile
 from hasten.measure.statistics import quantile
 from hasten.samples import Samples
-from hasten.store import Store
-from hasten.testing.models import convnet, stored
-from hasten.transform import Context, run_pass
+from hasten.testing.deployments import deployed
+from hasten.testing.models import convnet
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -186,27 +185,16 @@ def service():
 
 def network(folder):
     """Write a deployment of a convolution net; gives it with samples that it labels itself, but for one in seven."""
-    store = Store(folder / "store")
-    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-    built = run_pass(OnnxRuntime(threads=1), stored(convnet(size=64, width=16), store), store, ctx)
-    deployment = Deployment(
-        name="net",
-        artifact=built.digest,
-        engine="onnxruntime",
-        settings={"threads": 1},
-        source=built.digest,
-        plan="",
-        verdict="MEETS",
-        host=this_host().binding,
-        serving=Serving(instances=1, batch_sizes=(1,)),
-    )
+    model = convnet(size=64, width=16)
+    path = deployed(model, folder / "bundle", threads=1, serving=Serving(instances=1, batch_sizes=(1,)))
+    _, built = read_deployment(path)
     name = built.signature.inputs[0].name
     x = np.random.default_rng(0).standard_normal((500, 3, 64, 64)).astype(np.float32)
     with contextlib.closing(OnnxRuntime(threads=1).open(built)) as session:
         scores = np.concatenate([next(iter(session.run({name: x[i : i + 1]}).values())) for i in range(len(x))])
     labels = scores.argmax(1)
     labels[::7] = (labels[::7] + 1) % scores.shape[1]
-    return write_deployment(deployment, built, folder / "bundle"), Samples({name: x}, labels)
+    return path, Samples({name: x}, labels)
 
 
 @contextlib.contextmanager

@@ -19,12 +19,9 @@ import onnxruntime
 import psutil
 from traffic import FEATURES, TOLERANCE, Bank
 
-from hasten.deployment import Deployment, Serving, write_deployment
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.host import this_host
-from hasten.store import Store
-from hasten.testing.models import mlp, stored
-from hasten.transform import Context, run_pass
+from hasten.deployment import Serving
+from hasten.testing.deployments import deployed
+from hasten.testing.models import mlp
 
 BANK_ROWS = 512
 
@@ -35,14 +32,7 @@ def make_bundles(home: Path, serving: Serving) -> Bank:
     answers = []
     for seed, name in enumerate("ab"):
         model = mlp(seed=seed)
-        store = Store(home / f".store-{name}")
-        ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-        built = run_pass(OnnxRuntime(), stored(model, store), store, ctx)
-        deployment = Deployment(
-            name="net", artifact=built.digest, engine="onnxruntime", settings={}, source=built.digest,
-            plan="", verdict="MEETS", host=this_host().binding, serving=serving,
-        )  # fmt: skip
-        write_deployment(deployment, built, home / name)
+        deployed(model, home / name, serving=serving)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         answers.append(session.run(["y"], {"x": rows})[0])
     apart = np.abs(answers[0] - answers[1]).max(axis=1)

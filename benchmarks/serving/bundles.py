@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hasten.deployment import Deployment, Serving, write_deployment
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.host import this_host
+from hasten.deployment import Serving
 from hasten.protocol import grpc, rest
 from hasten.protocol.messages import InferRequest, Tensor
-from hasten.store import Store
-from hasten.testing.models import mlp, stored
-from hasten.transform import Context, run_pass
+from hasten.testing.deployments import deployed
+from hasten.testing.models import mlp
 
 RESNET = Path(__file__).parents[1] / "cifar10" / "resnet20.onnx"
 SHAPES = {"mlp": (1, 16), "resnet20": (1, 3, 32, 32)}
@@ -23,21 +20,7 @@ SHAPES = {"mlp": (1, 16), "resnet20": (1, 3, 32, 32)}
 def write_bundle(folder: Path, model: str, serving: Serving) -> Path:
     """Build ``model`` for ONNX Runtime with one thread; gives the TOML file of folder/MODEL."""
     graph = mlp() if model == "mlp" else onnx.load(RESNET)
-    store = Store(folder / f".store-{model}")
-    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-    built = run_pass(OnnxRuntime(), stored(graph, store), store, ctx)
-    deployment = Deployment(
-        name=model,
-        artifact=built.digest,
-        engine="onnxruntime",
-        settings={},
-        source=built.digest,
-        plan="",
-        verdict="MEETS",
-        host=this_host().binding,
-        serving=serving,
-    )
-    return write_deployment(deployment, built, folder / model)
+    return deployed(graph, folder / model, name=model, serving=serving)
 
 
 def request_of(model: str, onnx_input: str) -> InferRequest:

@@ -13,7 +13,7 @@ from hasten.analyse.analysis import analyse_run
 from hasten.analyse.costs_worker import measure_costs
 from hasten.analyse.highest_rate import Rules
 from hasten.analyse.host_samples import read_host
-from hasten.analyse.live import Look, Looked, look_at
+from hasten.analyse.live import Look, Looked, look_at, undisturbed
 from hasten.analyse.phases import join_phases
 from hasten.cli import app
 from hasten.deployment import Serving
@@ -23,9 +23,11 @@ from hasten.load.generate import OpenLoad, open_load
 from hasten.load.objective import read_objective
 from hasten.load.payloads import payloads_of
 from hasten.load.record import read_run
+from hasten.load.run import LoadRun
 from hasten.load.target import Target
 from hasten.samples import Samples
 from hasten.serve.app import Listening
+from load.runs import run_of
 from serve.bundles import bundle
 from serve.served import served
 
@@ -96,6 +98,21 @@ def test_an_objective_below_the_bare_time_is_refused_at_once(load: OpenLoad) -> 
     look = Look(objective=read_objective("p99 <= 1us"), duration_s=60.0)
     with pytest.raises(InvalidSetting, match="cannot be met"):
         look_at(load, look, progress=lambda text, share: None)
+
+
+def test_a_load_whose_generator_was_late_is_repeated_where_an_objective_is_searched() -> None:
+    late, good = (run_of([5e6] * 500, late_ns=ns) for ns in (20e6, 0.0))
+    objective, asked = read_objective("p99 <= 20ms"), list[int]()
+
+    def measure(seed: int) -> LoadRun:
+        asked.append(seed)
+        return good if seed == 2 else late
+
+    assert undisturbed(measure, objective) is good
+    assert asked == [0, 1, 2]
+    assert undisturbed(measure, None) is late
+    assert asked == [0, 1, 2, 0], "without an objective the first is as good as any"
+    assert undisturbed(lambda seed: late, objective) is late, "it is given up at some time"
 
 
 def test_t_of_n_is_timed_for_every_size_and_number_of_sessions(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def test_a_share_of_errors_is_judged_by_what_so_many_requests_prove(
     assert judged([MS] * n, Limits(max_errors=most), outcomes=outcomes) == [state]
 
 
+def test_a_burst_of_errors_proves_less_and_is_still_a_miss_where_it_alone_is_too_much() -> None:
+    apart = [ERROR if at % 2000 == 0 else OK for at in range(10_000)]
+    burst = [ERROR] * 5 + [OK] * 9_995
+    limits = Limits(max_errors=0.0015)
+    assert judged([MS] * 10_000, limits, outcomes=apart) == ["MEETS"]
+    assert judged([MS] * 10_000, limits, outcomes=burst) == ["INCONCLUSIVE"]
+    assert judged([MS] * 10_000, limits, outcomes=[ERROR] * 50 + [OK] * 9_950) == ["MISSES"]
+
+
 @pytest.mark.parametrize(("least", "state"), [(90.0, "MEETS"), (110.0, "MISSES")])
 def test_a_throughput_is_judged_by_its_interval(least: float, state: str) -> None:
     assert judged([MS] * 2000, Limits(min_throughput=least)) == [state]

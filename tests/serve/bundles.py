@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hasten.deployment import Deployment, Serving, write_deployment
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.host import this_host
+from hasten.deployment import Serving
 from hasten.protocol.messages import InferRequest, Tensor
-from hasten.store import Store
 from hasten.tensors import Array
-from hasten.testing.models import mlp, stored
-from hasten.transform import Context, run_pass
+from hasten.testing.deployments import deployed
+from hasten.testing.models import mlp
 
 FEATURES = 16
 
@@ -34,23 +31,8 @@ def bundle(
     **more: Any,
 ) -> Path:
     """Build a model for ONNX Runtime and write a bundle of it; gives its TOML file. ``more``: of the deployment."""
-    store = Store(folder.parent / f".store-{folder.name}")
-    ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
-    built = run_pass(OnnxRuntime(batch=batch), stored(model or mlp(), store), store, ctx)
-    deployment = Deployment(
-        name="net",
-        artifact=built.digest,
-        engine=engine,
-        settings={},
-        source=built.digest,
-        plan="",
-        verdict="MEETS",
-        host=this_host().binding,
-        batch=batch or 1,
-        serving=_on_threads(serving or Serving(instances=1), engine),
-        **more,
-    )
-    return write_deployment(deployment, built, folder)
+    served = _on_threads(serving or Serving(instances=1), engine)
+    return deployed(model or mlp(), folder, batch=batch, engine=engine, serving=served, **more)
 
 
 def _on_threads(serving: Serving, engine: str) -> Serving:

@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from hasten.errors import BadInput, InvalidSetting
 from hasten.isolation import Progress
+from hasten.load.figures import State, judged
 from hasten.load.objective import Objective
-from hasten.measure.percentiles import independent
-from hasten.measure.statistics import percentile_fails, percentile_holds, runs_needed
+from hasten.measure.statistics import runs_needed
 
 Floats = npt.NDArray[np.float64]
 
 Word = Literal["holds", "fails", "undecided", "late generator"]
+
+WORDS: dict[State, Word] = {"MEETS": "holds", "MISSES": "fails"}
 
 FIRST_SHARE = 0.25
 """The search begins at this share of the rate that single requests, one after the other, would give."""
@@ -159,12 +161,7 @@ def find_highest_rate(
 
 def judge(times_ns: Floats, objective: Objective) -> Word:
     """Say what the responses [n], in order of arrival, prove."""
-    if not len(times_ns):
-        return "undecided"
-    n, misses = independent(times_ns > objective.limit_ns)
-    if percentile_holds(n, misses, objective.q):
-        return "holds"
-    return "fails" if percentile_fails(n, misses, objective.q) else "undecided"
+    return WORDS.get(judged(times_ns, objective, None).state, "undecided")
 
 
 class _Search:

@@ -29,7 +29,7 @@ from hasten.errors import BadInput, ServeError
 from hasten.isolation import Progress
 from hasten.load.arrivals import Arrivals, Closed, Poisson
 from hasten.load.cores import server_pid
-from hasten.load.figures import times_of, why_invalid
+from hasten.load.figures import rate_of, times_of, why_invalid
 from hasten.load.generate import OpenLoad
 from hasten.load.objective import Objective
 from hasten.load.run import OUTCOMES, STOPPED, LoadRun
@@ -96,7 +96,7 @@ def look_at(load: OpenLoad, look: Look, *, progress: Progress) -> Looked:
     if look.objective is not None:
         check_objective(look.objective, bare_ns)
     saturated = service.saturated()
-    top = load_point(saturated).throughput.value
+    top = rate_of(saturated).value
     if top <= 0:
         raise BadInput(f"{load.target.url} answered nothing under load: {_why(saturated)}")
     runs = service.curve(top)
@@ -186,7 +186,7 @@ class _Service:
         best = clients(CLIENTS[0])
         for count in CLIENTS[1:]:
             run = clients(count)
-            if load_point(run).throughput.value < BRINGS * load_point(best).throughput.value:
+            if rate_of(run).value < BRINGS * rate_of(best).value:
                 break
             best = run
         return best

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.analyse.analysis import load_point
 from hasten.analyse.batch_costs import BatchCosts, costs_of
 from hasten.analyse.capacity import Choice, Load, Replicas, best_choices, choices, replicas_for
 from hasten.analyse.costs_worker import measure_costs, sizes_for, threads_for
@@ -27,7 +26,7 @@ from hasten.deployment import Deployment, Serving, read_deployment
 from hasten.errors import BadInput, HastenError
 from hasten.isolation import Progress
 from hasten.load.arrivals import Closed, Poisson
-from hasten.load.figures import times_of, why_invalid
+from hasten.load.figures import rate_of, times_of, why_invalid
 from hasten.load.generate import open_load
 from hasten.load.objective import Objective
 from hasten.load.payloads import payloads_of
@@ -213,7 +212,7 @@ def _overheads(
             alone = run(Closed(concurrency=1), ALONE_S)
             clients = 4 * (serving.instances or 1) * costs.sizes[-1]
             saturated = run(Closed(concurrency=clients), ANCHOR_S)
-            rate = load_point(saturated).throughput.value
+            rate = rate_of(saturated).value
             usual = run(Poisson(rate=float(f"{0.6 * rate:.3g}")), ANCHOR_S)
     seen = costs_of([usual], alone=alone, saturated=saturated)
     instances = len(seen.busy_ns)
