@@ -131,4 +131,42 @@ def vit() -> nn.Module:
     return Vit()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "mobilenet": mobilenet, "vit": vit}
+class Pooled(nn.Module):
+    """Two convolutions, with a pooling after the first."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def wide() -> nn.Module:
+    """The network of airbench (K. Jordan 2024, arXiv:2404.00498), 2 million parameters: a teacher, not an entrant."""
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 2, 1, 0),
+        nn.GELU(),
+        Pooled(24, 64),
+        Pooled(64, 256),
+        Pooled(256, 256),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, CLASSES),
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": resnet20,
+    "mobilenet": mobilenet,
+    "vit": vit,
+    "wide": wide,
+}

@@ -3,8 +3,10 @@
 Plain PyTorch, apart from hasten: this is the model that a user arrives with. Interrupted, it goes on from its last
 epoch. ``export.py`` makes the ONNX file.
 
-Two things make it fit into an hour on two cores: pictures start small and grow (progressive resizing, Tan and Le 2021,
-arXiv:2104.00298), and convolutions are trained by Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+Three things make it fit into hours on two cores: pictures start small and grow (progressive resizing, Tan and Le 2021,
+arXiv:2104.00298), convolutions are trained by Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon), and a
+small network may learn from a wide one (``train.py wide`` first, then ``--teacher wide.pt``): Hinton et al. 2015,
+arXiv:1503.02531, on a few views of each picture, the teacher's answers to which are computed once.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +28,8 @@ from torch import nn
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 """Of the training pictures, in steps of 0 to 255."""
 
-BATCH, PIECE_PIXELS = 128, 64 * 24 * 24
-"""Pictures in a step; pixels in one pass over a piece of it, at most: a piece stays in the processor's cache."""
+PIECE_PIXELS = 64 * 32 * 32
+"""Pixels in one pass over a piece of a step, at most: a piece stays in the processor's cache."""
 
 
 def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +116,36 @@ def accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> 
     return right / len(labels)
 
 
+@torch.inference_mode()
+def answers(teacher: nn.Module, pictures: torch.Tensor, views: int, seed: int) -> list[torch.Tensor]:
+    """Give the teacher's logits, float16 [n, classes], for each view: the pictures augmented by draws of its own."""
+    teacher.eval()
+    found = []
+    for view in range(views):
+        whole = augmented(pictures, torch.Generator().manual_seed(seed * 1000 + view))
+        found.append(torch.cat([teacher(normal(part)).half() for part in whole.split(500)]))
+        print(f"teacher: view {view + 1}/{views}", flush=True)
+    return found
+
+
+def distilled(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Give the loss against the teacher's softened answer, scaled as Hinton et al. do."""
+    wanted = (teacher.float() / temperature).softmax(1)
+    return nn.functional.cross_entropy(logits / temperature, wanted) * temperature**2
+
+
+def taught(args: argparse.Namespace, pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Give the teacher's answers, from beside the checkpoint where an interrupted training left them."""
+    kept = args.out / f"{args.network}.answers.pt"
+    if kept.exists():
+        return torch.load(kept, weights_only=True, map_location=args.device)
+    teacher = NETWORKS["wide"]()
+    teacher.load_state_dict(torch.load(args.teacher, weights_only=True))
+    found = answers(teacher.to(args.device), pictures, args.views, args.seed)
+    torch.save(found, kept)
+    return found
+
+
 def optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Give what trains the filters, and what trains the rest."""
     filters = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1]
@@ -142,12 +176,70 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--warm", type=float, default=0.1, help="share of the steps in which rates rise")
     parser.add_argument("--start", type=Path, help="weights to go on from (.pt of a training before)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--teacher", type=Path, help="weights of a trained 'wide' to learn from")
+    parser.add_argument("--views", type=int, default=5, help="of each picture, that the teacher answers")
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher in the loss")
     parser.add_argument("--device", default="cpu", help="cuda: on a GPU 200 epochs take minutes")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rows", type=int, help="train on so many only: to try things out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
+
+
+@dataclass
+class Training:
+    """What an epoch needs. ``views``: a teacher's answers to each view of the pictures; none without a teacher."""
+
+    args: argparse.Namespace
+    model: nn.Module
+    runs: Callable[[torch.Tensor], torch.Tensor]
+    chosen: list[torch.optim.Optimizer]
+    schedules: list[torch.optim.lr_scheduler.LambdaLR]
+    average: torch.optim.swa_utils.AveragedModel
+    views: list[torch.Tensor]
+
+    def epoch(self, number: int, size: int, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+        """Train on every picture once, at a side of ``size``; give the mean loss."""
+        args, total = self.args, 0.0
+        generator = torch.Generator().manual_seed(args.seed * 1000 + number)
+        order = torch.randperm(len(labels), generator=generator)
+        lessons = self.views[number % len(self.views)] if self.views else None
+        if lessons is not None:
+            view = torch.Generator().manual_seed(args.seed * 1000 + number % len(self.views))
+            pictures = augmented(pictures, view)
+        self.model.train()
+        for start in range(0, len(labels) - args.batch + 1, args.batch):
+            rows = order[start : start + args.batch].to(args.device)
+            x = normal(pictures[rows])
+            if lessons is None:
+                x = augmented(x, generator)
+            total += self.step(resized(x, size), labels[rows], None if lessons is None else lessons[rows])
+        return total / (len(labels) // args.batch)
+
+    def step(self, x: torch.Tensor, labels: torch.Tensor, lessons: torch.Tensor | None) -> float:
+        """Go one step, its gradient gathered piece by piece; give the loss."""
+        args, total = self.args, 0.0
+        piece = next(n for n in (128, 64, 32, 16) if n * x.shape[-1] ** 2 <= PIECE_PIXELS or n == 16)
+        piece = args.batch if args.device != "cpu" else piece
+        for each in self.chosen:
+            each.zero_grad()
+        for start in range(0, len(x), piece):
+            part = slice(start, start + piece)
+            logits = self.runs(x[part].contiguous(memory_format=torch.channels_last))
+            value = nn.functional.cross_entropy(logits, labels[part], label_smoothing=args.smoothing)
+            if lessons is not None:
+                lesson = distilled(logits, lessons[part], args.temperature)
+                value = (1 - args.alpha) * value + args.alpha * lesson
+            share = len(logits) / len(x)
+            (value * share).backward()
+            total += float(value.detach()) * share
+        for each in (*self.chosen, *self.schedules):
+            each.step()
+        self.average.update_parameters(self.model)
+        return total
 
 
 def main() -> None:
@@ -158,11 +250,10 @@ def main() -> None:
     model = NETWORKS[args.network]()
     if args.start:
         model.load_state_dict(torch.load(args.start, weights_only=True))
-    model.to(args.device)
-    runs = torch.compile(model, dynamic=False)
+    model.to(args.device, memory_format=torch.channels_last)
     pictures, labels = (part[: args.rows].to(args.device) for part in load(args.data))
     test = tuple(part.to(args.device) for part in load(args.test))
-    steps = args.epochs * (len(labels) // BATCH)
+    steps = args.epochs * (len(labels) // args.batch)
     warm = max(steps * args.warm, 1)
     chosen = optimizers(model, args)
     schedules = [
@@ -182,31 +273,15 @@ def main() -> None:
         for name, part in parts.items():
             part.load_state_dict(kept[name])
         first = kept["epoch"]
+    views = taught(args, pictures) if args.teacher else []
+    training = Training(args, model, torch.compile(model, dynamic=False), chosen, schedules, average, views)
     for epoch in range(first, args.epochs):
-        size = size_at(epoch / args.epochs, args.sizes)
-        generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)
-        order, began, total = torch.randperm(len(labels), generator=generator), time.perf_counter(), 0.0
-        model.train()
-        piece = next(n for n in (128, 64, 32, 16) if n * size * size <= PIECE_PIXELS or n == 16)
-        piece = BATCH if args.device != "cpu" else piece
-        for start in range(0, len(labels) - BATCH + 1, BATCH):
-            rows = order[start : start + BATCH].to(args.device)
-            for each in chosen:
-                each.zero_grad()
-            x = resized(augmented(normal(pictures[rows]), generator), size)
-            for part, target in zip(x.split(piece), labels[rows].split(piece), strict=True):
-                value = nn.functional.cross_entropy(runs(part), target, label_smoothing=args.smoothing)
-                (value * (piece / BATCH)).backward()
-                total += value.detach() * (piece / BATCH)
-            for each in chosen:
-                each.step()
-            for each in schedules:
-                each.step()
-            average.update_parameters(model)
+        began, size = time.perf_counter(), size_at(epoch / args.epochs, args.sizes)
+        loss = training.epoch(epoch, size, pictures, labels)
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({**state, "epoch": epoch + 1}, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
-        told = f"epoch {epoch + 1}/{args.epochs}: {size} pixels, loss {total / (len(labels) // BATCH):.3f}"
+        told = f"epoch {epoch + 1}/{args.epochs}: {size} pixels, loss {loss:.3f}"
         if (epoch + 1) % 4 == 0 or epoch + 1 == args.epochs:
             told += f", test {accuracy(average.module, resized(test[0].float(), size), test[1]):.4f}"
         print(f"{told}, {time.perf_counter() - began:.0f} s", flush=True)

@@ -76,13 +76,13 @@ class Server:
     began_s: float
 
     @classmethod
-    async def start(cls, what: Path, scratch: Path, *options: str) -> "Server":
+    async def start(cls, what: Path, scratch: Path, *options: str, fds: tuple[int, ...] = ()) -> "Server":
         """Start the command, and wait for its line of JSON: from then on it answers."""
         said = Path(tempfile.mkstemp(dir=scratch, suffix=".log")[1])
         command = [sys.executable, "-m", "hasten", "serve", str(what), "--json", "--grpc-port", "-1", *options]
         began_s = time.monotonic()
         with said.open("wb") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, pass_fds=fds)
         line = await asyncio.to_thread(process.stdout.readline)
         assert line, f"the server did not start: {said.read_text()}"
         host, _, port = json.loads(line)["http"].removeprefix("http://").rpartition(":")

@@ -9,10 +9,12 @@ results-NAME.json; ``report`` writes README's tables from all pieces. A piece th
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -31,7 +33,7 @@ from report import write_page
 
 HERE = Path(__file__).parent
 LOAD = "/v2/repository/models/net/load"
-CAPACITY_S = 3.0
+CAPACITY_S, CAPACITY_ROUNDS = 2.0, 5
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,27 @@ class Scene:
 
 
 async def capacity(scene: Scene, place: tuple[str, int]) -> float:
-    """Give the answers a second that the place gives 16 clients which always have one request under way."""
-    for _ in range(2):  # the first is warm-up
+    """Give the answers a second that the place gives 16 clients which always have one request under way.
+
+    The median of several rounds, behind one to warm up: one fast moment of the machine is no capacity.
+    """
+    rates = []
+    for _ in range(1 + CAPACITY_ROUNDS):
         traffic = scene.traffic(place, keep=False)
         began_s = time.monotonic()
         until_s = began_s + CAPACITY_S
         await traffic.pipelined(1 << 40, connections=16, depth=1, until_s=until_s)
-        rate = traffic.tally.outcomes["ok"] / (time.monotonic() - began_s)
+        rates.append(traffic.tally.outcomes["ok"] / (time.monotonic() - began_s))
         await traffic.settle()
-    return rate
+    return float(np.median(rates[1:]))
 
 
 async def under_load(
-    scene: Scene, place: tuple[str, int], events: Callable[[Traffic], Awaitable[dict]]
+    scene: Scene, place: tuple[str, int], events: Callable[[Traffic], Awaitable[dict]], found: float | None = None
 ) -> tuple[Tally, dict]:
-    """Send at a share of the capacity while ``events`` happen; give the tally and what ``events`` gave."""
-    found = await capacity(scene, place)
+    """Send at a share of the capacity, measured unless given, while ``events`` happen; tally, and what they gave."""
+    if found is None:
+        found = await capacity(scene, place)
     rate = scene.asked.rate or scene.asked.share * found
     traffic = scene.traffic(place)
     over = asyncio.Event()
@@ -155,12 +162,27 @@ async def swaps(scene: Scene) -> dict:
 
 
 async def restarts(scene: Scene) -> dict:
-    """End one of two servers with SIGTERM, and start it again once it has ended; then the other one."""
+    """End one of two servers with SIGTERM, and start it again once it has ended; then the other one.
+
+    The load is a share of what one of them answers alone: it must carry everything while the other is away.
+    """
     (scene.home / "models" / "net").mkdir(parents=True)
     publish(scene.home, 1)
-    port = free_port()
-    options = ("--port", str(port), "--reuse-port", "--drain", f"{scene.asked.drain_ms}ms")
-    servers = [await Server.start(scene.home / "models", scene.home, *options) for _ in range(2)]
+    options, fds = ["--drain", f"{scene.asked.drain_ms}ms"], ()
+    with contextlib.ExitStack() as stack:
+        if scene.asked.shared == "socket":
+            held = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+            port, fds = held.getsockname()[1], (held.fileno(),)
+            options += ["--fd", str(held.fileno())]
+        else:
+            port = free_port()
+            options += ["--port", str(port), "--reuse-port"]
+        return await restarted(scene, port, lambda: Server.start(scene.home / "models", scene.home, *options, fds=fds))
+
+
+async def restarted(scene: Scene, port: int, start: Callable[[], Awaitable[Server]]) -> dict:
+    """Do it, with two servers that ``start`` starts."""
+    servers = [await start()]
     codes, stops, starts = [], [], []
 
     async def events(traffic: Traffic) -> dict:
@@ -169,18 +191,21 @@ async def restarts(scene: Scene) -> dict:
             began_s = time.monotonic()
             codes.append(await servers[number % 2].stop())
             stops.append(time.monotonic() - began_s)
-            servers[number % 2] = await Server.start(scene.home / "models", scene.home, *options)
+            servers[number % 2] = await start()
             starts.append(servers[number % 2].began_s)
         return {}
 
     try:
-        tally, told = await under_load(scene, ("127.0.0.1", port), events)
+        alone = await capacity(scene, ("127.0.0.1", port))
+        servers.append(await start())
+        tally, told = await under_load(scene, ("127.0.0.1", port), events, alone)
         codes += [await server.stop() for server in servers]
     finally:
         for server in servers:
             server.kill()
     latency = np.array(tally.latency_s)
     return told | outcome(tally) | {
+        "shared": scene.asked.shared,
         "exit_codes": sorted(set(codes)),
         "stop_s": {"median": float(np.median(stops)), "longest": max(stops)},
         "start_s": {"median": float(np.median(starts)), "longest": max(starts)},
@@ -372,6 +397,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="requests a second, instead of a share of the capacity")
     parser.add_argument("--gap-s", type=float, default=0.8, help="between two events")
     parser.add_argument("--drain-ms", type=int, default=300, help="of a restart")
+    parser.add_argument("--shared", choices=("socket", "port"), default="socket", help="what the two servers share")
     parser.add_argument("--isolation", choices=("auto", "thread", "process"))
     parser.add_argument("--instances", type=int, default=1)
     parser.add_argument("--code", default="", help="recorded with the piece: the commit, say")

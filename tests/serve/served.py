@@ -24,12 +24,12 @@ FEATURES, CLASSES = 16, 4
 
 @contextmanager
 def serving(
-    path: Path, *options: str, port: int = 0, grpc_port: int = 0
+    path: Path, *options: str, port: int = 0, grpc_port: int = 0, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, object]]]:
     """Run the command, on free ports unless told; gives the process and the JSON that it prints once it answers."""
     command = [sys.executable, "-m", "hasten", "serve", str(path), "--json"]
     command += ["--port", str(port), "--grpc-port", str(grpc_port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=pass_fds)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -6,8 +6,12 @@ import asyncio
 import gc
 import os
 import socket
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -16,15 +20,19 @@ pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 import uvloop
 
+from hasten.client.client import Client
 from hasten.deployment import Serving
+from hasten.errors import ModelNotFound
 from hasten.serve.app import Listening, open_app
 from hasten.serve.call import Call
 from hasten.serve.http1 import Connection
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
+from hasten.testing.models import convnet
 from serve.bundles import bundle, request, rows, run
-from serve.served import infer_body, rows_of
+from serve.photos import CLASSES, POST, PRE, SIZE, photo
+from serve.served import infer_body, rows_of, served
 
 SLACK_BYTES = 6 << 20
 """What allocators keep, a few arenas; a leak of one request's objects would be tens of megabytes."""
@@ -119,3 +127,47 @@ def test_thousands_of_connections_that_come_and_go_leave_nothing(tmp_path: Path,
             assert grown < SLACK_BYTES
 
     uvloop.run(asyncio.wait_for(work(), 120))
+
+
+def ours() -> Counter[str]:
+    """Count the objects of hasten's own types that are alive or wait for the cyclic collector."""
+    return Counter(str(type(thing)) for thing in gc.get_objects() if str(type(thing).__module__).startswith("hasten."))
+
+
+@pytest.mark.parametrize("transport", ["fast", "library"])
+@pytest.mark.parametrize("way", ["binary", "json", "grpc", "split", "refused", "photos"])
+def test_an_answered_request_leaves_nothing_to_the_cyclic_collector(tmp_path: Path, way: str, transport: Any) -> None:
+    if way == "photos":
+        path = bundle(tmp_path / "net", model=convnet(size=SIZE), pre=PRE, post=POST, classes=list(CLASSES))
+        inputs: dict[str, Any] = {"image": np.array([photo(1)], object)}
+    else:
+        path = bundle(tmp_path / "net", serving=Serving(batch_sizes=(1, 4)))
+        inputs = {"x": rows_of({"split": 9, "binary": 2}.get(way, 1))}
+    with served(path, Listening(port=0, grpc_port=0, transport=transport)) as opened:
+        url = f"grpc://{opened.grpc}" if way == "grpc" else opened.http
+        with Client(url, binary=way != "json") as client:
+
+            def one() -> None:
+                if way == "refused":
+                    with pytest.raises(ModelNotFound):
+                        client.infer("other", inputs)
+                else:
+                    client.infer("net", inputs)
+
+            grown = grows(one, 60)
+    assert not grown, f"60 requests left {grown}"
+
+
+def grows(work: Callable[[], None], times: int) -> dict[str, int]:
+    """Say of which types there are more after ``times`` calls of ``work``, while nothing is collected."""
+    for _ in range(10):
+        work()
+    gc.collect()
+    gc.disable()
+    try:
+        before = ours()
+        for _ in range(times):
+            work()
+        return {kind: count for kind, count in (ours() - before).items() if count > times // 10}
+    finally:
+        gc.enable()

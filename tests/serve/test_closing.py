@@ -19,7 +19,7 @@ from hasten.serve.app import Listening, open_app
 from hasten.serve.http1 import Http1Server
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
-from hasten.serve.listen import HttpListener
+from hasten.serve.listen import HttpListener, Spot
 from serve.bundles import bundle
 from serve.wire import run, within
 
@@ -32,7 +32,7 @@ def answer(request: Request) -> None:
 
 async def listening(route: Callable[[Request], None] = answer, tls: ssl.SSLContext | None = None) -> HttpListener:
     clock_s = asyncio.get_running_loop().time
-    made = HttpListener(Http1Server(route, limits=Limits(), clock_s=clock_s), "127.0.0.1", 0, tls=tls)
+    made = HttpListener(Http1Server(route, limits=Limits(), clock_s=clock_s), Spot("127.0.0.1", 0), tls=tls)
     await made.open()
     return made
 

@@ -20,6 +20,7 @@ from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded
 from hasten.protocol.messages import InferResponse
 from hasten.serve import pool as pools
+from hasten.serve import warm as warming_of
 from hasten.serve.intake import batch_axis
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import Bundle, open_repository
@@ -102,15 +103,22 @@ def test_other_models_are_run_by_their_instances(
 def test_a_model_that_turns_slow_is_handed_over_from_then_on(
     tmp_path: Path, ran_on: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = bundle(tmp_path / "net")
+    path = bundle(tmp_path / "net", serving=Serving(instances=3))
 
     async def work() -> None:
         service = await started(path)
+        (model,) = service.models()
+        assert model.pool.ready == 1, "the others would have nothing to do"
         monkeypatch.setattr(pools, "INLINE_NS", 1)
         ran_on.clear()
-        for _ in range(3):
+        await service.infer(request(rows(1)))
+        assert not ran_on[0].startswith("hasten")
+        while model.pool.ready < 3:  # now they have
+            await asyncio.sleep(0.001)
+        ran_on.clear()
+        for _ in range(2):
             await service.infer(request(rows(1)))
-        assert [name.startswith("hasten") for name in ran_on] == [False, True, True]
+        assert all(name.startswith("hasten") for name in ran_on)
         await service.stop()
 
     run(work())
@@ -181,3 +189,39 @@ def test_a_tiny_model_that_is_warmed_beside_a_busy_loop_is_still_known_as_tiny(t
     found = warm(Interrupted(session), warming)
     assert (found.costs, found.least_ns) == ({1: 50_000, 4: 50_000}, 50_000)
     session.close()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_version_that_is_warmed_beside_requests_leaves_them_two_thirds_of_the_time(
+    tmp_path: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_bundle(Bundle("net", "1", bundle(tmp_path / "net"), (0, 0)))
+    now_ns, rested_s = 0, 0.0
+
+    class Slow(LocalRunner):
+        def run(self, feed: Feed) -> Outputs:
+            nonlocal now_ns
+            now_ns += 40_000_000
+            return super().run(feed)
+
+    def rest(seconds: float) -> None:
+        nonlocal rested_s
+        rested_s += seconds
+
+    monkeypatch.setattr(warming_of.time, "sleep", rest)
+    session = read.engine.open(read.artifact)
+    signature = read.artifact.signature
+    axis = batch_axis(signature, read.deployment.batch)
+    warming = Warming(
+        signature=signature,
+        axis=axis,
+        sizes=(1, 4),
+        golden=None,
+        precision="float32",
+        clock_ns=lambda: now_ns,
+        beside=lambda: beside,
+    )
+    timed = 2 * warming_of.TIMED_RUNS
+    warm(Slow(session), warming)
+    session.close()
+    assert rested_s == pytest.approx(2 * timed * 0.04 if beside else 0.0)

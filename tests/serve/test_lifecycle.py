@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hasten.errors import ModelNotFound, ModelNotReady, StoreError
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.host import this_host
 from hasten.serve.lifecycle import KEPT_FATES
+from hasten.serve.model import Model
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
 from hasten.testing.models import convnet, mlp
@@ -55,6 +57,30 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path: Path) -> None
         over.set()
         await asyncio.gather(*clients)
         assert "1" in answered
+        await service.stop()
+
+    run(work())
+
+
+def test_a_version_that_has_gone_is_told_and_nothing_of_it_is_alive(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+    bundle(home / "net" / "2", model=mlp(seed=1))
+    left: list[int] = []
+
+    def gone() -> None:
+        gc.collect()
+        left.append(sum(type(thing) is Model for thing in gc.get_objects()))
+
+    async def work() -> None:
+        service = Service(open_repository(home), gone=gone)
+        await service.start()
+        for times, version in enumerate(("1", "2", "1"), 1):
+            await service.infer(request(rows(1)))
+            await service.load("net", version)
+            while len(left) < times:
+                await asyncio.sleep(0.001)
+        assert left == [1, 1, 1], "only the version that is routed to"
         await service.stop()
 
     run(work())

@@ -18,11 +18,12 @@ import pytest
 
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 
+from hasten.cli.app import run
 from hasten.testing.models import mlp
 from serve.bundles import bundle
 from serve.served import infer_body, rows_of, serving
 
-OPTIONS = ("--reuse-port", "--drain", "100ms")
+DRAIN = ("--drain", "100ms")
 
 
 def free_port() -> int:
@@ -59,13 +60,19 @@ def ask_until(over: threading.Event, port: int, seed: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_restarts_behind_one_port_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", ["port", "socket"])
+def test_restarts_behind_one_port_lose_nothing(tmp_path: Path, shared: str) -> None:
     path = bundle(tmp_path / "net")
-    port, over = free_port(), threading.Event()
+    over = threading.Event()
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(6) as pool:
+        held = stack.enter_context(socket.create_server(("127.0.0.1", 0))) if shared == "socket" else None
+        port = free_port() if held is None else int(held.getsockname()[1])
+        fds = () if held is None else (held.fileno(),)
+        options = ("--reuse-port",) if held is None else ("--fd", str(held.fileno()))
 
         def started() -> subprocess.Popen[bytes]:
-            return stack.enter_context(serving(path, *OPTIONS, port=port, grpc_port=-1))[0]
+            again = serving(path, *options, *DRAIN, port=port, grpc_port=-1, pass_fds=fds)
+            return stack.enter_context(again)[0]
 
         servers = [started(), started()]
         clients = [pool.submit(ask_until, over, port, seed) for seed in range(6)]
@@ -81,3 +88,42 @@ def test_restarts_behind_one_port_lose_nothing(tmp_path: Path) -> None:
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
     assert sum(asked for asked, _ in told) > 12
+
+
+def test_who_comes_while_no_server_is_there_is_answered_by_the_next(tmp_path: Path) -> None:
+    path, body = bundle(tmp_path / "net"), infer_body(rows_of(1))
+    message = b"POST /v2/models/net/infer HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    def early(port: int) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", port), timeout=30)
+        client.sendall(message)
+        return client
+
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port, fd = int(held.getsockname()[1]), held.fileno()
+        for _ in range(2):
+            with (
+                contextlib.closing(early(port)) as first,
+                serving(path, "--fd", str(fd), *DRAIN, grpc_port=-1, pass_fds=(fd,)) as (server, said),
+            ):
+                assert said["http"] == f"http://127.0.0.1:{port}"
+                assert first.recv(15) == b"HTTP/1.1 200 OK"
+                server.send_signal(signal.SIGTERM)
+                assert server.wait(60) == 0
+
+
+@pytest.mark.parametrize(("kind", "says"), [("file", "is no socket"), ("unbound", "is no TCP socket that listens")])
+def test_what_is_inherited_and_cannot_be_listened_on_is_told(
+    tmp_path: Path, kind: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bundle(tmp_path / "net")
+    with (tmp_path / "file").open("wb") as file, socket.socket() as unbound:
+        fd = file.fileno() if kind == "file" else unbound.fileno()
+        assert run(["serve", str(path), "--fd", str(fd), "--grpc-port", "-1"]) == 1
+    assert f"file descriptor {fd} {says}" in capsys.readouterr().err
+
+
+def test_an_inherited_socket_wants_the_fast_transport(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", str(bundle(tmp_path / "net")), "--fd", "3", "--transport", "library"]
+    assert run(words) == 2
+    assert "an inherited socket takes the transport 'fast'" in capsys.readouterr().err

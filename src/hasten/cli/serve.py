@@ -37,6 +37,11 @@ class PortOptions:
     """HTTP and gRPC by hasten's own servers, or by uvicorn and grpcio."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
+    fd: int | None = None
+    """An inherited socket for HTTP, as 3 with systemd's socket activation: a restart closes no port, and loses no
+    connection that waits there."""
+    grpc_fd: int | None = None
+    """The same for gRPC."""
 
 
 @Parameter(name="*", group=Group("Who may call, and how much", sort_key=2))
@@ -137,6 +142,8 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
         grpc_port=None if ports.grpc_port < 0 else ports.grpc_port,
         transport=ports.transport,
         reuse_port=ports.reuse_port,
+        fd=ports.fd,
+        grpc_fd=ports.grpc_fd,
         drain_s=times_s[0],
         watch_s=times_s[1],
         limits=app.Limits(**{name: bound for name, bound in bounds.items() if bound is not None}),

@@ -30,7 +30,7 @@ from hasten.serve.grpc_library import GrpcListener
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import HttpListener, Listener, tls_context
+from hasten.serve.listen import HttpListener, Listener, Spot, tls_context
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.service import Service
@@ -71,6 +71,11 @@ class Listening:
     """How often to look whether the repository has changed. None: only when it is told to."""
     reuse_port: bool = False
     """Let another server listen on the same port."""
+    fd: int | None = None
+    """An inherited TCP socket that listens, for HTTP, as systemd's socket activation passes them: others may hold it
+    too, and it outlives this server, so that a restart closes no port. ``host`` and ``port`` then say nothing."""
+    grpc_fd: int | None = None
+    """The same for gRPC."""
     code: Path | None = None
     """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
@@ -112,7 +117,7 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    service = _service(path, listening)
+    service = _service(path, listening, own_process=True)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
@@ -149,23 +154,23 @@ def make_listeners(
     tls = None if pair is None else tls_context(*pair, speaks="http/1.1")
     rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
+    spot = Spot(listening.host, listening.port, listening.reuse_port, listening.fd)
     if listening.transport == "library":
-        spot = (listening.host, listening.port, listening.reuse_port)
-        http = AsgiListener(rest, listening.limits, place=spot, tls=tls, access=access)
+        if (listening.fd, listening.grpc_fd) != (None, None):
+            raise InvalidSetting("an inherited socket takes the transport 'fast': grpcio and uvicorn close theirs")
+        http = AsgiListener(rest, listening.limits, spot=spot, tls=tls, access=access)
     else:
         clock_s = asyncio.get_running_loop().time
         log = None if access is None else access.log
         server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log, cork=service.cork)
-        http = HttpListener(
-            server, listening.host, listening.port, tls=tls, reuse_port=listening.reuse_port, access=access
-        )
+        http = HttpListener(server, spot, tls=tls, access=access)
     if listening.grpc_port is None:
         return (http,)
-    place = (listening.host, listening.grpc_port, listening.reuse_port)
+    spot = Spot(listening.host, listening.grpc_port, listening.reuse_port, listening.grpc_fd)
     if listening.transport == "fast":
         tls = None if pair is None else tls_context(*pair, speaks="h2")
-        return http, FastGrpcListener(service, listening.limits, place=place, keys=keys, tls=tls, access=access)
-    return http, GrpcListener(service, listening.limits, place=place, keys=keys, tls=pair)
+        return http, FastGrpcListener(service, listening.limits, spot=spot, keys=keys, tls=tls, access=access)
+    return http, GrpcListener(service, listening.limits, spot=spot, keys=keys, tls=pair)
 
 
 def _settle() -> None:
@@ -175,9 +180,20 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLD)
 
 
-def _service(path: Path, listening: Listening) -> Service:
+def _service(path: Path, listening: Listening, *, own_process: bool) -> Service:
+    """Make the service.
+
+    In a process of its own, what a version leaves is collected as soon as it has gone: requests make so little garbage
+    that a hundred swaps would pass before the collector came by itself.
+    """
     memory = SharedMemory(largest_bytes=listening.limits.body_bytes) if listening.shared_memory else None
-    return Service(open_repository(path), code=_code(listening), shared_memory=memory, traces=_traces(listening))
+    return Service(
+        open_repository(path),
+        code=_code(listening),
+        shared_memory=memory,
+        traces=_traces(listening),
+        gone=gc.collect if own_process else lambda: None,
+    )
 
 
 def _traces(listening: Listening) -> Traces | None:
@@ -281,7 +297,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
-    service = _service(path, listening)
+    service = _service(path, listening, own_process=False)
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     listeners = make_listeners(service, listening, keys=keys, access=None)
     try:

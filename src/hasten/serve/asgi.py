@@ -16,7 +16,7 @@ from hasten.serve.access import AccessLog
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http1_request import Request, pass_on
 from hasten.serve.limits import Limits
-from hasten.serve.listen import BACKLOG, bind, url_of
+from hasten.serve.listen import BACKLOG, Spot, bind, url_of
 from hasten.serve.rest import Rest, fail
 
 Message = MutableMapping[str, Any]
@@ -149,16 +149,16 @@ class AsgiListener:
         rest: Rest,
         limits: Limits,
         *,
-        place: tuple[str, int, bool],
+        spot: Spot,
         tls: ssl.SSLContext | None,
         access: AccessLog | None = None,
     ) -> None:
-        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
+        """Make one, closed."""
         self._app = asgi(rest, limits, None if access is None else access.log)
         self._access = access
         self._ticks: asyncio.TimerHandle | None = None
         self._limits = limits
-        self._place = place
+        self._spot = spot
         self._tls = tls
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -171,8 +171,7 @@ class AsgiListener:
 
     async def open(self) -> None:
         """Bind and accept."""
-        host, port, reuse_port = self._place
-        bound = bind(host, port, reuse_port=reuse_port)
+        bound = bind(self._spot)
         self._url = url_of("https" if self._tls else "http", bound)
         config = uvicorn.Config(
             self._app,

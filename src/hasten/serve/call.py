@@ -87,11 +87,11 @@ class Call:
         """The client has left: ``done`` is not called any more."""
         if self.over:
             return
-        self.over = True
         if self.withdraw is not None:
             self.withdraw(self)
-        self._finish(self, Cancelled("the client has left"))
+        self._end(Cancelled("the client has left"))
 
     def _end(self, outcome: Outputs | ServeError) -> None:
         self.over = True
         self._finish(self, outcome)
+        self.pieces = ()  # they refer back to the call: nothing is left to the cyclic collector

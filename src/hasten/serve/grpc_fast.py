@@ -26,7 +26,7 @@ from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import BACKLOG, bind, take_waiting, url_of
+from hasten.serve.listen import BACKLOG, Spot, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.serve.traces import end_trace
@@ -188,17 +188,17 @@ class FastGrpcListener:
         service: Service,
         limits: Limits,
         *,
-        place: tuple[str, int, bool],
+        spot: Spot,
         keys: Keys | None,
         tls: ssl.SSLContext | None,
         access: AccessLog | None = None,
     ) -> None:
-        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
+        """Make one, closed."""
         self._calls = Calls(service, keys)
         self._access = access
         self._cork = service.cork
         self._limits = limits
-        self._place = place
+        self._spot = spot
         self._tls = tls
         self._server: Http2Server | None = None
         self._listening: asyncio.Server | None = None
@@ -223,8 +223,7 @@ class FastGrpcListener:
             cork=self._cork,
             log=None if self._access is None else self._access.log_call,
         )
-        host, port, reuse_port = self._place
-        bound = bind(host, port, reuse_port=reuse_port)
+        bound = bind(self._spot)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
@@ -238,7 +237,8 @@ class FastGrpcListener:
         if self._server is None or self._listening is None or self._port is None:
             return
         self._listening.close()
-        await take_waiting(self._port, self._server.protocol, self._tls)
+        if self._spot.fd is None:  # else whoever waits at the port is for those who hold it still
+            await take_waiting(self._port, self._server.protocol, self._tls)
         self._server.drain()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + finish_s

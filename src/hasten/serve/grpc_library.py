@@ -20,6 +20,7 @@ from hasten.serve.codes import LONGEST_TEXT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
+from hasten.serve.listen import Spot
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.serve.traces import end_trace
@@ -178,14 +179,14 @@ class GrpcListener:
         service: Service,
         limits: Limits,
         *,
-        place: tuple[str, int, bool],
+        spot: Spot,
         keys: Keys | None,
         tls: tuple[Path, Path] | None,
     ) -> None:
-        """Make one, closed; ``place``: host, port, and whether other servers may listen there too."""
+        """Make one, closed."""
         self._service = service
         self._limits = limits
-        self._place = place
+        self._spot = spot
         self._keys = keys
         self._tls = tls
         self._server: grpc.aio.Server | None = None
@@ -205,7 +206,7 @@ class GrpcListener:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", limits.header_bytes),
                 ("grpc.max_concurrent_streams", limits.requests),
-                ("grpc.so_reuseport", int(self._place[2])),
+                ("grpc.so_reuseport", int(self._spot.reuse_port)),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -214,7 +215,7 @@ class GrpcListener:
             maximum_concurrent_rpcs=limits.requests,
         )
         server.add_generic_rpc_handlers((InferenceHandlers(self._service, self._keys),))
-        host, port, _ = self._place
+        host, port = self._spot.host, self._spot.port
         shown = f"[{host}]" if ":" in host else host
         try:
             bound = self._bind(server, f"{shown}:{port}")

@@ -187,6 +187,7 @@ class Family:
         gone = [version for version, fate in self.fates.items() if fate.state is State.GONE]
         for version in gone[:-KEPT_FATES]:
             del self.fates[version]
+        self._around.loop.call_soon(self._around.gone)  # the task holds the version until this callback has returned
 
 
 async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +21,19 @@ Linux drops the end of a handshake, and may reset a connection that its client b
 
 FRESH_S = 1.0
 """How long a server that ends waits for the first request of a connection that was just made."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where to listen: an address, or a socket that listens already and outlives this server."""
+
+    host: str
+    port: int
+    """0: any free one."""
+    reuse_port: bool = False
+    """Other servers may listen there too."""
+    fd: int | None = None
+    """The file descriptor of an inherited socket; the address is then its own."""
 
 
 class Listener(Protocol):
@@ -41,12 +56,16 @@ class Listener(Protocol):
         """End at once."""
 
 
-def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Bind a TCP socket that listens. Port 0: any free one.
+def bind(spot: Spot) -> socket.socket:
+    """Give a TCP socket that listens: bound here, or a second hold on the inherited one.
 
     Raises:
-        BadInput: the port is taken or not allowed, or the host is none of this machine's.
+        BadInput: the port is taken or not allowed, the host is none of this machine's, or what was inherited is no TCP
+            socket that listens.
     """
+    if spot.fd is not None:
+        return _inherited(spot.fd)
+    host, port = spot.host, spot.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
@@ -56,7 +75,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         raise BadInput(f"{host!r} is no address of this machine: {error.strerror or error}") from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
+        if spot.reuse_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
         bound.listen(BACKLOG)
@@ -65,6 +84,19 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         bound.close()
         raise BadInput(f"cannot listen on {host}:{port}: {error.strerror or error}; name another --port") from error
     return bound
+
+
+def _inherited(fd: int) -> socket.socket:
+    try:
+        held = socket.socket(fileno=os.dup(fd))
+    except OSError as error:
+        raise BadInput(f"file descriptor {fd} is no socket: {error.strerror}; whoever starts this opens it") from error
+    listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != socket.SOCK_STREAM or not listens:
+        held.close()
+        raise BadInput(f"file descriptor {fd} is no TCP socket that listens; whoever starts this makes it listen")
+    held.setblocking(False)
+    return held
 
 
 async def take_waiting(
@@ -124,15 +156,13 @@ class HttpListener:
     def __init__(
         self,
         server: Http1Server,
-        host: str,
-        port: int,
+        spot: Spot,
         *,
         tls: ssl.SSLContext | None,
-        reuse_port: bool = False,
         access: AccessLog | None = None,
     ) -> None:
         self._server = server
-        self._place = (host, port, reuse_port)
+        self._spot = spot
         self._tls = tls
         self._access = access
         self._listening: asyncio.Server | None = None
@@ -148,9 +178,8 @@ class HttpListener:
 
     async def open(self) -> None:
         """Bind and accept."""
-        host, port, reuse_port = self._place
         loop = asyncio.get_running_loop()
-        bound = bind(host, port, reuse_port=reuse_port)
+        bound = bind(self._spot)
         self._url = url_of("https" if self._tls else "http", bound)
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
@@ -165,7 +194,8 @@ class HttpListener:
         self._server.draining = True
         if self._listening is not None and self._port is not None:
             self._listening.close()
-            await take_waiting(self._port, self._server.protocol, self._tls)
+            if self._spot.fd is None:  # else whoever waits at the port is for those who hold it still
+                await take_waiting(self._port, self._server.protocol, self._tls)
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         fresh_s, end_s = now_s + FRESH_S, now_s + finish_s

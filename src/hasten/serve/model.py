@@ -330,6 +330,7 @@ class Model:
             golden=read.golden,
             precision=read.engine.precision,
             clock_ns=self._around.clock_ns,
+            beside=self._around.serving,
         )
         wait_ms = serving.objective_ms
         return Work(

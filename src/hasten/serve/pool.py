@@ -99,6 +99,9 @@ class Pool:
     async def start(self) -> list[Warm]:
         """Open and prepare the instances one after the other; give what ``prepare`` gave for each.
 
+        Where runs are done on the event loop's thread one instance is all that is used: the others are opened once
+        runs are handed over.
+
         Raises:
             HastenError: why the first that failed did; the others are told to end.
         """
@@ -111,6 +114,8 @@ class Pool:
             except HastenError:
                 self.close()
                 raise
+            if self._inline:
+                break
         return found
 
     def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
@@ -321,8 +326,10 @@ class Pool:
         else:
             if ours:
                 self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
-                if self._inline:
-                    self._inline = self.line.batcher.costs.ns(ran.batch.size) <= INLINE_NS * MUCH_LONGER
+                if self._inline and self.line.batcher.costs.ns(ran.batch.size) > INLINE_NS * MUCH_LONGER:
+                    self._inline = False
+                    while len(self._ready) + len(self._opening) < self.work.instances and not self._closing:
+                        self._start_one()
             whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
             for piece, part in zip(ran.batch.entries, parts, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
     It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
-    files the steps of deployments may run; None: none.
+    files the steps of deployments may run; None: none. ``gone`` is called when a version has gone.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Service:
         code: Path | None = None,
         shared_memory: SharedMemory | None = None,
         traces: Traces | None = None,
+        gone: Callable[[], object] = lambda: None,
     ) -> None:
         self.repository = repository
         self.shared_memory = shared_memory
@@ -92,6 +94,8 @@ class Service:
         self.cork = Cork()
         """Active while a batch is answered: transports then hold what they write."""
         self._around: Surroundings | None = None
+        self._gone = gone
+        self._started = False
         self._draining = False
         self._stopped = False
 
@@ -107,13 +111,21 @@ class Service:
         cores = max(1, this_host().usable_cores // max(own, 1))
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
-            loop=loop, clock_ns=self._clock_ns, cores=cores, cork=self.cork, code=self._code, members=self
+            loop=loop,
+            clock_ns=self._clock_ns,
+            cores=cores,
+            cork=self.cork,
+            code=self._code,
+            members=self,
+            serving=lambda: self._started,
+            gone=self._gone,
         )
         for name in found:
             self._family(name).expected = True  # all of them, before the first is loaded: ready means all
         for name in sorted(found, key=lambda name: bool(self.members_of(name))):  # those made of others last
             if self._families[name].routed is None:
                 await self._try(found[name][newest(found[name])], name)
+        self._started = True
 
     def members_of(self, name: str) -> tuple[str, ...]:
         """Give the names of the members of a deployment of the repository; of a model of its own there are none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -46,3 +46,7 @@ class Surroundings:
     """The folder whose Python files steps may run; None: none."""
     members: Members | None = None
     """Where a deployment made of others finds its members; None: nowhere."""
+    serving: Callable[[], bool] = lambda: False
+    """Requests are taken already: what is loaded now is loaded beside them. Asked from any thread."""
+    gone: Callable[[], object] = lambda: None
+    """Told when a version has gone, and nothing of it is needed any more."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,11 @@ from hasten.serve.joining import join, split
 from hasten.serve.runner import Clock, Runner
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
-TIMED_RUNS, MOST_RUNS, ENOUGH_NS = 3, 30, 2_000_000
+TIMED_RUNS, MOST_RUNS, ENOUGH_NS = 3, 12, 2_000_000
 """Runs of each size whose shortest is the first t(n), more of them where they are short; the first is not counted."""
+
+REST, LEAST_REST_S = 2.0, 0.001
+"""After a run beside a server's requests, so many times as long is left to them, and at least so much."""
 
 OPEN_LENGTHS = (8, 1, 32, 224)
 """What a symbolic axis is tried with where no golden sample tells its length."""
@@ -32,6 +36,8 @@ class Warming:
     golden: Golden | None
     precision: str
     clock_ns: Clock
+    beside: Callable[[], bool] = lambda: False
+    """Requests are served meanwhile: the runs take a share of the time only."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ def warm(runner: Runner, warming: Warming) -> Warm:
             begun = warming.clock_ns()
             runner.run(feed)
             times.append(warming.clock_ns() - begun)
+            if warming.beside():
+                time.sleep(max(REST * times[-1] / 1e9, LEAST_REST_S))
         costs[size] = least_ns = min(times)
     golden = warming.golden
     probes = row if golden is None else golden.inputs
