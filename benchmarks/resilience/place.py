@@ -40,16 +40,21 @@ def make_bundles(home: Path, serving: Serving) -> Bank:
     return Bank(rows, (answers[0], answers[1]))
 
 
+def stage(home: Path, version: int) -> None:
+    """Make ready to publish a version: odd numbers are ``a``, even ones ``b``."""
+    shutil.copytree(home / ("a" if version % 2 else "b"), home / "staged" / str(version))
+
+
 def publish(home: Path, version: int) -> None:
-    """Put a version into the repository ``home/models`` whole, by renaming: odd numbers are ``a``, even ones ``b``."""
-    target = home / "models" / "net" / str(version)
-    fresh = target.with_name(f".{version}")
-    shutil.copytree(home / ("a" if version % 2 else "b"), fresh)
-    fresh.rename(target)
+    """Put a version into the repository ``home/models`` whole, by renaming; it was staged, or is now."""
+    staged = home / "staged" / str(version)
+    if not staged.exists():
+        stage(home, version)
+    staged.rename(home / "models" / "net" / str(version))
 
 
 def withdraw(home: Path, version: int) -> None:
-    shutil.rmtree(home / "models" / "net" / str(version))
+    (home / "models" / "net" / str(version)).rename(home / "staged" / f"old-{version}")
 
 
 def free_port() -> int:
@@ -64,6 +69,19 @@ def post(place: tuple[str, int], path: str, document: dict) -> tuple[int, str]:
         connection.request("POST", path, json.dumps(document))
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+
+async def post_here(place: tuple[str, int], path: str, document: dict) -> tuple[int, str]:
+    """Make one call over a connection of its own, on the running event loop: a thread would hold up the load."""
+    body = json.dumps(document).encode()
+    reader, writer = await asyncio.open_connection(*place)
+    with contextlib.closing(writer):
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        head, _, said = (await reader.read()).partition(b"\r\n\r\n")
+    return int(head.split()[1]), said.decode()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ def figures(name: str, piece: dict) -> str:
         p99 = piece["p99_ms"]
         told.append(f"p99 {p99['swap']:.2f} ms during a swap, {p99['steady']:.2f} ms else: {value:.2f} times")
         told.append(f"(95 % interval {low:.2f} to {high:.2f})")
+        if "p99_ratio_paired" in piece:
+            low, value, high = piece["p99_ratio_paired"]
+            told.append(f"median of the pairs {value:.2f} times ({low:.2f} to {high:.2f})")
         told.append(f"a swap lasts {piece['swap_s']['median']:.2f} s")
     if "refused_by_kill" in piece:
         by = piece["refused_by_kill"]

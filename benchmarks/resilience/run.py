@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import uvloop
-from place import Server, free_port, make_bundles, post, publish, withdraw
+from place import Server, free_port, make_bundles, post, post_here, publish, stage, withdraw
 from traffic import Bank, Tally, Traffic
 
 from hasten.deployment import Serving
@@ -117,9 +117,30 @@ def ratio_interval(tally: Tally, spans: list[tuple[float, float]], seed: int) ->
     return [float(low), float(value), float(high)]
 
 
+def paired_interval(tally: Tally, spans: list[tuple[float, float]], seed: int) -> list[float]:
+    """Give the median over the events of p99 within one over p99 of as long a time right before it, and its interval.
+
+    A stall of the machine spoils the pair that it falls into, and no other.
+    """
+    due, latency = np.array(tally.due_s), np.array(tally.latency_s)
+    order = np.argsort(due)
+    due, latency = due[order], latency[order]
+    found = []
+    for begin, end in spans:
+        before, first, last = np.searchsorted(due, [begin - (end - begin), begin, end])
+        if before < first < last:
+            found.append(np.quantile(latency[first:last], 0.99) / np.quantile(latency[before:first], 0.99))
+    draw = np.random.default_rng(seed)
+    medians = np.median(draw.choice(found, size=(1000, len(found))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return [float(low), float(np.median(found)), float(high)]
+
+
 async def swaps(scene: Scene) -> dict:
     """Load new versions, and go back to the one before every fourth time, by the repository API."""
     (scene.home / "models" / "net").mkdir(parents=True)
+    for version in range(1, scene.asked.count + 2):
+        stage(scene.home, version)
     publish(scene.home, 1)
     server = await Server.start(scene.home / "models", scene.home, "--port", "0", "--drain", "100ms")
     spans: list[tuple[float, float]] = []
@@ -133,13 +154,13 @@ async def swaps(scene: Scene) -> dict:
                 version = newest - 1
             else:
                 newest, version = newest + 1, newest + 1
-                await asyncio.to_thread(publish, scene.home, version)
+                publish(scene.home, version)
             began_s = time.monotonic()
-            status, said = await asyncio.to_thread(post, server.place, LOAD, {"parameters": {"version": str(version)}})
+            status, said = await post_here(server.place, LOAD, {"parameters": {"version": str(version)}})
             assert status == 200, said
             spans.append((began_s, time.monotonic() + 0.02))  # and the old one's last answers
             if newest > 3 and (scene.home / "models" / "net" / str(newest - 3)).exists():
-                await asyncio.to_thread(withdraw, scene.home, newest - 3)
+                withdraw(scene.home, newest - 3)
             await asyncio.sleep(scene.asked.gap_s * random_gaps.uniform(0.7, 1.3))
         return {"rss_bytes": server.rss_bytes(), "open_files": server.open_files()}
 
@@ -158,6 +179,7 @@ async def swaps(scene: Scene) -> dict:
             "steady": float(np.median(window(tally, spans, apart=True)) * 1e3),
         },
         "p99_ratio": ratio_interval(tally, spans, scene.asked.seed),
+        "p99_ratio_paired": paired_interval(tally, spans, scene.asked.seed),
     }  # fmt: skip
 
 

@@ -191,6 +191,27 @@ def test_a_tiny_model_that_is_warmed_beside_a_busy_loop_is_still_known_as_tiny(t
     session.close()
 
 
+def test_fewer_rows_never_count_as_dearer_than_more_of_them(tmp_path: Path) -> None:
+    """Every run of one row was disturbed; it could run as four, with padding, and those were seen at 50 us."""
+    read = read_bundle(Bundle("net", "1", bundle(tmp_path / "net"), (0, 0)))
+    now_ns = 0
+
+    class Disturbed(LocalRunner):
+        def run(self, feed: Feed) -> Outputs:
+            nonlocal now_ns
+            now_ns += 50_000 if len(feed["x"]) == 4 else 900_000
+            return super().run(feed)
+
+    session = read.engine.open(read.artifact)
+    signature = read.artifact.signature
+    axis = batch_axis(signature, read.deployment.batch)
+    warming = Warming(
+        signature=signature, axis=axis, sizes=(1, 4), golden=None, precision="float32", clock_ns=lambda: now_ns
+    )
+    assert warm(Disturbed(session), warming).costs == {1: 50_000, 4: 50_000}
+    session.close()
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_version_that_is_warmed_beside_requests_leaves_them_two_thirds_of_the_time(
     tmp_path: Path, beside: bool, monkeypatch: pytest.MonkeyPatch

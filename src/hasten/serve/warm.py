@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,11 +17,15 @@ from hasten.serve.joining import join, split
 from hasten.serve.runner import Clock, Runner
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
-TIMED_RUNS, MOST_RUNS, ENOUGH_NS = 3, 12, 2_000_000
-"""Runs of each size whose shortest is the first t(n), more of them where they are short; the first is not counted."""
+TIMED_RUNS, MOST_RUNS, ENOUGH_NS = 3, 30, 20_000_000
+"""Undisturbed runs of each size whose shortest is the first t(n); the first run is not counted. Where others disturb
+them, there are no more than so many runs, or so many nanoseconds of them."""
+
+DISTURBED, DISTURBED_NS = 1.25, 10_000
+"""A run that took so many times its thread's own time, and this long, waited for the interpreter or a processor."""
 
 REST, LEAST_REST_S = 2.0, 0.001
-"""After a run beside a server's requests, so many times as long is left to them, and at least so much."""
+"""After three runs beside a server's requests, so many times as long is left to them, and at least so much."""
 
 OPEN_LENGTHS = (8, 1, 32, 224)
 """What a symbolic axis is tried with where no golden sample tells its length."""
@@ -36,6 +41,8 @@ class Warming:
     golden: Golden | None
     precision: str
     clock_ns: Clock
+    spent_ns: Clock = time.thread_time_ns
+    """What the calling thread has computed."""
     beside: Callable[[], bool] = lambda: False
     """Requests are served meanwhile: the runs take a share of the time only."""
 
@@ -59,20 +66,14 @@ def warm(runner: Runner, warming: Warming) -> Warm:
         Untrusted: it does not give the golden answers, or gives what is not finite.
     """
     row = _probe(runner, warming)
-    costs, least_ns = {}, 0
+    costs: dict[int, int] = {}
     for size in warming.sizes:
         feed = row if warming.axis is None else {n: np.repeat(a[:1], size, axis=0) for n, a in row.items()}
         _check_rows(runner.run(feed), size, warming)
-        times: list[int] = []
-        # A busy event loop takes the interpreter away in the middle of a run: that must neither end the measuring nor
-        # be what is learnt, or a version that is loaded under load would be taken for a slow one.
-        while len(times) < TIMED_RUNS or (len(times) < MOST_RUNS and min(times) * len(times) < ENOUGH_NS):
-            begun = warming.clock_ns()
-            runner.run(feed)
-            times.append(warming.clock_ns() - begun)
-            if warming.beside():
-                time.sleep(max(REST * times[-1] / 1e9, LEAST_REST_S))
-        costs[size] = least_ns = min(times)
+        costs[size] = _timed(runner, feed, warming)
+    least_ns = costs[warming.sizes[-1]]
+    for more, fewer in pairwise(reversed(warming.sizes)):
+        costs[fewer] = min(costs[fewer], costs[more])  # fewer rows could run as more of them, with padding
     golden = warming.golden
     probes = row if golden is None else golden.inputs
     got = answers(runner, probes, warming)
@@ -80,6 +81,29 @@ def warm(runner: Runner, warming: Warming) -> Warm:
         precision = warming.precision if warming.precision in ("float16", "bfloat16") else None
         golden.check(got, precision=precision)
     return Warm(costs, probes, got, least_ns)
+
+
+def _timed(runner: Runner, feed: Feed, warming: Warming) -> int:
+    """Give the time of an undisturbed run, in nanoseconds; of the least disturbed one, where there was no other.
+
+    A busy event loop takes the interpreter away in the middle of a run: that must not be what is learnt, or a version
+    that is loaded under load would be taken for a slow one. Where another thread or process computes, a run cannot be
+    told from one that waits, and the shortest of many counts.
+    """
+    times: list[int] = []
+    whole: list[int] = []
+    while len(whole) < TIMED_RUNS and len(times) < MOST_RUNS:
+        if len(times) >= TIMED_RUNS and sum(times) >= ENOUGH_NS:
+            break
+        spent, begun = warming.spent_ns(), warming.clock_ns()
+        runner.run(feed)
+        took = warming.clock_ns() - begun
+        times.append(took)
+        if took <= DISTURBED * (warming.spent_ns() - spent) + DISTURBED_NS:
+            whole.append(took)
+        if len(times) % TIMED_RUNS == 0 and warming.beside():  # a run right behind another finds the caches warm
+            time.sleep(max(REST * sum(times[-TIMED_RUNS:]) / 1e9, LEAST_REST_S))
+    return min(whole or times)
 
 
 def answers(runner: Runner, feed: Feed, warming: Warming) -> dict[str, Array]:
