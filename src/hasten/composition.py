@@ -120,7 +120,10 @@ def read_composition(path: Path) -> Composition | None:
         StoreError: it cannot be read, or its table is wrong.
     """
     try:
-        plain = msgspec.toml.decode(path.read_bytes())
+        data = path.read_bytes()
+        if not any(kind.encode() in data for kind in KINDS):
+            return None  # the usual case, told without reading TOML: a model is loaded while another is served
+        plain = msgspec.toml.decode(data)
         found = [kind for kind in KINDS if kind in plain]
         if not found:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -128,14 +128,20 @@ def write_deployment(
     return folder / FILE
 
 
-def read_deployment(path: Path) -> tuple[Deployment, Artifact]:
+def read_deployment(path: Path, between: Callable[[], None] = lambda: None) -> tuple[Deployment, Artifact]:
     """Read a bundle by its TOML file, and check every file of the model.
+
+    Args:
+        path: The TOML file.
+        between: Called between the steps, for who has others to let through.
 
     Raises:
         StoreError: a file is missing or damaged, or the model is another than the deployment names.
     """
     deployment = parse_deployment(path)
+    between()
     artifact = read_artifact(path.parent / MODEL)
+    between()
     if artifact.digest != deployment.artifact:
         raise StoreError(
             f"{path} names artifact {deployment.artifact[:12]}, but {MANIFEST} says {artifact.digest[:12]}"

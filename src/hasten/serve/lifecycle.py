@@ -164,7 +164,7 @@ class Family:
             composed = Composed(bundle, composition, self._around)
             await composed.load()
             return composed, None
-        read = await asyncio.to_thread(read_bundle, bundle, self._around.code)
+        read = await asyncio.to_thread(read_bundle, bundle, self._around.code, beside=self._around.serving())
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()

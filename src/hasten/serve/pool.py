@@ -27,6 +27,9 @@ told of its end costs 30 to 400 us (docs/decisions/0007); longer runs gain more 
 MOST_HELD = 32
 """Answers that are written together at the most: the first of them waits for the last."""
 
+COLD = 2
+"""Times ``INLINE_NS`` that a run may take that found the caches cold, beside requests: among them they will be warm."""
+
 MUCH_LONGER = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
 START_S = 120.0
@@ -346,7 +349,8 @@ class Pool:
         waiter = self._opening.pop(instance)
         self._ready.add(instance)
         if waiter is not None:
-            self._inline = self.work.inline and instance.lends and news.found.least_ns <= INLINE_NS
+            longest_ns = INLINE_NS * (COLD if news.found.beside else 1)
+            self._inline = self.work.inline and instance.lends and news.found.least_ns <= longest_ns
         self._retry_s = FIRST_RETRY_S
         if waiter is not None and not waiter.done():
             waiter.set_result(news.found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Artifact
@@ -29,18 +31,25 @@ class Read:
     pipeline: Pipeline | None = None
 
 
-def read_bundle(bundle: Bundle, code: Path | None = None) -> Read:
+REST_S = 0.005
+"""Between two steps of reading a bundle beside requests: they hold the interpreter for up to a millisecond each."""
+
+
+def read_bundle(bundle: Bundle, code: Path | None = None, *, beside: bool = False) -> Read:
     """Read a bundle, check its digests, that this host can run it, and that its steps fit. Blocks.
 
     Args:
         bundle: Where it lies.
         code: The folder whose Python files its steps may run; None: none.
+        beside: Requests are served meanwhile: let them through between the steps.
 
     Raises:
         StoreError: it is damaged, was built for another processor, or a step does not fit. HastenError: its engine
             cannot be had.
     """
-    deployment, artifact = read_deployment(bundle.path)
+    between = partial(time.sleep, REST_S) if beside else _at_once
+    deployment, artifact = read_deployment(bundle.path, between)
+    between()
     here = this_host()
     if artifact.host not in (None, here.binding):
         raise StoreError(
@@ -49,7 +58,12 @@ def read_bundle(bundle: Bundle, code: Path | None = None) -> Read:
         )
     engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
     pipeline = open_steps(bundle.path, deployment, artifact, code)
+    between()
     return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)
+
+
+def _at_once() -> None:
+    """Nobody waits."""
 
 
 def open_steps(path: Path, deployment: Deployment, artifact: Artifact, code: Path | None) -> Pipeline | None:
