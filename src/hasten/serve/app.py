@@ -24,9 +24,6 @@ import uvloop
 
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
-from hasten.serve.asgi import AsgiListener
-from hasten.serve.grpc_fast import FastGrpcListener
-from hasten.serve.grpc_library import GrpcListener
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
 from hasten.serve.limits import Limits
@@ -145,6 +142,8 @@ def make_listeners(
 ) -> tuple[Listener, ...]:
     """Make the transports of a service, closed: HTTP first, then gRPC where it is asked for.
 
+    Those that are not asked for are not imported: a server that is restarted shall be there again soon.
+
     Raises:
         BadInput: the certificate or its key cannot be used. InvalidSetting: one without the other.
     """
@@ -158,6 +157,8 @@ def make_listeners(
     if listening.transport == "library":
         if (listening.fd, listening.grpc_fd) != (None, None):
             raise InvalidSetting("an inherited socket takes the transport 'fast': grpcio and uvicorn close theirs")
+        from hasten.serve.asgi import AsgiListener
+
         http = AsgiListener(rest, listening.limits, spot=spot, tls=tls, access=access)
     else:
         clock_s = asyncio.get_running_loop().time
@@ -168,8 +169,12 @@ def make_listeners(
         return (http,)
     spot = Spot(listening.host, listening.grpc_port, listening.reuse_port, listening.grpc_fd)
     if listening.transport == "fast":
+        from hasten.serve.grpc_fast import FastGrpcListener
+
         tls = None if pair is None else tls_context(*pair, speaks="h2")
         return http, FastGrpcListener(service, listening.limits, spot=spot, keys=keys, tls=tls, access=access)
+    from hasten.serve.grpc_library import GrpcListener
+
     return http, GrpcListener(service, listening.limits, spot=spot, keys=keys, tls=pair)
 
 
