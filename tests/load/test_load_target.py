@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from conformance.small_server import METADATA, WIDTH, Honest, small
+from hasten.cli.app import run
+from hasten.cli.load_target import CANNOT_TELL
 from hasten.errors import InvalidSetting
 from hasten.load.cores import away_from_server, cores_for, server_cores
 from hasten.load.target import Protocol, Target
@@ -58,6 +64,31 @@ def test_generators_have_the_last_cores_and_leave_one(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
     assert cores_for(processes, REMOTE) == found
+
+
+class TellsNoInputs(Honest):
+    """A server whose metadata leaves its tensors out, as KServe's does for a model of one's own."""
+
+    def metadata(self) -> Any:
+        return METADATA | {"inputs": [], "outputs": []}
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_a_server_that_tells_no_inputs_gets_those_of_the_file(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / f"x.{form}"
+    rows = np.ones((8, WIDTH), np.float32)
+    np.savez(data, x=rows) if form == "npz" else np.save(data, rows)
+    with small(TellsNoInputs) as server:
+        url = f"http://127.0.0.1:{server.http.port}"
+        words = ["load", url, "net", "--protocol", "rest-json", "--data", str(data)]
+        code = run([*words, "--arrivals", "closed:concurrency=1", "--duration", "300ms", "--home", str(tmp_path)])
+    if form == "npz":
+        assert code in (0, CANNOT_TELL)
+    else:
+        assert code == 1
+        assert "the server tells no inputs of model 'net'; give --data as .npz" in capsys.readouterr().err
 
 
 @pytest.fixture

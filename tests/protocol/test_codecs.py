@@ -106,6 +106,18 @@ def test_a_grpc_request_and_its_raw_answer_are_read_as_they_were_written(inputs)
     same(grpc.decode_infer_response(grpc.encode_infer(response, got)).outputs, inputs)
 
 
+def test_contents_that_are_there_and_empty_beside_raw_ones_are_none() -> None:
+    """KServe's server writes such answers."""
+    made = grpc.message("ModelInferResponse")(model_name="m")
+    item = made.outputs.add(name="y", datatype="FP32", shape=[2])
+    item.contents.SetInParent()
+    made.raw_output_contents.append(np.float32([1, 2]).tobytes())
+    assert grpc.decode_infer_response(made.SerializeToString()).outputs[0].data.tolist() == [1, 2]
+    item.contents.fp32_contents.append(1)
+    with pytest.raises(BadRequest, match="give one kind"):
+        grpc.decode_infer_response(made.SerializeToString())
+
+
 @settings(max_examples=40, deadline=None)
 @given(tensors(JSON_ABLE))
 def test_typed_contents_are_answered_typed(inputs) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten.errors import DeadlineExceeded, Overloaded
-from hasten.serve.admission import Asked, Inside, Limits, predicted_ns, refusal
+from hasten.serve.admission import WITHIN, Asked, Inside, Limits, Margin, predicted_ns, refusal
 from hasten.serve.batching import Batcher, Entry
 from hasten.serve.costs import CostCurve
 
@@ -66,3 +66,27 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
 def test_an_idle_server_refuses_nobody_for_the_wait() -> None:
     limits = Limits(rows=1, n_bytes=1, concurrency=10, wait_ns=1)
     assert refusal(queue(0), asked(9), limits=limits, inside=Inside(calls=0, instances=1), now_ns=0) is None
+
+
+def test_the_margin_settles_where_most_answers_stay_below_it() -> None:
+    margin, draw = Margin(), np.random.default_rng(0)
+    took = draw.uniform(1.0, 2.0, 6000)  # times as long as predicted
+    for times in took:
+        margin.learn(int(times * 1000), 1000)
+    assert 1.9 < margin.factor < 2.0
+    assert abs(float(np.mean(took <= margin.factor)) - WITHIN) < 0.03
+
+
+def test_answers_as_predicted_need_no_margin() -> None:
+    margin = Margin()
+    for _ in range(1000):
+        margin.learn(900, 1000)
+    assert margin.factor == 1.0
+
+
+def test_a_request_that_the_margin_makes_late_is_refused() -> None:
+    limits, inside = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000, wait_ns=7 * MS), Inside(calls=8, instances=1)
+    assert refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0) is None
+    error = refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, factor=1.5)
+    assert isinstance(error, Overloaded)
+    assert error.reason == "predicted_wait"

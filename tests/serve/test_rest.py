@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
+from hasten.errors import Overloaded
 from hasten.protocol.phases import PHASES
 from hasten.serve.app import Listening, Open
 from hasten.serve.limits import Limits
+from hasten.serve.model import Model
 from hasten.serve.openapi import CALLS
 from hasten.serve.rest import CALLS as ANSWERED
 from serve.bundles import bundle
@@ -266,3 +268,24 @@ def test_a_key_is_asked_for_except_by_probes(tmp_path: Path) -> None:
         assert call(opened.http, "GET", "/v2", None, {"Authorization": "Bearer wrong"})[0] == 401
         assert call(opened.http, "GET", "/v2", None, {"Authorization": f"Bearer {key}"})[0] == 200
         assert call(opened.http, "GET", "/v2", None, {"X-Api-Key": key})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{" + b" " * 5000, 503),
+        (b'{"parameters": {"priority": 1}, "inputs": 1,' + b" " * 5000, 400),
+        (b'{"parameters": {"timeout": 1}, "inputs": 1,' + b" " * 5000, 400),
+        (b"{", 400),
+    ],
+)
+def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_priority(
+    opened: Open, body: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under overload reading is what costs; here even nonsense is refused for the room that it lacks."""
+
+    def full(self: Model) -> None:
+        raise Overloaded("no room", reason="queue_full", retry_after_s=1.0)
+
+    monkeypatch.setattr(Model, "check_room", full)
+    assert ask(opened, "POST", INFER, body)[0] == status

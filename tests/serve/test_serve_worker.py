@@ -259,8 +259,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
             await service.infer(request(rows(1)))
         assert refused.value.reason == "queue_full"
         assert refused.value.retry_after_s > 0
+        with pytest.raises(Overloaded, match="4 rows wait"):  # and one that was not read yet
+            service.check_room("net", None)
+        assert service.models()[0].statistics.refused["queue_full"] == 2
         faulty.release.set()
         await asyncio.gather(hung, *waiting)
+        service.check_room("net", None)
         await service.stop()
 
     run(work())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from cyclopts import Parameter
 
 from hasten.cli import units
@@ -21,6 +23,7 @@ from hasten.load.target import PROTOCOLS, Protocol, Target
 from hasten.report import format as fmt
 from hasten.samples import Samples
 from hasten.samples.readers import read_samples
+from hasten.tensors import Signature, TensorSpec
 
 CANNOT_TELL = 4
 """The exit code of work that is done, where what was measured does not decide: too few requests, a late generator."""
@@ -156,6 +159,8 @@ def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
         return options.read(data, artifact)
     with Client(target.url, api_key=target.api_key, certificate=target.certificate) as client:
         signature = signature_of(client.metadata(target.model, version=target.version))
+    if not signature.inputs:
+        signature = _signature_of_file(Path(data), target)
     found = read_samples(
         data,
         signature,
@@ -166,6 +171,26 @@ def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
     ).samples
     found.check(signature)
     return found
+
+
+def _signature_of_file(path: Path, target: Target) -> Signature:
+    """Take the inputs from a file's own arrays, where the server tells none (KServe's and MLServer's are free not to).
+
+    Raises:
+        BadInput: it is no .npz file, or none that can be read.
+    """
+    problem = f"the server tells no inputs of model {target.model!r}; give --data as .npz, its arrays named as they are"
+    if path.suffix != ".npz":
+        raise BadInput(f"{problem}, not {path.name}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            shapes = {name: (arrays[name].dtype.name, arrays[name].shape) for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path} cannot be read as .npz: {error}") from error
+    inputs = tuple(TensorSpec(name, dtype, ("batch", *shape[1:])) for name, (dtype, shape) in shapes.items())
+    if not inputs:
+        raise BadInput(f"{problem}; {path} has none")
+    return Signature(inputs, ())
 
 
 def _files(data: str | None) -> list[Path]:

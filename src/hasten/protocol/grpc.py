@@ -138,7 +138,7 @@ def _tensors(
     said: Sequence[Any], raw: Sequence[bytes], kind: str, *, regions: Regions | None = None
 ) -> tuple[tuple[Tensor, ...], bool]:
     """Make tensors of raw or of typed contents, or of shared memory; says whether they were typed."""
-    typed = [item.name for item in said if item.HasField("contents")]
+    typed = [item.name for item in said if item.HasField("contents") and (not raw or item.contents.ByteSize())]
     if raw and typed:
         raise BadRequest(f"{kind} {typed[0]!r} has typed contents, and the message has raw ones; give one kind")
     known = [_parameters(item.parameters, f"{kind} {item.name!r}", shared=regions is not None) for item in said]

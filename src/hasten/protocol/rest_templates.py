@@ -63,8 +63,8 @@ class RequestTemplates:
 
     def __init__(self, model: str, version: str | None, *, regions: Regions | None = None) -> None:
         self._regions = regions
-        self._model = model
-        self._version = version
+        self.model = model
+        self.version = version
         self._known: dict[bytes, _Known] = {}
 
     def decode(
@@ -99,9 +99,9 @@ class RequestTemplates:
         return rest.decode_request(
             body,
             header_bytes=header_bytes,
-            model=self._model,
-            version=self._version,
-            metadata=partial(metadata, self._model, self._version),
+            model=self.model,
+            version=self.version,
+            metadata=partial(metadata, self.model, self.version),
             regions=self._regions,
         )
 

@@ -11,6 +11,10 @@ LEAST_RETRY_S = 0.05
 """A client that was refused shall not come back in the same breath."""
 
 
+WITHIN, STEP, LARGEST_FACTOR = 0.95, 0.02, 4.0
+"""Of ``Margin``: the share of answers that stay below it, how far one answer moves it, and where it ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What may be inside at once; ``wait_ns``: the longest predicted time to an answer, or None."""
@@ -40,6 +44,24 @@ class Asked:
     deadline_ns: int = NEVER
 
 
+class Margin:
+    """How many times longer than predicted answers take that were let in near the limit, followed live.
+
+    A batch takes longer beside the event loop and other models than it did alone, so that a queue which is filled up to
+    the objective by prediction is one of late answers. The factor below which a share ``WITHIN`` of them stays is
+    tracked by stochastic approximation (Robbins and Monro 1951, doi:10.1214/aoms/1177729586): it rises with each answer
+    above it, and falls with each below, in the proportion that leaves it where it belongs.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def learn(self, took_ns: int, expected_ns: int) -> None:
+        """Take in how long an answer took that was expected to take ``expected_ns``, both from its admission."""
+        step = STEP * (WITHIN if took_ns > self.factor * expected_ns else WITHIN - 1)
+        self.factor = min(max(self.factor + step, 1.0), LARGEST_FACTOR)
+
+
 def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
     """Estimate the time from now to the answer: t(n) of what goes before it, over the instances, and its own run."""
     largest = batcher.costs.largest
@@ -49,12 +71,14 @@ def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
     return inside.free_ns + ahead // max(inside.instances, 1) + own
 
 
-def refusal(batcher: Batcher[E], asked: Asked, *, limits: Limits, inside: Inside, now_ns: int) -> ServeError | None:
-    """Say why the request may not come in, or None.
+def refusal(
+    batcher: Batcher[E], asked: Asked, *, limits: Limits, inside: Inside, now_ns: int, factor: float = 1.0
+) -> ServeError | None:
+    """Say why the request may not come in, or None; answers take ``factor`` times as long as predicted.
 
     One that finds an idle instance and an empty queue is never refused for its wait.
     """
-    wait_ns = predicted_ns(batcher, asked, inside)
+    wait_ns = int(predicted_ns(batcher, asked, inside) * factor)
     retry_s = max(wait_ns / 1e9, LEAST_RETRY_S)
     if now_ns >= asked.deadline_ns:
         return DeadlineExceeded("its time was over when it arrived; give it a longer timeout")

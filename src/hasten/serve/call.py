@@ -33,7 +33,7 @@ class Call:
     """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone."""
 
     __slots__ = (
-        *("_finish", "_left", "_parts", "done", "marks", "over"),
+        *("_finish", "_left", "_parts", "done", "expected_ns", "marks", "over"),
         *("pieces", "priority", "request", "rows", "withdraw"),
     )
 
@@ -45,6 +45,8 @@ class Call:
         self.rows = 0
         self.pieces: tuple[Piece, ...] = ()
         self.over = False
+        self.expected_ns = 0
+        """From its admission to its answer, as predicted; 0: nobody asked."""
         self.withdraw: Callable[[Call], None] | None = None
         """Told once when the client has left: takes the pieces out of the queue."""
         self._finish = finish

@@ -85,6 +85,9 @@ class Composed:
         """Nobody knows: its members do."""
         return False
 
+    def check_room(self) -> None:
+        """Each member has a queue of its own, and refuses for itself."""
+
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``."""
         now_ns = self._around.clock_ns()

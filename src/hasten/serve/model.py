@@ -10,7 +10,7 @@ from hasten.artifact import Json
 from hasten.deployment import Deployment
 from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, TooLarge
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
-from hasten.serve.admission import Limits
+from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call
 from hasten.serve.child import ALIGN, ChildRunner, input_bytes
@@ -106,6 +106,16 @@ class Model:
             return call
         self._enter(call, taken, now_ns)
         return call
+
+    def check_room(self) -> None:
+        """Refuse a request that was not read yet; see ``Service.check_room``. Raises Overloaded."""
+        if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
+            return
+        asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
+        refused = self.pool.refused(asked, self._around.clock_ns())
+        if refused is not None:
+            self.statistics.failed(refused, spent_ns=0)
+            raise refused
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
-from hasten.serve.admission import Asked, Inside, Limits, refusal
+from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, refusal
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
 from hasten.serve.cork import Cork
@@ -93,6 +93,7 @@ class Pool:
         self._watch_ns = NEVER
         self._inline = False
         self._turn_due = False
+        self._margin = Margin()
 
     @property
     def ready(self) -> int:
@@ -134,14 +135,23 @@ class Pool:
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
-        return self.refused(asked, now_ns)
+        refused = self.refused(asked, now_ns)
+        if refused is None and limits.wait_ns is not None:
+            with self.line.lock:
+                expected_ns = predicted_ns(batcher, asked, self._inside(now_ns))
+            if 2 * expected_ns >= limits.wait_ns:  # far below the limit other things take most of the time
+                call.expected_ns = expected_ns
+        return refused
 
     def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
         """Say why what is asked for may not come in, or None."""
         limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
-            inside = Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
-            return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns)
+            inside, factor = self._inside(now_ns), self._margin.factor
+            return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns, factor=factor)
+
+    def _inside(self, now_ns: int) -> Inside:
+        return Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
@@ -340,6 +350,9 @@ class Pool:
                     _mark(piece, ran, instance.number)
                     try:
                         piece.call.part(piece.index, part)
+                        if piece.call.expected_ns:
+                            took_ns = self.line.clock_ns() - piece.call.marks.ns[2]
+                            self._margin.learn(took_ns, piece.call.expected_ns)
                     except Exception:  # a defect in telling one must not leave its batch-mates waiting
                         logger.exception("an answer of model %r could not be told", self.work.name)
         if ours:

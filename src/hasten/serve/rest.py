@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BINARY = b"application/octet-stream"
+COSTLY_BYTES = 4096
+"""JSON of this size costs more to read than to ask whether it may come in at all."""
+
 KEPT_TARGETS = 1024
 KEPT_TEMPLATES = 32
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
@@ -101,9 +104,10 @@ class Rest:
         if self._service.traces is not None:
             marks.trace = self._service.traces.start(request.headers, request.began_ns)
         try:
-            wanted = templates.decode(
-                self._body(request), header_bytes=_header_bytes(request), metadata=self._service.model_metadata
-            )
+            body, header_bytes = self._body(request), _header_bytes(request)
+            if header_bytes is None and len(body) >= COSTLY_BYTES:
+                self._check_room(templates, body)
+            wanted = templates.decode(body, header_bytes=header_bytes, metadata=self._service.model_metadata)
         except ServeError as error:
             end_trace(marks, error)
             raise
@@ -111,6 +115,15 @@ class Rest:
         ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
+
+    def _check_room(self, templates: RequestTemplates, body: Buffer) -> None:
+        """Refuse before the JSON is read what would be refused after it: under overload, reading it is what costs.
+
+        A body that says a priority or a time of its own is read. Raises Overloaded.
+        """
+        held = bytes(body)
+        if b'"priority"' not in held and b'"timeout"' not in held:
+            self._service.check_room(templates.model, templates.version)
 
     def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""

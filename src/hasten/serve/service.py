@@ -157,6 +157,16 @@ class Service:
             return Refused()
         return model.submit(request, marks, done)
 
+    def check_room(self, name: str, version: str | None) -> None:
+        """Refuse, before it is read, a request of the usual priority that would be refused if it had a single row.
+
+        Raises:
+            Overloaded: its queue is full, or its answer would come too late. It is counted as refused.
+        """
+        family = self._families.get(name)
+        if family is not None and family.routed is not None and version in (None, family.routed.version):
+            family.routed.check_room()
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, for callers in this process. Raises ServeError."""
         waiter: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
