@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten.errors import DeadlineExceeded, Overloaded
-from hasten.serve.admission import WITHIN, Asked, Inside, Limits, Margin, predicted_ns, refusal
+from hasten.serve.admission import LARGEST_FACTOR, WITHIN, Asked, Inside, Limits, Margin, predicted_ns, refusal
 from hasten.serve.batching import Batcher, Entry
 from hasten.serve.costs import CostCurve
 
@@ -82,6 +82,19 @@ def test_answers_as_predicted_need_no_margin() -> None:
     for _ in range(1000):
         margin.learn(900, 1000)
     assert margin.factor == 1.0
+
+
+def test_a_margin_that_has_grown_falls_again_once_answers_come_as_predicted() -> None:
+    """What is let in under a large margin is expected far below the limit: that must not keep it from being learnt."""
+    margin, limit_ns = Margin(), 1000
+    while margin.factor < LARGEST_FACTOR:
+        margin.learn(5000, 1000)
+    for _ in range(10_000):
+        expected_ns = int(limit_ns / margin.factor)  # the longest that is let in
+        if margin.concerns(expected_ns, limit_ns):
+            margin.learn(expected_ns, expected_ns)
+    assert margin.factor == 1.0
+    assert not margin.concerns(100, limit_ns)
 
 
 def test_a_request_that_the_margin_makes_late_is_refused() -> None:

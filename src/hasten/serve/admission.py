@@ -56,6 +56,13 @@ class Margin:
     def __init__(self) -> None:
         self.factor = 1.0
 
+    def concerns(self, expected_ns: int, limit_ns: int) -> bool:
+        """Say whether an answer says something: far below the limit other things than the queue take most of the time.
+
+        Near the limit is where the factor itself lets nobody past, or a factor that has grown would never fall again.
+        """
+        return 2 * self.factor * expected_ns >= limit_ns
+
     def learn(self, took_ns: int, expected_ns: int) -> None:
         """Take in how long an answer took that was expected to take ``expected_ns``, both from its admission."""
         step = STEP * (WITHIN if took_ns > self.factor * expected_ns else WITHIN - 1)

@@ -139,7 +139,7 @@ class Pool:
         if refused is None and limits.wait_ns is not None:
             with self.line.lock:
                 expected_ns = predicted_ns(batcher, asked, self._inside(now_ns))
-            if 2 * expected_ns >= limits.wait_ns:  # far below the limit other things take most of the time
+            if self._margin.concerns(expected_ns, limits.wait_ns):
                 call.expected_ns = expected_ns
         return refused
 
