@@ -57,7 +57,7 @@ def convolutions(path: Path) -> tuple[str, tuple[int, ...]]:
     inputs = h = keras.Input((8, 8, 1), name="image")
     for width, stride in ((32, 1), (64, 2), (64, 1)):
         h = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(h)
-        h = layers.ReLU()(layers.BatchNormalization()(h))
+        h = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(h))
     network = keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.GlobalAveragePooling2D()(h)))
     network.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     network.fit(x[:TRAINED], y[:TRAINED], batch_size=32, epochs=12, verbose=2)
