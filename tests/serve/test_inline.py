@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,9 +22,9 @@ from hasten.protocol.messages import InferResponse
 from hasten.serve import pool as pools
 from hasten.serve import warm as warming_of
 from hasten.serve.intake import batch_axis
-from hasten.serve.reading import read_bundle
+from hasten.serve.reading import Read, read_bundle
 from hasten.serve.repository import Bundle, open_repository
-from hasten.serve.runner import LocalRunner, Outputs
+from hasten.serve.runner import Clock, LocalRunner, Outputs
 from hasten.serve.service import Service
 from hasten.serve.warm import Warming, warm
 from hasten.serve.worker import HUNG_EXIT
@@ -168,6 +168,15 @@ def test_a_run_that_hangs_on_the_loops_thread_ends_the_process_and_says_why(tmp_
     assert "did not end within 0.3 s" in said
 
 
+def warming_by(clock_ns: Clock, read: Read, **more: Any) -> Warming:
+    """Warm one row and four, by a clock of the test's own."""
+    signature = read.artifact.signature
+    axis = batch_axis(signature, read.deployment.batch)
+    return Warming(
+        signature=signature, axis=axis, sizes=(1, 4), golden=None, precision="float32", clock_ns=clock_ns, **more
+    )
+
+
 def test_a_tiny_model_that_is_warmed_beside_a_busy_loop_is_still_known_as_tiny(tmp_path: Path) -> None:
     """Three of four runs lose the interpreter for 600 us in their middle: what is learnt is what a run takes."""
     now_ns, runs = 0, 0
@@ -181,11 +190,7 @@ def test_a_tiny_model_that_is_warmed_beside_a_busy_loop_is_still_known_as_tiny(t
             return super().run(feed)
 
     session = read.engine.open(read.artifact)
-    signature = read.artifact.signature
-    axis = batch_axis(signature, read.deployment.batch)
-    warming = Warming(
-        signature=signature, axis=axis, sizes=(1, 4), golden=None, precision="float32", clock_ns=lambda: now_ns
-    )
+    warming = warming_by(lambda: now_ns, read)
     found = warm(Interrupted(session), warming)
     assert (found.costs, found.least_ns) == ({1: 50_000, 4: 50_000}, 50_000)
     session.close()
@@ -203,11 +208,7 @@ def test_fewer_rows_never_count_as_dearer_than_more_of_them(tmp_path: Path) -> N
             return super().run(feed)
 
     session = read.engine.open(read.artifact)
-    signature = read.artifact.signature
-    axis = batch_axis(signature, read.deployment.batch)
-    warming = Warming(
-        signature=signature, axis=axis, sizes=(1, 4), golden=None, precision="float32", clock_ns=lambda: now_ns
-    )
+    warming = warming_by(lambda: now_ns, read)
     assert warm(Disturbed(session), warming).costs == {1: 50_000, 4: 50_000}
     session.close()
 
@@ -231,17 +232,7 @@ def test_a_version_that_is_warmed_beside_requests_leaves_them_two_thirds_of_the_
 
     monkeypatch.setattr(warming_of.time, "sleep", rest)
     session = read.engine.open(read.artifact)
-    signature = read.artifact.signature
-    axis = batch_axis(signature, read.deployment.batch)
-    warming = Warming(
-        signature=signature,
-        axis=axis,
-        sizes=(1, 4),
-        golden=None,
-        precision="float32",
-        clock_ns=lambda: now_ns,
-        beside=lambda: beside,
-    )
+    warming = warming_by(lambda: now_ns, read, beside=lambda: beside)
     timed = 2 * warming_of.TIMED_RUNS
     warm(Slow(session), warming)
     session.close()

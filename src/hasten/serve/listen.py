@@ -87,9 +87,13 @@ def bind(spot: Spot) -> socket.socket:
 
 
 def _inherited(fd: int) -> socket.socket:
+    copy = None
     try:
-        held = socket.socket(fileno=os.dup(fd))
+        copy = os.dup(fd)
+        held = socket.socket(fileno=copy)
     except OSError as error:
+        if copy is not None:
+            os.close(copy)
         raise BadInput(f"file descriptor {fd} is no socket: {error.strerror}; whoever starts this opens it") from error
     listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != socket.SOCK_STREAM or not listens:
