@@ -28,6 +28,9 @@ from torch import nn
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 """Of the training pictures, in steps of 0 to 255."""
 
+AVERAGED = 0.02
+"""Share of the steps over which weights are averaged: a longer memory lags behind where training is short."""
+
 PIECE_PIXELS = 64 * 32 * 32
 """Pixels in one pass over a piece of a step, at most: a piece stays in the processor's cache."""
 
@@ -260,8 +263,9 @@ def main() -> None:
         torch.optim.lr_scheduler.LambdaLR(each, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
         for each in chosen
     ]
+    remembered = 1 - 1 / max(AVERAGED * steps, 1)
     average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(remembered), use_buffers=True
     )
     parts = {"model": model, "average": average}
     parts |= {f"optimizer {i}": each for i, each in enumerate(chosen)}

@@ -96,6 +96,25 @@ def test_batch_norm_trains_as_in_torch(name):
     assert not any(np.array_equal(before[key], written[key]) for key in moved)
 
 
+def test_pads_that_an_exporter_turns_round_as_a_matrix_are_followed():
+    """Lengths become pads as torch's older exporter writes them: two columns, turned upside down, then flattened."""
+    net = Builder(0)
+
+    def c(*values):
+        return net.constant(np.array(values, np.int64))
+
+    height = net.add("Gather", net.add("Shape", "x"), c(2), axis=0)
+    odd = net.add("Sub", c(17), height)  # one, for pictures of 16
+    pairs = net.add("Reshape", net.add("Concat", odd, c(0, 2, 1, 0, 0, 0, 0), axis=0), c(-1, 2))
+    turned = net.add("Slice", pairs, c(-1), c(-(2**63) + 1), c(0), c(-1))
+    pads = net.add("Reshape", net.add("Transpose", turned, perm=[1, 0]), c(-1))
+    h = net.add("Pad", "x", net.add("Cast", pads, to=7))
+    net.add("Conv", h, net.weight(4, 3, 3, 3))
+    model = net.model(("x", ("batch", 3, 16, 16)), ("y", ("batch", 4, "height", "width")))
+    for rows in (1, 3):
+        assert_agrees(model, View.of(model), batch(rows))
+
+
 def test_in_evaluation_statistics_stay():
     model = convnet()
     view = View.of(model).eval()

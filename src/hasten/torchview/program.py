@@ -158,7 +158,7 @@ class _Planner:
         node = site.node
         if entry.bind_host is None or not all(self._may_be_host(name) for name in node.input if name):
             return False
-        if all(name in self.known for name in node.input if name):
+        if all(name in self.known for name in node.input if name) or len(self.dims.get(node.output[0], ())) > 1:
             return False
         run = entry.bind_host(site)
         reads = tuple(self._python(site, name) for name in node.input)
