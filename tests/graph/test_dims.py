@@ -108,5 +108,37 @@ def test_a_cast_to_float_is_no_shape_any_more(net, shape):
     assert net.value(net("Cast", shape, to=TensorProto.FLOAT)) is None
 
 
+def test_pads_turned_round_as_a_matrix_are_known(net, shape):
+    """What torch's older exporter writes for F.pad: pairs from the last axis on become all begins, then all ends."""
+    width = net("Unsqueeze", net("Gather", shape, net.c(3)), net.c([0]))
+    zeros = net("ConstantOfShape", net.c([6]), value=numpy_helper.from_array(np.array([0])))
+    pairs = net("Reshape", net("Concat", net.c([1]), width, zeros, axis=0), net.c([-1, 2]))
+    turned = net("Slice", pairs, net.c([-1]), net.c([-(2**63) + 1]), net.c([0]), net.c([-1]))
+    rows = net("Transpose", turned, perm=[1, 0])
+    assert net.value(net("Reshape", rows, net.c([-1]))) == Known((0, 0, 0, 1, 0, 0, 0, 4))
+    assert net.value(pairs) is None  # a matrix is no shape
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "axes", "steps", "wanted"),
+    [
+        ([3], [0], [0], [-2], (4, 3)),
+        ([0], [9], [-1], [3], ("batch", 4)),
+        ([0], [9], [1], [1], None),
+        ([0], [9], [0], [0], None),
+        ([0, 1], [9], [0], [1], None),
+    ],
+)
+def test_entries_sliced_by_steps(net, shape, start, end, axes, steps, wanted):
+    got = net.value(net("Slice", shape, *(net.c(given) for given in (start, end, axes, steps))))
+    assert got == (None if wanted is None else Known(wanted))
+
+
+def test_a_reshape_that_does_not_fit_is_not_known(net, shape):
+    assert net.value(net("Reshape", shape, net.c([3]))) is None
+    assert net.value(net("Reshape", shape, net.c([3, -1]))) is None
+    assert net.value(net("Reshape", shape, net.c([4]))) == Known(("batch", 3, "length", 4))
+
+
 def test_long_integer_tensors_are_data(net):
     assert net.value(net.c(range(65))) is None

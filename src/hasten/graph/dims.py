@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from hasten.graph.model import Graph, attribute, is_standard
 from hasten.tensors import Dim
@@ -18,10 +22,13 @@ LONGEST = 64
 
 @dataclass(frozen=True)
 class Known:
-    """An integer tensor of rank 0 or 1 whose entries are numbers or names of symbolic dimensions."""
+    """An integer tensor whose entries are numbers or names of symbolic dimensions, row by row."""
 
     entries: tuple[Dim, ...]
     scalar: bool = False
+    """It has no axis."""
+    lengths: tuple[int, ...] | None = None
+    """Of its axes, where there are two or more: exporters turn pads about as a matrix."""
 
     @property
     def static(self) -> bool:
@@ -41,6 +48,11 @@ class Shapes:
         return None if spec is None else spec.shape
 
     def value(self, name: str) -> Known | None:
+        """Give what is known of an integer tensor of at most one axis, or None."""
+        found = self.tensor(name)
+        return None if found is None or found.lengths is not None else found
+
+    def tensor(self, name: str) -> Known | None:
         """Give what is known of an integer tensor's value, or None."""
         if name in self._computed:
             return self._computed[name]
@@ -64,8 +76,18 @@ class Shapes:
 
 
 def _known(array: object) -> Known:
-    value = np.asarray(array)
-    return Known(tuple(int(v) for v in value.reshape(-1)), scalar=value.ndim == 0)
+    return _known_array(np.asarray(array))
+
+
+def _known_array(value: npt.NDArray[Any]) -> Known:
+    entries = tuple(entry if isinstance(entry, str) else int(entry) for entry in value.reshape(-1))
+    return Known(entries, scalar=value.ndim == 0, lengths=value.shape if value.ndim > 1 else None)
+
+
+def _array(known: Known) -> npt.NDArray[np.object_]:
+    value = np.empty(len(known.entries), object)
+    value[:] = known.entries
+    return value.reshape(() if known.scalar else known.lengths or (-1,))
 
 
 def _shape(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
@@ -93,16 +115,21 @@ def _gather(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
 def _slice(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
     if len(node.input) < 3:
         return None
-    data, *bounds = (shapes.value(name) for name in node.input)
-    if data is None or data.scalar or any(b is None or len(b.entries) != 1 or not b.static for b in bounds):
+    data, starts = shapes.tensor(node.input[0]), shapes.value(node.input[1])
+    if data is None or data.scalar or starts is None:
         return None
-    start, end = (int(b.entries[0]) for b in bounds[:2] if b is not None)
-    step = bounds[3] if len(bounds) > 3 else None
-    return Known(data.entries[slice(start, end, int(step.entries[0]) if step else 1)]) if _positive(step) else None
-
-
-def _positive(step: Known | None) -> bool:
-    return step is None or int(step.entries[0]) > 0
+    absent = Known(tuple(range(len(starts.entries)))), Known((1,) * len(starts.entries))
+    names = (*node.input[2:], "", "")[:3]
+    bounds = [starts, *(shapes.value(n) if n else absent[i - 1] for i, n in enumerate(names))]
+    if any(b is None or not b.static or len(b.entries) != len(starts.entries) for b in bounds):
+        return None
+    array = _array(data)
+    cut = [slice(None)] * array.ndim
+    for start, end, axis, step in zip(*([int(e) for e in b.entries] for b in bounds if b is not None), strict=True):
+        if step == 0 or not -array.ndim <= axis < array.ndim:
+            return None
+        cut[axis] = slice(start, end, step)
+    return _known_array(array[tuple(cut)])
 
 
 def _concat(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
@@ -113,11 +140,27 @@ def _concat(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
 
 
 def _same(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
-    return shapes.value(node.input[0])
+    return shapes.tensor(node.input[0])
 
 
 def _cast(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
-    return shapes.value(node.input[0]) if attribute(node, "to") in _INTEGERS else None
+    return shapes.tensor(node.input[0]) if attribute(node, "to") in _INTEGERS else None
+
+
+def _transpose(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
+    value = shapes.tensor(node.input[0])
+    return None if value is None else _known_array(_array(value).transpose(attribute(node, "perm")))
+
+
+def _filled(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
+    shape, given = shapes.value(node.input[0]), attribute(node, "value")
+    if shape is None or not shape.static or given is None or given.data_type not in _INTEGERS:
+        return None
+    lengths = [int(entry) for entry in shape.entries]
+    if math.prod(lengths) > LONGEST:
+        return None
+    fill = int(numpy_helper.to_array(given).reshape(-1)[0])
+    return _known_array(np.full(lengths, fill, object))
 
 
 def _to_scalar(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
@@ -131,12 +174,15 @@ def _to_list(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
 
 
 def _reshape(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
-    value, shape = (shapes.value(name) for name in node.input)
-    if value is None or shape is None or not shape.static or len(shape.entries) > 1:
+    value, shape = shapes.tensor(node.input[0]), shapes.value(node.input[1])
+    if value is None or shape is None or not shape.static or 0 in shape.entries:
         return None
-    if shape.entries in ((-1,), (len(value.entries),)):
-        return Known(value.entries)
-    return Known(value.entries, scalar=True) if not shape.entries and len(value.entries) == 1 else None
+    lengths = [int(entry) for entry in shape.entries]
+    known = math.prod(length for length in lengths if length > 0)
+    left = lengths.count(-1)
+    if left > 1 or known * (len(value.entries) // known if left else 1) != len(value.entries):
+        return None  # a defect of the model, which is not said here
+    return _known_array(_array(value).reshape(lengths))
 
 
 def _expand(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
@@ -203,6 +249,8 @@ _RULES: Mapping[str, Callable[[Shapes, onnx.NodeProto], Known | None]] = {
     "Concat": _concat,
     "Identity": _same,
     "Cast": _cast,
+    "Transpose": _transpose,
+    "ConstantOfShape": _filled,
     "Squeeze": _to_scalar,
     "Unsqueeze": _to_list,
     "Reshape": _reshape,
