@@ -103,3 +103,13 @@ def test_a_request_that_the_margin_makes_late_is_refused() -> None:
     error = refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, factor=1.5)
     assert isinstance(error, Overloaded)
     assert error.reason == "predicted_wait"
+
+
+def test_what_waited_to_be_read_counts_against_the_objective() -> None:
+    limits = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000, wait_ns=10 * MS)
+    inside = Inside(calls=8, instances=1, free_ns=1)
+    assert refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=4 * MS) is None
+    error = refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=6 * MS)
+    assert isinstance(error, Overloaded)
+    assert error.reason == "predicted_wait"
+    assert "11.0 ms" in str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +276,8 @@ def test_a_key_is_asked_for_except_by_probes(tmp_path: Path) -> None:
         (b"{" + b" " * 5000, 503),
         (b'{"parameters": {"priority": 1}, "inputs": 1,' + b" " * 5000, 400),
         (b'{"parameters": {"timeout": 1}, "inputs": 1,' + b" " * 5000, 400),
+        (b'{"parameters": {"timeout": 1}, "inputs": [{"data": [1' + b" " * 5000 + b"]}, 1]}", 400),
+        (b'{"inputs": [{"data": [1' + b" " * 5000 + b"]}, 1]}", 503),
         (b"{", 400),
     ],
 )
@@ -284,8 +286,9 @@ def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_prior
 ) -> None:
     """Under overload reading is what costs; here even nonsense is refused for the room that it lacks."""
 
-    def full(self: Model) -> None:
-        raise Overloaded("no room", reason="queue_full", retry_after_s=1.0)
+    def full(self: Model, unless: Callable[[], bool]) -> None:
+        if not unless():
+            raise Overloaded("no room", reason="queue_full", retry_after_s=1.0)
 
     monkeypatch.setattr(Model, "check_room", full)
     assert ask(opened, "POST", INFER, body)[0] == status

@@ -263,6 +263,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
         with pytest.raises(Overloaded, match="4 rows wait"):  # and one that was not read yet
             service.check_room("net", None)
         assert service.models()[0].statistics.refused["queue_full"] == 2
+        service.check_room("net", None, unless=lambda: True)  # which is not counted as refused
+        assert service.models()[0].statistics.refused["queue_full"] == 2
         faulty.release.set()
         await asyncio.gather(hung, *waiting)
         service.check_room("net", None)

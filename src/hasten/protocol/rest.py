@@ -223,6 +223,15 @@ def decode_model_metadata(body: Buffer) -> ModelMetadata:
 # both sides
 
 
+def said_of(head: bytes) -> list[tuple[str, list[int], str, bytes]]:
+    """Give name, shape, datatype and the text of the data of each input of a request in JSON; none where it is none."""
+    try:
+        inputs = _REQUESTS.decode(head).inputs
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return []
+    return [(item.name, item.shape, item.datatype, bytes(item.data)) for item in inputs]
+
+
 def _parted(view: memoryview, header_bytes: int | None) -> tuple[memoryview, memoryview]:
     """Give the JSON head and what follows it."""
     if header_bytes is None:

@@ -1,8 +1,8 @@
 """JSON heads that were read or written before: clients send the same one thousands of times, and only ids differ.
 
 A head that was read whole and found right is kept by its bytes, without its id. A body with the same head needs its
-tensors cut out of what follows, and nothing else: whatever was checked of the head holds for the same bytes. Bodies
-that are JSON alone carry their data in the head, and are read anew each time.
+tensors cut out of what follows, and nothing else: whatever was checked of the head holds for the same bytes. Of bodies
+that are JSON alone the head is what is left without the elements (``json_templates``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from hasten.protocol import rest
+from hasten.protocol import json_templates, rest
 from hasten.protocol.binary_tensors import Buffer
 from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
 from hasten.protocol.shared_memory import Regions
@@ -66,6 +66,8 @@ class RequestTemplates:
         self.model = model
         self.version = version
         self._known: dict[bytes, _Known] = {}
+        self._plain: dict[bytes, _Plain] = {}
+        self._numbers = json_templates.Numbers()
 
     def decode(
         self, body: Buffer, *, header_bytes: int | None, metadata: Callable[[str, str | None], ModelMetadata]
@@ -74,6 +76,8 @@ class RequestTemplates:
 
         See ``rest.decode_request``. Raises BadRequest.
         """
+        if header_bytes is None:
+            return self._decode_plain(body, metadata)
         if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
             return self._read(body, header_bytes, metadata)
         view = memoryview(body)
@@ -91,6 +95,29 @@ class RequestTemplates:
         request = self._read(body, header_bytes, metadata)
         if known is None and request.id == name:
             self._keep(head, request)
+        return request
+
+    def _decode_plain(self, body: Buffer, metadata: Callable[[str, str | None], ModelMetadata]) -> InferRequest:
+        """Read a request that is JSON alone."""
+        text = bytes(body)
+        parted = json_templates.part(text)
+        if parted is None or len(parted.head) > LONGEST_HEAD_BYTES:
+            return self._read(text, None, metadata)
+        head, name = (_without_id(parted.head) if b'"id"' in parted.head else None) or (parted.head, "")
+        known = self._plain.get(head)
+        if known is not None and known.takes_id == (head is not parted.head):
+            inputs = self._numbers.tensors(text, parted, known.slots)
+            if inputs is not None:
+                own = name if known.takes_id else known.request.id
+                return msgspec.structs.replace(known.request, id=own, inputs=inputs)
+        request = self._read(text, None, metadata)
+        if known is None and (head is parted.head or (request.id == name and name)):
+            slots = json_templates.slots_of(request, rest.said_of(parted.head))
+            if slots is not None and len(slots) == len(parted.parts):
+                if len(self._plain) >= KEPT_HEADS:
+                    self._plain.clear()
+                bare = msgspec.structs.replace(request, inputs=())
+                self._plain[head] = _Plain(bare, slots, head is not parted.head)
         return request
 
     def _read(
@@ -118,6 +145,16 @@ class RequestTemplates:
             self._known.clear()
         bare = msgspec.structs.replace(request, inputs=(), id="")
         self._known[head] = _Known(bare, tuple(slots), at, bool(request.id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A request in JSON alone that was read, without its elements."""
+
+    request: InferRequest
+    slots: tuple[json_templates.Slot, ...]
+    takes_id: bool
+    """The place that was emptied is the request's own id."""
 
 
 def _without_id(head: bytes) -> tuple[bytes, str] | None:

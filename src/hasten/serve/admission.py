@@ -79,9 +79,18 @@ def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
 
 
 def refusal(
-    batcher: Batcher[E], asked: Asked, *, limits: Limits, inside: Inside, now_ns: int, factor: float = 1.0
+    batcher: Batcher[E],
+    asked: Asked,
+    *,
+    limits: Limits,
+    inside: Inside,
+    now_ns: int,
+    factor: float = 1.0,
+    waited_ns: int = 0,
 ) -> ServeError | None:
-    """Say why the request may not come in, or None; answers take ``factor`` times as long as predicted.
+    """Say why the request may not come in, or None.
+
+    Answers take ``factor`` times as long as predicted, and the request has waited for ``waited_ns`` to be read.
 
     One that finds an idle instance and an empty queue is never refused for its wait.
     """
@@ -99,8 +108,8 @@ def refusal(
         return None
     if now_ns + wait_ns > asked.deadline_ns:
         return _full("deadline", f"it would take {wait_ns / 1e6:.1f} ms, which is beyond its timeout", retry_s)
-    if limits.wait_ns is not None and wait_ns > limits.wait_ns:
-        text = f"it would take {wait_ns / 1e6:.1f} ms, and the objective is {limits.wait_ns / 1e6:.1f} ms"
+    if limits.wait_ns is not None and waited_ns + wait_ns > limits.wait_ns:
+        text = f"it would take {(waited_ns + wait_ns) / 1e6:.1f} ms, and the objective is {limits.wait_ns / 1e6:.1f} ms"
         return _full("predicted_wait", text, retry_s)
     return None
 

@@ -163,7 +163,9 @@ def make_listeners(
     else:
         clock_s = asyncio.get_running_loop().time
         log = None if access is None else access.log
-        server = Http1Server(rest.route, limits=listening.limits, clock_s=clock_s, log=log, cork=service.cork)
+        server = Http1Server(
+            rest.route, limits=listening.limits, clock_s=clock_s, log=log, cork=service.cork, turns=service.turns
+        )
         http = HttpListener(server, spot, tls=tls, access=access)
     if listening.grpc_port is None:
         return (http,)

@@ -7,7 +7,7 @@ consists of stands under the members' own names, whose figures count these reque
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hasten.artifact import Json
 from hasten.composition import Cascade, Composition, check_no_cycle
@@ -85,7 +85,7 @@ class Composed:
         """Nobody knows: its members do."""
         return False
 
-    def check_room(self) -> None:
+    def check_room(self, unless: Callable[[], bool]) -> None:
         """Each member has a queue of its own, and refuses for itself."""
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:

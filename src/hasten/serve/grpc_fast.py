@@ -196,7 +196,7 @@ class FastGrpcListener:
         """Make one, closed."""
         self._calls = Calls(service, keys)
         self._access = access
-        self._cork = service.cork
+        self._cork, self._turns = service.cork, service.turns
         self._limits = limits
         self._spot = spot
         self._tls = tls
@@ -221,6 +221,7 @@ class FastGrpcListener:
             limits=self._limits,
             clock_s=loop.time,
             cork=self._cork,
+            turns=self._turns,
             log=None if self._access is None else self._access.log_call,
         )
         bound = bind(self._spot)

@@ -21,6 +21,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http1_heads import Heads, keep_head
 from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
 from hasten.serve.limits import Limits
+from hasten.serve.turns import Turns
 from hasten.serve.wheel import Wheel
 
 Route = Callable[[Request], None]
@@ -44,9 +45,11 @@ class Http1Server:
         clock_s: Callable[[], float],
         log: Callable[[Request], None] | None = None,
         cork: Cork | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.route = route
         self.cork = cork or Cork()
+        self.turns = turns or Turns()
         self.limits = limits
         self.clock_s = clock_s
         self.log = log
@@ -207,12 +210,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._direct = False
                 self._parser = HttpRequestParser(self)  # the old one still waits for the body that went past it
                 self._read_ns = perf_counter_ns()
+                self._server.turns.reads(self._read_ns)
                 self._dispatch()
                 self._rest()
             return
         if self._deaf:
             return
         self._read_ns = perf_counter_ns()
+        self._server.turns.reads(self._read_ns)
         data = self._server.scratch[:nbytes]
         if not self._in_message and nbytes <= LARGEST_WHOLE:
             whole = bytes(data)

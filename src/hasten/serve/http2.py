@@ -19,6 +19,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit, HeaderBlocks
 from hasten.serve.http2_stream import OPENING, Call
 from hasten.serve.limits import Limits
+from hasten.serve.turns import Turns
 from hasten.serve.wheel import Wheel
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,11 @@ class Http2Server:
         limits: Limits,
         clock_s: Callable[[], float],
         cork: Cork | None = None,
+        turns: Turns | None = None,
         log: Callable[[Call, str], None] | None = None,
     ) -> None:
         self.cork = cork or Cork()
+        self.turns = turns or Turns()
         self.log = log
         self.opened = opened
         self.route = route
@@ -170,6 +173,7 @@ class Connection(asyncio.Protocol):
         if self._over:
             return
         self._came_bytes += len(data)
+        self._server.turns.reads(perf_counter_ns())
         try:
             self._frames(self._rest + data if self._rest else data)
         except Broken as error:

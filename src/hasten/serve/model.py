@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hasten.artifact import Json
 from hasten.deployment import Deployment
@@ -59,7 +59,7 @@ class Model:
         self._kinds = kinds_of(signature)
         self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
         seen = Seen(ran=self._ran, restarted=self._restarted)
-        self.pool = Pool(self._work(), self.line, seen=seen, loop=around.loop, cork=around.cork)
+        self.pool = Pool(self._work(), self.line, seen=seen, around=around)
         self._piping = self._with_steps(read.pipeline) if read.pipeline else None
 
     async def load(self) -> Warm:
@@ -107,13 +107,13 @@ class Model:
         self._enter(call, taken, now_ns)
         return call
 
-    def check_room(self) -> None:
+    def check_room(self, unless: Callable[[], bool]) -> None:
         """Refuse a request that was not read yet; see ``Service.check_room``. Raises Overloaded."""
         if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
             return
         asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
         refused = self.pool.refused(asked, self._around.clock_ns())
-        if refused is not None:
+        if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
             raise refused
 

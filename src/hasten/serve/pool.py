@@ -12,9 +12,9 @@ from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeErr
 from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, refusal
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
-from hasten.serve.cork import Cork
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
+from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
 from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
 
@@ -70,16 +70,15 @@ class Seen:
 class Pool:
     """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
 
-    def __init__(
-        self, work: Work, line: Line, *, seen: Seen, loop: asyncio.AbstractEventLoop, cork: Cork | None = None
-    ) -> None:
+    def __init__(self, work: Work, line: Line, *, seen: Seen, around: Surroundings) -> None:
         self.work = work
         self.line = line
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
-        self._loop = loop
-        self._cork = cork or Cork()
+        self._loop, self._cork, self._turns = around.loop, around.cork, around.turns
+        if work.limits.wait_ns is not None:
+            self._turns.watch(around.loop)
         self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
         self._ready: set[Instance] = set()
         self._alone: set[Instance] = set()
@@ -148,7 +147,10 @@ class Pool:
         limits, batcher = self.work.limits, self.line.batcher
         with self.line.lock:
             inside, factor = self._inside(now_ns), self._margin.factor
-            return refusal(batcher, asked, limits=limits, inside=inside, now_ns=now_ns, factor=factor)
+            waited_ns = self._turns.waited_ns(now_ns)
+            return refusal(
+                batcher, asked, limits=limits, inside=inside, now_ns=now_ns, factor=factor, waited_ns=waited_ns
+            )
 
     def _inside(self, now_ns: int) -> Inside:
         return Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))

@@ -16,6 +16,7 @@ import msgspec
 
 from hasten.errors import BadRequest, HastenError, ServeError
 from hasten.protocol import rest as codec
+from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.rest_templates import RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
@@ -121,9 +122,7 @@ class Rest:
 
         A body that says a priority or a time of its own is read. Raises Overloaded.
         """
-        held = bytes(body)
-        if b'"priority"' not in held and b'"timeout"' not in held:
-            self._service.check_room(templates.model, templates.version)
+        self._service.check_room(templates.model, templates.version, unless=partial(_has_terms, body))
 
     def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
@@ -337,6 +336,13 @@ def fail(request: Request, error: ServeError) -> None:
         extra += b"WWW-Authenticate: Bearer\r\n"
     extra += b"X-Reason: %b\r\n" % error.reason.encode()
     request.respond(code_of(error).http, error_body(str(error)), extra=extra)
+
+
+def _has_terms(body: Buffer) -> bool:
+    text = bytes(body)
+    parted = part(text)
+    head = text if parted is None else parted.head  # elements are most of it, and no words
+    return b'"priority"' in head or b'"timeout"' in head
 
 
 def _header_bytes(request: Request) -> int | None:

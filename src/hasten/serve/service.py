@@ -24,6 +24,7 @@ from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.serve.traces import Traces, end_trace
+from hasten.serve.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Service:
         self._known: dict[str, dict[str, Bundle]] = {}
         self.cork = Cork()
         """Active while a batch is answered: transports then hold what they write."""
+        self.turns = Turns()
+        """Told by the transports what they read, for admission."""
         self._around: Surroundings | None = None
         self._gone = gone
         self._started = False
@@ -115,6 +118,7 @@ class Service:
             clock_ns=self._clock_ns,
             cores=cores,
             cork=self.cork,
+            turns=self.turns,
             code=self._code,
             members=self,
             serving=lambda: self._started,
@@ -157,15 +161,17 @@ class Service:
             return Refused()
         return model.submit(request, marks, done)
 
-    def check_room(self, name: str, version: str | None) -> None:
+    def check_room(self, name: str, version: str | None, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Refuse, before it is read, a request of the usual priority that would be refused if it had a single row.
+
+        ``unless`` is asked only then, and lets it pass all the same.
 
         Raises:
             Overloaded: its queue is full, or its answer would come too late. It is counted as refused.
         """
         family = self._families.get(name)
         if family is not None and family.routed is not None and version in (None, family.routed.version):
-            family.routed.check_room()
+            family.routed.check_room(unless)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, for callers in this process. Raises ServeError."""

@@ -12,6 +12,7 @@ from hasten.protocol.messages import InferResponse, ModelMetadata
 from hasten.serve.cork import Cork
 from hasten.serve.runner import Clock
 from hasten.serve.ticket import Infers, Marks
+from hasten.serve.turns import Turns
 
 
 class Members(Infers, Protocol):
@@ -42,6 +43,8 @@ class Surroundings:
     cores: int
     cork: Cork = field(default_factory=Cork)
     """What holds the answers of a batch together, shared with the transports."""
+    turns: Turns = field(default_factory=Turns)
+    """How long requests may have waited to be read, told by the transports."""
     code: Path | None = None
     """The folder whose Python files steps may run; None: none."""
     members: Members | None = None
