@@ -25,7 +25,7 @@ from hasten.deployment import Serving
 from hasten.errors import ModelNotFound
 from hasten.serve.app import Listening, open_app
 from hasten.serve.call import Call
-from hasten.serve.http1 import Connection
+from hasten.serve.http1_connection import Connection
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks

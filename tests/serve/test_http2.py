@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Code, frame
 from hasten.serve.http1 import TICK_S
-from hasten.serve.http2 import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Http2Server, Route
+from hasten.serve.http2 import Http2Server
+from hasten.serve.http2_connection import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Route
 from hasten.serve.http2_guards import CREDIT, HeaderBlocks
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits

@@ -10,7 +10,8 @@ from typing import Any
 
 import uvloop
 
-from hasten.serve.http1 import Http1Server, Route
+from hasten.serve.http1 import Http1Server
+from hasten.serve.http1_connection import Route
 from hasten.serve.limits import Limits
 
 

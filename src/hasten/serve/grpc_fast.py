@@ -22,7 +22,8 @@ from hasten.serve.access import AccessLog
 from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
-from hasten.serve.http2 import INVALID_ARGUMENT, UNIMPLEMENTED, Http2Server
+from hasten.serve.http2 import Http2Server
+from hasten.serve.http2_messages import INVALID_ARGUMENT, UNIMPLEMENTED
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits

@@ -1,0 +1,499 @@
+"""One HTTP/1.1 connection on ``asyncio.BufferedProtocol``: parsing by llhttp, one call stack per request, no tasks.
+
+It knows nothing of models. A connection reads into the server's one scratch buffer; a body that does not end in the
+same read gets a buffer of its own, sized from Content-Length after the limits were checked, and the socket is then read
+straight into it. Each complete request goes to ``route``, which calls ``request.respond`` at once or later; answers
+leave in the order of the requests. Bounds and timeouts are those of ``Limits``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import perf_counter_ns
+from typing import Protocol
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from hasten.serve.cork import Cork
+from hasten.serve.http1_checks import problem_of
+from hasten.serve.http1_heads import Heads, keep_head
+from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
+from hasten.serve.limits import Limits
+from hasten.serve.turns import Turns
+from hasten.serve.wheel import Wheel
+
+Route = Callable[[Request], None]
+
+LARGEST_WHOLE = 64 * 2**10
+"""Reads up to this size are looked at for a head that is known."""
+JOIN_BYTES = 64 * 2**10
+"""Answers up to this size are joined into one write; larger ones go out as they lie."""
+
+
+class Common(Protocol):
+    """What the connections of one event loop share; ``Http1Server`` is it."""
+
+    route: Route
+    cork: Cork
+    turns: Turns
+    limits: Limits
+    clock_s: Callable[[], float]
+    log: Callable[[Request], None] | None
+    connections: set[Connection]
+    wheel: Wheel[Connection]
+    scratch: memoryview
+    """What every connection reads into: a read is parsed before the loop goes on to the next."""
+    heads: Heads
+    """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
+    requests: int
+    buffered_bytes: int
+    date: bytes
+    draining: bool
+    """Every answer closes its connection, so that none is left when the port goes."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. All methods run on the event loop's thread."""
+
+    __slots__ = (
+        *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_head"),
+        "_header_bytes",
+        *("_headers", "_in_headers", "_in_message", "_length", "_outstanding", "_parser", "_paused", "_peer"),
+        *(
+            "_read_ns",
+            "_reading",
+            "_request",
+            "_server",
+            "_target",
+            "_transport",
+            "_timed",
+            "deadline_s",
+            "fresh",
+            "slot",
+        ),
+    )
+
+    def __init__(self, server: Common) -> None:
+        self.deadline_s = inf
+        self.slot = 0
+        self.fresh = True
+        """No request has come yet: one may be on its way, and nobody sends it again over a new connection."""
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._parser = HttpRequestParser(self)
+        self._outstanding: deque[Request] = deque()
+        self._peer = ""
+        self._deaf = False
+        """What comes is thrown away: a refusal is on its way, or the connection is over."""
+        self._paused = False
+        self._reading = True
+        self._continue = False
+        self._direct = False
+        self._read_ns = 0
+        self._head = b""
+        """The bytes of the head that is parsed, where they came in one read."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make ready for the next message."""
+        self._in_message = False
+        self._in_headers = False
+        self._chunked = False
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
+        self._fed = 0
+        self._length = 0
+        self._filled = 0
+        self._body: Buffer = b""
+        self._body_began_s = 0.0
+        self._timed = False
+        self._request: Request | None = None
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a client in, or turn it away where too many are here."""
+        server = self._server
+        self._transport = transport  # type: ignore[assignment]
+        if len(server.connections) >= server.limits.connections:
+            self._refuse(503, f"the server has {server.limits.connections} open connections, its limit; try again")
+            return
+        server.connections.add(self)
+        name = transport.get_extra_info("peername")
+        self._peer = str(name[0]) if isinstance(name, tuple) else ""
+        self._arm(server.limits.header_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: nobody waits for what is in work."""
+        server = self._server
+        server.connections.discard(self)
+        server.wheel.forget(self)
+        self._transport, self._deaf = None, True
+        if self._request is not None:
+            server.buffered_bytes -= self._length
+            self._request = None
+        for request in self._outstanding:
+            if request.reply is None and request.leave is not None:
+                request.leave()
+            self._release(request)
+        self._outstanding.clear()
+        self._body = b""
+        self._parser = None  # type: ignore[assignment]  # it refers back to this object
+
+    def eof_received(self) -> bool:
+        """A client that closes its side has left: what it asked for is cancelled."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read: take no more of its requests."""
+        self._paused = True
+        self._watch_reading()
+        self._arm(self._server.limits.write_s)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused = False
+        self._watch_reading()
+        self._rest()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Give what the socket is read into: the body itself, or the server's scratch."""
+        if self._direct:
+            return memoryview(self._body)[self._filled :]
+        return self._server.scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self._direct:
+            self._filled += nbytes
+            if self._filled == self._length:
+                self._direct = False
+                self._parser = HttpRequestParser(self)  # the old one still waits for the body that went past it
+                self._read_ns = perf_counter_ns()
+                self._server.turns.reads(self._read_ns)
+                self._dispatch()
+                self._rest()
+            return
+        if self._deaf:
+            return
+        self._read_ns = perf_counter_ns()
+        self._server.turns.reads(self._read_ns)
+        data = self._server.scratch[:nbytes]
+        if not self._in_message and nbytes <= LARGEST_WHOLE:
+            whole = bytes(data)
+            at = self._known(whole)
+            if at == nbytes or self._deaf:
+                return
+            data = data[at:]
+            end = whole.find(b"\r\n\r\n", at)
+            if end >= 0 and not self._outstanding:  # else an answer would have to wait for those before it
+                self._head = whole[at : end + 4]
+        self._fed += len(data)
+        self._parse(data)
+        self._head = b""
+        if not self._deaf and self._in_message:
+            self._after_part()
+
+    def _known(self, data: bytes) -> int:
+        """Take the requests that ``data`` begins with, as far as their heads were seen before; give where they end.
+
+        What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
+        """
+        server, at = self._server, 0
+        while at < len(data) and not server.draining and not self._deaf:
+            end = data.find(b"\r\n\r\n", at) + 4
+            head = server.heads.get(data[at:end]) if end >= 4 else None
+            if head is None:
+                return at
+            length, rest = head.length, end + head.length
+            if rest > len(data) or server.buffered_bytes + length > server.limits.buffered_bytes:
+                return at
+            request = Request(self, head.method, head.target, head.headers)
+            request.began_ns, request.peer = self._read_ns, self._peer
+            request.body = memoryview(data)[end:rest] if length else b""
+            server.buffered_bytes += length
+            self._hand_on(request)
+            at = rest
+        return at
+
+    # llhttp's side
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if self._in_message:
+            return
+        self._in_message = self._in_headers = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; what comes after the body (trailers) is not used."""
+        if not self._in_headers or self._deaf:
+            return
+        name = name.lower()
+        self._header_bytes += len(name) + len(value) + 4
+        before = self._headers.get(name)
+        self._headers[name] = value if before is None else before + b", " + value
+        limits = self._server.limits
+        if len(self._headers) > limits.header_count or self._header_bytes > limits.header_bytes:
+            self._refuse(431, f"more than {limits.header_count} headers, or {limits.header_bytes} bytes of them")
+
+    def on_headers_complete(self) -> None:
+        """Check all that can be checked before the body."""
+        if self._deaf:
+            return
+        parser = self._parser
+        self._in_headers = False
+        headers = self._headers
+        request = Request(self, parser.get_method(), self._target, headers)
+        request.began_ns, request.peer = self._read_ns, self._peer
+        version = parser.get_http_version()
+        request.old = version == "1.0"
+        request.keep_alive = parser.should_keep_alive() and not self._server.draining
+        self._chunked = b"transfer-encoding" in headers
+        length = 0 if self._chunked else int(headers.get(b"content-length", b"0"))
+        size = len(self._target) + self._header_bytes
+        problem = problem_of(request, server=self._server, version=version, head_bytes=size, length=length)
+        if problem is not None:
+            self._refuse(*problem)
+            return
+        self._request, self._length = request, length
+        self._server.buffered_bytes += length
+        if b"expect" in headers and not request.old:
+            self._continue = True
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self._deaf:
+            return
+        if self._chunked:
+            self._grow(data)
+        elif len(data) == self._length:
+            self._body, self._filled = data, self._length
+        else:
+            self._body = bytearray(self._length)
+            self._body[: len(data)] = data
+            self._filled = len(data)
+
+    def on_message_complete(self) -> None:
+        """Hand the request on."""
+        if not self._deaf:
+            self._dispatch()
+
+    # a request's way
+
+    def _parse(self, data: memoryview) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:  # an offer of another protocol is not taken up: go on with this one
+                self._parser = HttpRequestParser(self)
+                data = data[upgrade.args[0] :]
+                if self._deaf:
+                    return
+                continue
+            except HttpParserCallbackError:
+                raise  # a defect of ours, not the client's
+            except HttpParserError as error:
+                if not self._deaf:
+                    self._refuse(400, f"this is no HTTP/1.1 request: {error}")
+            return
+
+    def _grow(self, data: bytes) -> None:
+        """Append to a chunked body, whose length nobody knows beforehand."""
+        server = self._server
+        size = self._filled + len(data)
+        if size > server.limits.body_bytes:
+            self._refuse(413, f"the body is over {server.limits.body_bytes} bytes, the limit")
+            return
+        if server.buffered_bytes + len(data) > server.limits.buffered_bytes:
+            self._refuse(503, f"bodies of {server.buffered_bytes} bytes are in work; try again")
+            return
+        if not isinstance(self._body, bytearray):
+            self._body = bytearray()
+        self._body += data
+        self._filled = self._length = size
+        server.buffered_bytes += len(data)
+
+    def _after_part(self) -> None:
+        """A read ended within a message: bound what is held of it, and its time."""
+        limits = self._server.limits
+        if self._in_headers:
+            if self._fed > limits.header_bytes:
+                self._refuse(431, f"the target and the headers are over {limits.header_bytes} bytes")
+            elif not self._timed and not self._outstanding:
+                self._timed = True  # once: later pieces of the same headers win no time
+                self._arm(limits.header_s)
+            return
+        if self._chunked:
+            # Chunk sizes and trailers are held by the parser; with chunks of one byte they are five times the body.
+            if self._fed - self._filled > 2 * limits.header_bytes + 8 * self._filled:
+                self._refuse(431, "the body's chunk headers or trailers are too long")
+                return
+        else:
+            if self._filled == 0:
+                self._body = bytearray(self._length)
+            self._direct = True
+        if not self._body_began_s:
+            self._body_began_s = self._server.clock_s()
+            self._arm(limits.body_s)
+        self._say_continue()
+
+    def _say_continue(self) -> None:
+        if self._continue and not self._outstanding and self._transport is not None:
+            self._continue = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _dispatch(self) -> None:
+        """Hand a complete request to the route, with its place in the order of answers."""
+        request = self._request
+        if request is None:
+            return
+        request.body = self._body
+        head, self._head = self._head, b""  # what follows in the same read has a head of its own
+        if head and self._length == len(request.body) and not self._chunked and not self._continue:
+            keep_head(self._server.heads, head, request, self._length)
+        self._continue = False
+        self._begin()
+        self._hand_on(request)
+
+    def _hand_on(self, request: Request) -> None:
+        server = self._server
+        self.fresh = False
+        request.received_ns, request.date = self._read_ns, server.date
+        self._outstanding.append(request)
+        server.requests += 1
+        self._arm(inf)
+        if len(self._outstanding) >= server.limits.pipelined:
+            self._watch_reading()
+        if server.requests > server.limits.requests:
+            text = f"{server.limits.requests} requests are in work, the server's limit; try again"
+            request.refuse(503, text, b"Retry-After: 1\r\n")
+            return
+        pass_on(server.route, request)
+
+    def replied(self, request: Request) -> None:
+        """Write every answer whose turn it is, together with others where a batch is being answered."""
+        if self._server.cork.active:
+            self._server.cork.hold(self)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write every answer whose turn it is."""
+        outstanding = self._outstanding
+        while outstanding and (parts := outstanding[0].reply) is not None:
+            transport = self._transport
+            if transport is None:
+                return
+            done = outstanding.popleft()
+            if len(parts) > 1 and done.reply_bytes > JOIN_BYTES:
+                transport.writelines(parts)
+            else:
+                transport.write(b"".join(parts))
+            if done.sent is not None:
+                done.sent()
+            self._release(done)
+            if self._server.log is not None:
+                self._server.log(done)
+            if not done.keep_alive:
+                self._close()
+                return
+        if len(outstanding) < self._server.limits.pipelined and not self._reading:
+            self._watch_reading()
+        self._rest()
+
+    def _release(self, request: Request) -> None:
+        request.leave = request.sent = None  # they refer back to the request: nothing is left to the collector
+        self._server.requests -= 1
+        self._server.buffered_bytes -= len(request.body)
+
+    # the end
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Say why what comes cannot be read, after the answers before it, and close."""
+        self._deaf, self._direct = True, False
+        if self._request is not None:
+            self._server.buffered_bytes -= self._length
+            self._request = None
+        self._body, self._filled = b"", 0
+        refused = Request(self, b"", self._target, {})
+        refused.began_ns, refused.peer, refused.keep_alive = self._read_ns, self._peer, False
+        refused.date = self._server.date
+        self._server.requests += 1
+        self._outstanding.append(refused)
+        refused.respond(status, error_body(text), extra=b"Retry-After: 1\r\n" if status == 503 else b"")
+
+    def _close(self) -> None:
+        """Close once all is written. After a refusal, throw away for a while what the client still sends."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._deaf and transport.can_write_eof() and self in self._server.connections:
+            transport.write_eof()
+            if not self._reading:
+                self._reading = True
+                transport.resume_reading()
+            self._arm(self._server.limits.linger_s)
+        else:
+            self._deaf = True
+            transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close where no request has begun and none is in work."""
+        if not self._outstanding and not self._in_message and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def timed_out(self) -> None:
+        """The deadline is over; which one it was follows from what the connection waits for."""
+        server, transport = self._server, self._transport
+        if transport is None:
+            return
+        if self._deaf or self._paused:
+            transport.abort()
+        elif self._in_message and not self._in_headers:
+            limits = server.limits
+            allowed_s = self._body_began_s + limits.body_s + self._filled / limits.body_rate
+            if server.clock_s() < allowed_s:
+                self.deadline_s = allowed_s
+                server.wheel.arm(self, allowed_s)
+            else:
+                self._refuse(408, f"the body came slower than {limits.body_rate:.0f} bytes per second")
+        elif self._in_message:
+            self._refuse(408, f"the headers took more than {server.limits.header_s:g} s")
+        elif not self._outstanding:
+            transport.close()
+
+    def _rest(self) -> None:
+        """Set the deadline of a connection that may now wait for the next request."""
+        if self._transport is None or self._deaf or self._paused:
+            return
+        if not self._outstanding:
+            if self._continue:
+                self._say_continue()
+            if not self._in_message:
+                self._arm(self._server.limits.idle_s)
+            elif self.deadline_s == inf:  # a request began behind others: its time runs from now
+                self._timed = True
+                self._arm(self._server.limits.header_s)
+
+    def _arm(self, after_s: float) -> None:
+        self._server.wheel.arm(self, self._server.clock_s() + after_s if after_s != inf else inf)
+
+    def _watch_reading(self) -> None:
+        """Read on, or pause, as the client's reading and the requests in work allow."""
+        wanted = not self._paused and len(self._outstanding) < self._server.limits.pipelined
+        if self._transport is not None and wanted != self._reading:
+            self._reading = wanted
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
