@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,11 @@ def asked(rows: int = 1, **more: int) -> Asked:
     return Asked(**{"rows": rows, "n_bytes": 16 * rows, "priority": 8, **more})
 
 
+def judged(batcher: Batcher[Entry], wanted: Asked, *, factor: float = 1.0, waited_ns: int = 0, **more: Any) -> object:
+    wait_ns = int(predicted_ns(batcher, wanted, more["inside"]) * factor)
+    return refusal(batcher, wanted, late_ns=(wait_ns, waited_ns), **more)
+
+
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
@@ -38,7 +45,7 @@ def asked(rows: int = 1, **more: int) -> Asked:
     ],
 )
 def test_every_bound_refuses_with_its_own_reason(limits: Limits, reason: str) -> None:
-    error = refusal(queue(8), asked(), limits=limits, inside=Inside(calls=8, instances=1, free_ns=1), now_ns=0)
+    error = judged(queue(8), asked(), limits=limits, inside=Inside(calls=8, instances=1, free_ns=1), now_ns=0)
     assert isinstance(error, Overloaded)
     assert error.reason == reason
     assert error.retry_after_s > 0
@@ -56,16 +63,16 @@ def test_those_behind_do_not_count() -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     inside = Inside(calls=8, instances=1, free_ns=MS)
-    error = refusal(queue(8), asked(deadline_ns=2 * MS), limits=ROOMY, inside=inside, now_ns=0)
+    error = judged(queue(8), asked(deadline_ns=2 * MS), limits=ROOMY, inside=inside, now_ns=0)
     assert isinstance(error, Overloaded)
     assert error.reason == "deadline"
-    over = refusal(queue(0), asked(deadline_ns=5), limits=ROOMY, inside=inside, now_ns=5)
+    over = judged(queue(0), asked(deadline_ns=5), limits=ROOMY, inside=inside, now_ns=5)
     assert isinstance(over, DeadlineExceeded)
 
 
 def test_an_idle_server_refuses_nobody_for_the_wait() -> None:
     limits = Limits(rows=1, n_bytes=1, concurrency=10, wait_ns=1)
-    assert refusal(queue(0), asked(9), limits=limits, inside=Inside(calls=0, instances=1), now_ns=0) is None
+    assert judged(queue(0), asked(9), limits=limits, inside=Inside(calls=0, instances=1), now_ns=0) is None
 
 
 def test_the_margin_settles_where_most_answers_stay_below_it() -> None:
@@ -99,8 +106,8 @@ def test_a_margin_that_has_grown_falls_again_once_answers_come_as_predicted() ->
 
 def test_a_request_that_the_margin_makes_late_is_refused() -> None:
     limits, inside = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000, wait_ns=7 * MS), Inside(calls=8, instances=1)
-    assert refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0) is None
-    error = refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, factor=1.5)
+    assert judged(queue(8), asked(), limits=limits, inside=inside, now_ns=0) is None
+    error = judged(queue(8), asked(), limits=limits, inside=inside, now_ns=0, factor=1.5)
     assert isinstance(error, Overloaded)
     assert error.reason == "predicted_wait"
 
@@ -108,8 +115,8 @@ def test_a_request_that_the_margin_makes_late_is_refused() -> None:
 def test_what_waited_to_be_read_counts_against_the_objective() -> None:
     limits = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000, wait_ns=10 * MS)
     inside = Inside(calls=8, instances=1, free_ns=1)
-    assert refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=4 * MS) is None
-    error = refusal(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=6 * MS)
+    assert judged(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=4 * MS) is None
+    error = judged(queue(8), asked(), limits=limits, inside=inside, now_ns=0, waited_ns=6 * MS)
     assert isinstance(error, Overloaded)
     assert error.reason == "predicted_wait"
     assert "11.0 ms" in str(error)

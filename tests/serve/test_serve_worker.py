@@ -18,8 +18,7 @@ from hasten import registry
 from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFault, TooLarge, Unsupported
 from hasten.protocol.messages import InferResponse
-from hasten.serve import admission, child
-from hasten.serve import pool as pools
+from hasten.serve import child, gate
 from hasten.serve.child import ChildRunner, part_bytes
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
@@ -276,13 +275,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
 def test_answers_that_come_later_than_predicted_make_admission_stricter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (admission, pools):
-        monkeypatch.setattr(module, "predicted_ns", lambda batcher, asked, inside: 7_000)
+    monkeypatch.setattr(gate, "predicted_ns", lambda batcher, asked, inside: 7_000)
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=0.01))
 
     async def work() -> None:
         service = await started(path)
-        margin = service.models()[0].pool._margin
+        margin = service.models()[0].pool.gate.margin
         hung = asyncio.create_task(service.infer(request(marked(HANGS))))
         await asyncio.to_thread(faulty.hanging.wait)
         late = asyncio.create_task(service.infer(request(rows(1))))  # 7 us are within the objective

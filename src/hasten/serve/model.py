@@ -112,7 +112,7 @@ class Model:
         if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
             return
         asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
-        refused = self.pool.refused(asked, self._around.clock_ns())
+        refused = self.pool.gate.refused(asked, self._around.clock_ns())
         if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
             raise refused

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
-from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, refusal
+from hasten.serve.admission import Limits
 from hasten.serve.batching import NEVER, Batch
 from hasten.serve.call import Call, Piece
+from hasten.serve.gate import Gate
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.surroundings import Surroundings
@@ -76,9 +77,9 @@ class Pool:
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
-        self._loop, self._cork, self._turns = around.loop, around.cork, around.turns
+        self._loop, self._cork = around.loop, around.cork
         if work.limits.wait_ns is not None:
-            self._turns.watch(around.loop)
+            around.turns.watch(around.loop)
         self._opening: dict[Instance, asyncio.Future[Warm] | None] = {}
         self._ready: set[Instance] = set()
         self._alone: set[Instance] = set()
@@ -92,7 +93,8 @@ class Pool:
         self._watch_ns = NEVER
         self._inline = False
         self._turn_due = False
-        self._margin = Margin()
+        self.gate = Gate(self, line, limits=work.limits, turns=around.turns)
+        """Whether requests may come in."""
 
     @property
     def ready(self) -> int:
@@ -125,35 +127,7 @@ class Pool:
         """Say why a call, divided and limited, may not come in, or None."""
         if not self._ready and not self._opening:
             return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
-        limits, batcher, deadline_ns = self.work.limits, self.line.batcher, call.pieces[0].deadline_ns
-        roomy = (
-            self.calls < limits.concurrency
-            and batcher.rows + call.rows <= limits.rows
-            and batcher.n_bytes + n_bytes <= limits.n_bytes
-        )
-        if roomy and deadline_ns == NEVER and limits.wait_ns is None:
-            return None  # the usual case: nothing to predict
-        asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
-        refused = self.refused(asked, now_ns)
-        if refused is None and limits.wait_ns is not None:
-            with self.line.lock:
-                expected_ns = predicted_ns(batcher, asked, self._inside(now_ns))
-            if self._margin.concerns(expected_ns, limits.wait_ns):
-                call.expected_ns = expected_ns
-        return refused
-
-    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
-        """Say why what is asked for may not come in, or None."""
-        limits, batcher = self.work.limits, self.line.batcher
-        with self.line.lock:
-            inside, factor = self._inside(now_ns), self._margin.factor
-            waited_ns = self._turns.waited_ns(now_ns)
-            return refusal(
-                batcher, asked, limits=limits, inside=inside, now_ns=now_ns, factor=factor, waited_ns=waited_ns
-            )
-
-    def _inside(self, now_ns: int) -> Inside:
-        return Inside(calls=self.calls, instances=self.ready, free_ns=self._free_ns(now_ns))
+        return self.gate.admit(call, n_bytes, now_ns)
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
@@ -239,7 +213,7 @@ class Pool:
         self._watch, self._watch_ns = None, NEVER
         self.look(self.line.clock_ns())
 
-    def _free_ns(self, now_ns: int) -> int:
+    def free_ns(self, now_ns: int) -> int:
         """Say how long until an instance is free; while one is replaced, a whole run."""
         if self.line.idle():
             return 0
@@ -352,9 +326,7 @@ class Pool:
                     _mark(piece, ran, instance.number)
                     try:
                         piece.call.part(piece.index, part)
-                        if piece.call.expected_ns:
-                            took_ns = self.line.clock_ns() - piece.call.marks.ns[2]
-                            self._margin.learn(took_ns, piece.call.expected_ns)
+                        self.gate.answered(piece.call, self.line.clock_ns())
                     except Exception:  # a defect in telling one must not leave its batch-mates waiting
                         logger.exception("an answer of model %r could not be told", self.work.name)
         if ours:

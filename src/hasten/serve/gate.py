@@ -1,0 +1,73 @@
+"""A model's gate: whether a request may come in, by what waits, by what runs, and by how late answers have been."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hasten.errors import ServeError
+from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, refusal
+from hasten.serve.batching import NEVER
+from hasten.serve.call import Call
+from hasten.serve.turns import Turns
+from hasten.serve.worker import Line
+
+
+class Runs(Protocol):
+    """The instances, as the gate needs them."""
+
+    @property
+    def calls(self) -> int:
+        """Calls that have not ended."""
+
+    @property
+    def ready(self) -> int:
+        """Instances that take batches."""
+
+    def free_ns(self, now_ns: int) -> int:
+        """Say how long until one of them is free."""
+
+
+class Gate:
+    """Asked for each request; told of each answer. On the event loop's thread alone."""
+
+    def __init__(self, runs: Runs, line: Line, *, limits: Limits, turns: Turns) -> None:
+        self.margin = Margin()
+        self._runs = runs
+        self._line = line
+        self._limits = limits
+        self._turns = turns
+
+    def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
+        """Say why a call, divided and limited, may not come in, or None."""
+        limits, batcher, deadline_ns = self._limits, self._line.batcher, call.pieces[0].deadline_ns
+        roomy = (
+            self._runs.calls < limits.concurrency
+            and batcher.rows + call.rows <= limits.rows
+            and batcher.n_bytes + n_bytes <= limits.n_bytes
+        )
+        if roomy and deadline_ns == NEVER and limits.wait_ns is None:
+            return None  # the usual case: nothing to predict
+        asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+        refused, expected_ns = self._judge(asked, now_ns)
+        if refused is None and limits.wait_ns is not None and self.margin.concerns(expected_ns, limits.wait_ns):
+            call.expected_ns = expected_ns
+        return refused
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        return self._judge(asked, now_ns)[0]
+
+    def answered(self, call: Call, now_ns: int) -> None:
+        """Take in how long an answer took, where it was predicted."""
+        if call.expected_ns:
+            self.margin.learn(now_ns - call.marks.ns[2], call.expected_ns)
+
+    def _judge(self, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
+        """Give what ``refused`` does, and the time to the answer as predicted."""
+        runs, batcher = self._runs, self._line.batcher
+        with self._line.lock:
+            inside = Inside(calls=runs.calls, instances=runs.ready, free_ns=runs.free_ns(now_ns))
+            expected_ns = predicted_ns(batcher, asked, inside)
+            late_ns = int(expected_ns * self.margin.factor), self._turns.waited_ns(now_ns)
+            refused = refusal(batcher, asked, limits=self._limits, inside=inside, now_ns=now_ns, late_ns=late_ns)
+        return refused, expected_ns
