@@ -324,7 +324,7 @@ class Model:
             enter=self._enter,
             left=self.pool.ended,
             answer=lambda call, outcome: self._answer(call, outcome, kinds),
-            refused=self.pool.refused,
+            refused=self.pool.gate.refused,
             time_ns=self._time_ns,
         )
         model = Served(name=self.name, version=self.version, serving=self.read.deployment.serving)
