@@ -112,3 +112,31 @@ def test_without_samples_to_train_on_nothing_is_trained(convnet) -> None:
     result = optimize(source, samples, Goal(max_drop=0.1), **ask)
     assert result.compression is None
     assert "compress" not in {trial.stage for trial in result.trials}
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "begun_s", "until_s"),
+    [(None, 500.0, math.inf), (360.0, 60.0, 165.0), (360.0, 20.0, 145.0), (360.0, 200.0, 235.0), (900.0, 10.0, 342.5)],
+)
+def test_tables_have_half_of_what_the_stages_before_have_left(budget_s, begun_s, until_s) -> None:
+    """However long the sweep was: a third of the whole budget may be over before the tables begin."""
+
+    class Clock:
+        task = dataclasses.make_dataclass("Task", ["effort"])(dataclasses.replace(QUICK, budget_s=budget_s))
+        now_s = begun_s
+
+        def elapsed(self) -> float:
+            return self.now_s
+
+        def budget_left_s(self) -> float | None:
+            return None if budget_s is None else budget_s - self.now_s
+
+        def finals_s(self) -> float:
+            return 0.25 * budget_s
+
+    clock = Clock()
+    is_late = stage._lateness(clock)
+    clock.now_s = min(until_s, 1e9) - 1e-3
+    assert not is_late()
+    clock.now_s = until_s + 1e-3
+    assert is_late() == (budget_s is not None)

@@ -14,7 +14,7 @@ the teacher's share (``knobs``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -205,6 +205,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         reasons = refusals(source)
         bench.note(f"nothing can be cut: {next(iter(reasons.values()), 'no layer is read by other layers alone')}")
         return None
+    is_late = _lateness(bench)
     table = bench.journal.recall("sensitivities", Sensitivities)
     if table is None:
         bench.check_budget()
@@ -216,7 +217,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
             limits=task.build_limits,
             calibrate=task.samples("calibrate"),
             metric=task.metric.name,
-            deadline=lambda: _is_late(bench),
+            deadline=is_late,
             progress=bench.progress,
         )
         bench.journal.record("sensitivities", table)
@@ -229,16 +230,19 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         found.plan.engine,
         task.store,
         limits=task.limits(found.plan.threads),
-        deadline=lambda: _is_late(bench),
+        deadline=is_late,
         progress=bench.progress,
     )
     return Ground(sites, table, cost_model(parts, alias, times))
 
 
-def _is_late(bench: Bench) -> bool:
-    """A third of the budget may go into tables."""
-    budget = bench.task.effort.budget_s
-    return budget is not None and bench.elapsed() > budget / 3
+def _lateness(bench: Bench) -> Callable[[], bool]:
+    """Give what tells that tables have had their time: a third of the budget, or half of what is left for the stage."""
+    budget, left = bench.task.effort.budget_s, bench.budget_left_s()
+    if budget is None or left is None:
+        return lambda: False
+    until = max(budget / 3, bench.elapsed() + (left - bench.finals_s()) / 2)
+    return lambda: bench.elapsed() > until
 
 
 def _aliases(groups: Sequence[Group], others: Sequence[Group]) -> dict[str, str]:
