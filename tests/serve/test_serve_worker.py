@@ -378,7 +378,7 @@ def test_a_child_whose_answer_lies_in_the_pipe_is_alive(tmp_path: Path) -> None:
     try:
         runner.buffer("x", (1, 16), np.dtype(np.float32))[...] = rows(1)
         asked = [where for where, _ in runner._placed.values()]
-        child._send(runner._to_child, msgspec.msgpack.encode(asked))
+        child._send(runner._to_child, msgspec.msgpack.encode(child.Run(0, asked)))
         assert child._events(runner._from_child, 30.0)
         assert runner.alive()
         runner.kill()

@@ -1,9 +1,11 @@
 """A session in a child process: tensors in memory that both share, a few bytes over a pipe for each run, no pickle.
 
-The slot is an anonymous file (memfd) that both map: inputs in its first part, outputs in the second, each sized from
-the signature. A run writes its inputs there once, sends where they lie, and waits for where the outputs lie; these are
-copied out, since the next run takes the slot again. ``hasten.isolation.Child`` sends arrays through its pipe and looks
-at the child's memory for each call: right for builds, too slow for requests of microseconds.
+A slot is a part of an anonymous file (memfd) that both map: inputs in its first part, outputs in the second, each sized
+from the signature. A run writes its inputs there once, sends where they lie, and waits for where the outputs lie; these
+are copied out, since a later run takes the slot again. There are two slots: while one run goes on the next is written
+into the other and waits in the pipe, so that the child does not wait for its parent in between.
+``hasten.isolation.Child`` sends arrays through its pipe and looks at the child's memory for each call: right for
+builds, too slow for requests of microseconds.
 
 A descriptor is its length (4 bytes, little-endian), then MessagePack.
 """
@@ -17,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from hasten.engine import Engine
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, Unsupported
 from hasten.isolation import die_with_parent
 from hasten.plan import Part, load_part
+from hasten.serve.runner import Ahead
 from hasten.store import read_artifact
 from hasten.tensors import DTYPES, Array, Feed, TensorSpec
 
@@ -43,6 +47,9 @@ OPEN_SLOT_BYTES = 64 << 20
 
 START_S = 120.0
 """How long a child may take to load its model."""
+
+SLOTS = 2
+"""Runs that a child may have at once: one that goes on, and one that waits for it."""
 
 LONGEST_BYTES = 1 << 20
 """A longer descriptor is none."""
@@ -66,6 +73,13 @@ class Where(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """A run that is asked for: its slot, and where the inputs lie there."""
+
+    slot: int
+    inputs: list[Where]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -139,10 +153,16 @@ class ChildRunner:
     copies = True
     lends = False
 
-    def __init__(self, process: subprocess.Popen[bytes], pipes: tuple[int, int], slot: tuple[Region, Region]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], pipes: tuple[int, int], slots: list[tuple[Region, Region]]
+    ) -> None:
         self._process = process
         self._to_child, self._from_child = pipes
-        self._inputs, self._outputs = slot
+        self._slots = slots
+        self._at = 0
+        """The slot of the next run."""
+        self._begun: deque[int] = deque()
+        """Slots of the runs that were begun, the oldest first."""
         self._placed: dict[str, tuple[Where, Array]] = {}
         self._end = 0
 
@@ -156,7 +176,7 @@ class ChildRunner:
         outputs = part_bytes(artifact.signature.outputs, rows=largest, told=deployment.serving.slot_bytes)
         sizes = [input_bytes(deployment, artifact, largest), outputs]
         memory = os.memfd_create("hasten-slot")
-        os.ftruncate(memory, sum(sizes))
+        os.ftruncate(memory, SLOTS * sum(sizes))
         (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "hasten.serve.child", str(to_read), str(from_write), str(memory)],
@@ -166,10 +186,10 @@ class ChildRunner:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,
         )
-        slot = _mapped(memory, *sizes)
+        slots = _mapped(memory, *sizes)
         for fd in (to_read, from_write, memory):
             os.close(fd)
-        runner = cls(process, (to_write, from_read), slot)
+        runner = cls(process, (to_write, from_read), slots)
         start = Start(
             model=str(artifact.folder.resolve()),
             engine=deployment.engine,
@@ -179,7 +199,8 @@ class ChildRunner:
             plugins=registry.registered(),
         )
         try:
-            runner._ask(msgspec.msgpack.encode(start), START_S)
+            runner._tell(msgspec.msgpack.encode(start))
+            runner._hear(START_S)
         except HastenError:
             runner.close()
             raise
@@ -190,29 +211,55 @@ class ChildRunner:
         """The child's process id."""
         return self._process.pid
 
+    @property
+    def ahead(self) -> Ahead:
+        """Itself: it has two slots."""
+        return self
+
     def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-        """Give an input's place in the slot. Raises BuildFailed where it does not fit."""
+        """Give an input's place in the slot of the next run. Raises BuildFailed where it does not fit."""
         if name in self._placed:
             self._forget()
-        where = self._inputs.place(name, shape, dtype=dtype.name, after=self._end)
-        self._end = self._inputs.end(where)
-        array = self._inputs.array(where)
+        inputs, _ = self._slots[self._at]
+        where = inputs.place(name, shape, dtype=dtype.name, after=self._end)
+        self._end = inputs.end(where)
+        array = inputs.array(where)
         self._placed[name] = where, array
         return array
 
     def run(self, feed: Feed) -> dict[str, Array]:
-        """Run once in the child. Inputs that do not lie in the slot yet are copied there.
+        """Run once in the child. Raises ChildCrashed and BuildFailed, as ``begin`` and ``finish`` do."""
+        self.begin(feed)
+        return self.finish()
+
+    def begin(self, feed: Feed) -> None:
+        """Send a run off. Inputs that do not lie in its slot yet are copied there.
 
         Raises:
-            ChildCrashed: it died. BuildFailed: what its session raised.
+            ChildCrashed: the child died.
         """
         if any(name not in self._placed or self._placed[name][1] is not array for name, array in feed.items()):
             self._forget()
             for name, array in feed.items():
                 self.buffer(name, array.shape, array.dtype)[...] = array
-        answer = self._ask(msgspec.msgpack.encode([where for where, _ in self._placed.values()]), None)
+        run = Run(self._at, [where for where, _ in self._placed.values()])
         self._forget()
-        return {where.name: self._outputs.array(where).copy() for where in answer.outputs}
+        self._tell(msgspec.msgpack.encode(run))
+        self._begun.append(self._at)
+        self._at = (self._at + 1) % len(self._slots)
+
+    def finish(self) -> dict[str, Array]:
+        """Wait for the oldest run that was begun; its outputs are copies.
+
+        Raises:
+            ChildCrashed: the child died. BuildFailed: what its session raised.
+        """
+        _, outputs = self._slots[self._begun.popleft()]
+        return {where.name: outputs.array(where).copy() for where in self._hear(None).outputs}
+
+    def answers_within(self, seconds: float) -> bool:
+        """Wait for an answer for so long; True also where the child has gone."""
+        return bool(_events(self._from_child, seconds))
 
     def alive(self) -> bool:
         """Say whether the child can be asked: it has not closed its pipe. From any thread."""
@@ -236,14 +283,19 @@ class ChildRunner:
         self._placed = {}
         self._end = 0
 
-    def _ask(self, message: bytes, timeout_s: float | None) -> Answer:
+    def _tell(self, message: bytes) -> None:
         try:
             _send(self._to_child, message)
+        except OSError as error:
+            raise self._gone(error) from error
+
+    def _hear(self, timeout_s: float | None) -> Answer:
+        try:
             if timeout_s is not None and not _events(self._from_child, timeout_s):
                 self.kill()
             reply = _receive(self._from_child)
         except OSError as error:
-            raise ChildCrashed("worker", f"its pipe broke: {error.strerror or error}") from error
+            raise self._gone(error) from error
         if reply is None:
             code = self._process.wait()
             how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
@@ -253,6 +305,9 @@ class ChildRunner:
             raise BuildFailed("worker", answer.error)
         return answer
 
+    def _gone(self, error: OSError) -> ChildCrashed:
+        return ChildCrashed("worker", f"its pipe broke: {error.strerror or error}")
+
 
 def _events(fd: int, timeout_s: float) -> int:
     """Wait for something to read, or for the other side to close; 0 where neither came. Poll objects are not shared."""
@@ -261,9 +316,12 @@ def _events(fd: int, timeout_s: float) -> int:
     return sum(event for _, event in ears.poll(timeout_s * 1000))
 
 
-def _mapped(memory: int, input_bytes: int, output_bytes: int) -> tuple[Region, Region]:
-    whole = memoryview(mmap.mmap(memory, input_bytes + output_bytes))
-    return Region(whole[:input_bytes]), Region(whole[input_bytes:])
+def _mapped(memory: int, input_bytes: int, output_bytes: int) -> list[tuple[Region, Region]]:
+    """Give the slots: inputs and outputs of each."""
+    size = input_bytes + output_bytes
+    whole = memoryview(mmap.mmap(memory, SLOTS * size))
+    parts = [whole[at * size : (at + 1) * size] for at in range(SLOTS)]
+    return [(Region(part[:input_bytes]), Region(part[input_bytes:])) for part in parts]
 
 
 def _send(fd: int, message: bytes) -> None:
@@ -273,19 +331,24 @@ def _send(fd: int, message: bytes) -> None:
 
 
 def _receive(fd: int) -> bytes | None:
-    """Read one descriptor, or None where the other side has closed."""
+    """Read one descriptor, and nothing of the next; None where the other side has closed."""
+    head = _read(fd, 4)
+    if head is None:
+        return None
+    size = int.from_bytes(head, "little")
+    if size > LONGEST_BYTES:
+        raise OSError(f"a descriptor of {size} bytes")
+    return _read(fd, size)
+
+
+def _read(fd: int, size: int) -> bytes | None:
     data = b""
-    needed = 4
-    while len(data) < needed:
-        got = os.read(fd, 65536)
+    while len(data) < size:
+        got = os.read(fd, size - len(data))
         if not got:
             return None
         data += got
-        if len(data) >= 4:
-            needed = 4 + int.from_bytes(data[:4], "little")
-            if needed > LONGEST_BYTES:
-                raise OSError(f"a descriptor of {needed} bytes")
-    return data[4:needed]
+    return data
 
 
 def _serve(requests: int, replies: int, memory: int) -> None:
@@ -297,7 +360,7 @@ def _serve(requests: int, replies: int, memory: int) -> None:
     start = msgspec.msgpack.decode(first, type=Start)
     for kind, name, entry in start.plugins:
         registry.register(kind, name, entry)
-    inputs, outputs = _mapped(memory, start.input_bytes, start.output_bytes)
+    slots = _mapped(memory, start.input_bytes, start.output_bytes)
     try:
         engine: Engine = load_part("engine", Part(start.engine, start.settings))
         session = engine.open(read_artifact(Path(start.model)))
@@ -306,8 +369,9 @@ def _serve(requests: int, replies: int, memory: int) -> None:
         return
     _send(replies, msgspec.msgpack.encode(Answer()))
     while (message := _receive(requests)) is not None:
-        places = msgspec.msgpack.decode(message, type=list[Where])
-        feed = {where.name: inputs.array(where) for where in places}
+        run = msgspec.msgpack.decode(message, type=Run)
+        inputs, outputs = slots[run.slot]
+        feed = {where.name: inputs.array(where) for where in run.inputs}
         try:
             answer = Answer(outputs=_written(session.run(feed), outputs))
         except Exception as error:  # noqa: BLE001 - whatever a plug-in's session raises is told to the parent

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
 from hasten.serve.admission import Limits
-from hasten.serve.batching import NEVER, Batch
+from hasten.serve.batching import NEVER
 from hasten.serve.call import Call, Piece
 from hasten.serve.gate import Gate
 from hasten.serve.joining import split
@@ -172,7 +172,7 @@ class Pool:
         for piece in left:
             piece.call.fail(ModelNotReady(f"model {self.work.name!r} was unloaded while this request waited"))
         for instance in list(self._ready):
-            for piece in _pieces_of(instance.running):
+            for piece in _pieces_of(instance):
                 piece.call.fail(ModelNotReady(f"model {self.work.name!r} was unloaded before this request was done"))
 
     def look(self, now_ns: int) -> None:
@@ -189,11 +189,11 @@ class Pool:
                 if not instance.alive():
                     self._lose(instance)
                 continue
-            late += [piece for piece in running.entries if piece.deadline_ns <= now_ns]
+            late += [piece for piece in _pieces_of(instance) if piece.deadline_ns <= now_ns]
             if now_ns - instance.began_ns >= self.work.run_limit_ns:
-                self._abandon(instance, running)
+                self._abandon(instance)
             else:
-                again_ns = min(again_ns, instance.began_ns + self.work.run_limit_ns, *(_deadlines(running, now_ns)))
+                again_ns = min(again_ns, instance.began_ns + self.work.run_limit_ns, *_deadlines(instance, now_ns))
         for piece in late:
             piece.call.fail(DeadlineExceeded("its time was over before it was answered; give it a longer timeout"))
         if self.calls:
@@ -219,7 +219,9 @@ class Pool:
             return 0
         costs = self.line.batcher.costs
         left = [
-            max(i.began_ns + costs.ns(batch.size) - now_ns, 1) for i in self._ready if (batch := i.running) is not None
+            max(i.began_ns + sum(costs.ns(batch.size) for batch in batches) - now_ns, 1)
+            for i in self._ready
+            if (batches := i.batches)
         ]
         if not left:
             return costs.ns(costs.largest) if not self._ready else 0
@@ -362,11 +364,11 @@ class Pool:
             if not self._ready and not self._opening:
                 self._fail_waiting(f"no worker of model {self.work.name!r} can be started: {news.error}", NEVER)
 
-    def _abandon(self, instance: Instance, running: Batch[Piece]) -> None:
+    def _abandon(self, instance: Instance) -> None:
         """Fail what a hanging instance runs, and put another in its place."""
         self._lose(instance)
         seconds = self.work.run_limit_ns / 1e9
-        for piece in running.entries:
+        for piece in _pieces_of(instance):
             piece.call.fail(ServerFault(f"the worker did not answer within {seconds:g} s and was replaced"))
 
     def _fail_waiting(self, why: str, before_ns: int) -> None:
@@ -394,12 +396,12 @@ class Pool:
             self._start_one()
 
 
-def _pieces_of(batch: Batch[Piece] | None) -> list[Piece]:
-    return [] if batch is None else list(batch.entries)
+def _pieces_of(instance: Instance) -> list[Piece]:
+    return [piece for batch in instance.batches for piece in batch.entries]
 
 
-def _deadlines(batch: Batch[Piece], now_ns: int) -> list[int]:
-    return [piece.deadline_ns for piece in batch.entries if piece.deadline_ns > now_ns]
+def _deadlines(instance: Instance, now_ns: int) -> list[int]:
+    return [piece.deadline_ns for piece in _pieces_of(instance) if piece.deadline_ns > now_ns]
 
 
 def _mark(piece: Piece, ran: Ran, number: int) -> None:

@@ -25,6 +25,10 @@ class Runner(Protocol):
     lends: bool
     """``run`` may be called from any thread, one at a time."""
 
+    @property
+    def ahead(self) -> Ahead | None:
+        """Itself, where a run can be begun while the one before goes on."""
+
     def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
         """Give the array that an input of the next run is written into."""
 
@@ -41,11 +45,28 @@ class Runner(Protocol):
         """Free it."""
 
 
+class Ahead(Protocol):
+    """A runner with room for two runs: they are begun and finished in the same order."""
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        """Give the array that an input of the next run is written into."""
+
+    def begin(self, feed: Feed) -> None:
+        """Let a run begin, at once or behind the one that goes on. Raises ``ChildCrashed``."""
+
+    def finish(self) -> Outputs:
+        """Wait for the oldest run that was begun. Raises ``ChildCrashed`` where it cannot be used any more."""
+
+    def answers_within(self, seconds: float) -> bool:
+        """Wait for the oldest run for so long; whether there is something to finish."""
+
+
 class LocalRunner:
     """A session in this process."""
 
     copies = False
     lends = True
+    ahead: Ahead | None = None
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -11,13 +11,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
 from hasten.serve.batching import NEVER, Batch, Batcher, Taken
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
-from hasten.serve.runner import Clock, Outputs, Runner
+from hasten.serve.runner import Ahead, Clock, Outputs, Runner
 from hasten.serve.warm import Warm
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ SWITCH_INTERVAL_S = 0.0005
 """For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
 
 LAST_LOOK_S = 1.0
+
+LEAD_NS = 2_000_000
+"""How long before the predicted end of a run the next is begun, half the run at most: joining takes less than this."""
 
 HUNG_EXIT = 70
 """What the process exits with where a run hangs on the event loop's own thread: EX_SOFTWARE of sysexits.h."""
@@ -45,6 +48,23 @@ class Ran:
     ended_ns: int
     lost: bool = False
     """The runner cannot be used any more."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch whose run was begun, or could not be: why."""
+
+    batch: Batch[Piece]
+    idle_ns: int
+    joined_ns: int
+    fault: ServerFault | None = None
+    lost: bool = False
+
+    def behind(self, ended_ns: int) -> Begun:
+        """Give it as it is once the run before it has ended: until then it was waiting, joined or not."""
+        held_ns = max(ended_ns - self.joined_ns, 0)
+        batch = replace(self.batch, closed_ns=self.batch.closed_ns + held_ns)
+        return replace(self, batch=batch, idle_ns=ended_ns, joined_ns=self.joined_ns + held_ns)
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,18 @@ class Line:
                     return instance.look_after(self.clock_ns())
                 instance.bell.acquire()  # rung just after its wait was over: used up, or the next would find it
         return None
+
+    def take_whole(self, instance: Instance) -> Batch[Piece] | None:
+        """Take a batch for an instance that still runs another, where a whole one waits and nobody is idle."""
+        with self.lock:
+            batcher = self.batcher
+            if self._closed or instance.leaves or self._idle or batcher.rows < batcher.costs.largest:
+                return None
+            taken = batcher.take(self.clock_ns())
+            instance.following = taken.batch
+        if taken.dropped:
+            instance.tell(Dropped(tuple(taken.dropped)))
+        return taken.batch
 
     def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
         """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
@@ -222,6 +254,8 @@ class Instance:
         self.line = line
         self.bell = threading.Lock()
         self.running: Batch[Piece] | None = None
+        self.following: Batch[Piece] | None = None
+        """What will run next, and was given to the runner already."""
         self.began_ns = 0
         self.leaves = False
         self.lent = False
@@ -283,6 +317,11 @@ class Instance:
         logging.shutdown()
         os._exit(HUNG_EXIT)
 
+    @property
+    def batches(self) -> tuple[Batch[Piece], ...]:
+        """What it runs and what follows. At the turn from one to the other a batch may be there twice."""
+        return tuple(batch for batch in (self.running, self.following) if batch is not None)
+
     def alive(self) -> bool:
         """Say whether its runner can be used."""
         return self._runner is not None and self._runner.alive()
@@ -312,10 +351,63 @@ class Instance:
         if not runner.alive():
             self.line.back(self, batch)
             return False
+        if runner.ahead is not None:
+            return self._run_on(runner.ahead, self._begin(runner.ahead, batch, idle_ns))
         ran = self._run(runner, batch, idle_ns)
         self.running = None
         self.tell(ran)
         return not ran.lost
+
+    def _run_on(self, runner: Ahead, begun: Begun) -> bool:
+        """Finish a batch, and those that follow it: each is begun while the one before runs, where a whole one waits.
+
+        False where the runner is lost, and with it the batch that followed.
+        """
+        while True:
+            following = self._follow(runner, begun)
+            ran = self._finish(runner, begun)
+            if following is None:
+                self.running = None
+                self.tell(ran)
+                return not ran.lost
+            self.began_ns = ran.ended_ns  # before ``running``, as in ``take``
+            self.running, self.following = following.batch, None
+            self.tell(ran)
+            begun = following.behind(ran.ended_ns)
+
+    def _follow(self, runner: Ahead, begun: Begun) -> Begun | None:
+        """Begin the next batch shortly before a run's end as predicted: until then it may still grow."""
+        clock_ns = self.line.clock_ns
+        expected_ns = self.line.batcher.costs.ns(begun.batch.size)
+        left_ns = begun.joined_ns + expected_ns - min(LEAD_NS, expected_ns // 2) - clock_ns()
+        if begun.fault is not None or runner.answers_within(max(left_ns, 0) / 1e9):
+            return None
+        batch = self.line.take_whole(self)
+        return None if batch is None else self._begin(runner, batch, batch.closed_ns)
+
+    def _begin(self, runner: Ahead, batch: Batch[Piece], idle_ns: int) -> Begun:
+        joined_ns = batch.closed_ns
+        try:
+            feed = join(batch, runner.buffer, copy=True)
+            joined_ns = self.line.clock_ns()
+            runner.begin(feed)
+        except ChildCrashed as error:
+            return Begun(batch, idle_ns, joined_ns, fault=_gone(error), lost=True)
+        except Exception as error:  # noqa: BLE001 - as in ``_run``
+            return Begun(batch, idle_ns, joined_ns, fault=_failed(batch, error))
+        return Begun(batch, idle_ns, joined_ns)
+
+    def _finish(self, runner: Ahead, begun: Begun) -> Ran:
+        outcome: Outputs | ServerFault | None = begun.fault
+        lost = begun.lost
+        try:
+            if outcome is None:
+                outcome = runner.finish()
+        except ChildCrashed as error:
+            outcome, lost = _gone(error), True
+        except Exception as error:  # noqa: BLE001 - as in ``_run``
+            outcome = _failed(begun.batch, error)
+        return Ran(begun.batch, outcome, begun.idle_ns, begun.joined_ns, self.line.clock_ns(), lost)
 
     def _give_up(self, error: HastenError) -> None:
         if self._runner is not None:
@@ -332,10 +424,18 @@ class Instance:
             joined_ns = clock_ns()
             outcome = runner.run(feed)
         except ChildCrashed as error:
-            outcome, lost = ServerFault(f"the worker that ran this request is gone: {error}"), True
+            outcome, lost = _gone(error), True
         except Exception as error:  # noqa: BLE001 - whatever a plug-in's session raises fails its batch, not the instance
-            outcome = ServerFault(f"the model failed on this batch of {batch.rows} rows: {_one_line(error)}")
+            outcome = _failed(batch, error)
         return Ran(batch, outcome, idle_ns, joined_ns, clock_ns(), lost)
+
+
+def _gone(error: ChildCrashed) -> ServerFault:
+    return ServerFault(f"the worker that ran this request is gone: {error}")
+
+
+def _failed(batch: Batch[Piece], error: Exception) -> ServerFault:
+    return ServerFault(f"the model failed on this batch of {batch.rows} rows: {_one_line(error)}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,140 @@
+"""A worker process has two slots: the next whole batch waits in one while the other runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hasten.deployment import Serving
+from hasten.errors import ServerFault
+from hasten.protocol.messages import InferResponse
+from hasten.serve.child import ChildRunner
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
+from hasten.serve.worker import Begun, Instance
+from serve.bundles import bundle, request, rows, run
+
+LARGEST = 4
+SERVING = Serving(instances=1, isolation="process", batch_sizes=(1, LARGEST), run_limit_ms=60_000)
+
+
+async def started(folder: Path) -> tuple[Service, Instance, ChildRunner]:
+    """Serve from a child that was stopped: what it is given stays where it is."""
+    service = Service(open_repository(bundle(folder, serving=SERVING)))
+    await service.start()
+    assert service.ready(), service.index()
+    (instance,) = service.models()[0].pool._ready
+    runner = instance._runner
+    assert isinstance(runner, ChildRunner)
+    os.kill(runner.pid, signal.SIGSTOP)
+    return service, instance, runner
+
+
+async def asked(service: Service, count: int) -> list[asyncio.Task[InferResponse]]:
+    """Ask for ``count`` rows that the worker finds all at once."""
+    line = service.models()[0].line
+    line._ring = lambda: None  # type: ignore[method-assign]
+    tasks = [asyncio.create_task(service.infer(request(rows(1, seed=seed)))) for seed in range(count)]
+    while line.batcher.rows < count:
+        await asyncio.sleep(0)
+    del line._ring
+    line.ring()
+    return tasks
+
+
+async def until_two_are_in(instance: Instance) -> None:
+    deadline = time.monotonic() + 30
+    while len(instance.batches) < 2:
+        assert time.monotonic() < deadline, instance.batches
+        await asyncio.sleep(0.001)
+
+
+def test_the_next_whole_batch_waits_in_the_child_and_each_request_gets_its_own_rows(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, runner = await started(tmp_path / "net")
+        model = service.models()[0]
+        tasks = await asked(service, 3 * LARGEST + 1)
+        await until_two_are_in(instance)
+        assert [batch.rows for batch in instance.batches] == [LARGEST, LARGEST]
+        assert model.line.batcher.rows == LARGEST + 1, "a child has two slots"
+        ns = model.line.batcher.costs.ns(LARGEST)
+        assert ns < model.pool.free_ns(instance.began_ns) <= 2 * ns, "both are in the way of who comes now"
+        os.kill(runner.pid, signal.SIGCONT)
+        answers = await asyncio.gather(*tasks)
+        alone = [await service.infer(request(rows(1, seed=seed))) for seed in range(3 * LARGEST + 1)]
+        for answer, other in zip(answers, alone, strict=True):
+            np.testing.assert_allclose(answer.outputs[0].data, other.outputs[0].data, rtol=1e-5, atol=1e-6)
+        assert not instance.batches
+        await service.stop()
+
+    run(work())
+
+
+def test_what_is_less_than_a_whole_batch_is_not_taken_ahead(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, runner = await started(tmp_path / "net")
+        tasks = await asked(service, 2 * LARGEST - 1)
+        while runner._begun.__len__() < 1:
+            await asyncio.sleep(0.001)
+        assert [batch.rows for batch in instance.batches] == [LARGEST]
+        os.kill(runner.pid, signal.SIGCONT)
+        await asyncio.gather(*tasks)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_child_that_is_killed_fails_both_its_batches_and_no_other(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, runner = await started(tmp_path / "net")
+        tasks = await asked(service, 3 * LARGEST)
+        await until_two_are_in(instance)
+        inside = {id(piece.call.request) for batch in instance.batches for piece in batch.entries}
+        assert len(inside) == 2 * LARGEST
+        os.kill(runner.pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, ServerFault)]
+        assert len(failed) == 2 * LARGEST
+        assert all("died of SIGKILL" in str(error) or "its pipe broke" in str(error) for error in failed)
+        assert sum(isinstance(outcome, InferResponse) for outcome in outcomes) == LARGEST
+        await service.stop()
+
+    run(work())
+
+
+def test_a_child_that_hangs_fails_both_its_batches_and_is_replaced(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, _ = await started(tmp_path / "net")
+        tasks = await asked(service, 3 * LARGEST)
+        await until_two_are_in(instance)
+        service.models()[0].pool.look(time.perf_counter_ns() + 61 * 10**9)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, ServerFault)]
+        assert len(failed) == 2 * LARGEST
+        assert all("did not answer within 60 s" in str(error) for error in failed)
+        assert service.models()[0].statistics.restarts == 1
+        await service.stop()
+
+    run(work())
+
+
+def test_time_in_the_slot_is_waiting_and_no_part_of_the_run(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, runner = await started(tmp_path / "net")
+        tasks = await asked(service, 2 * LARGEST)
+        await until_two_are_in(instance)
+        batch = instance.batches[1]
+        begun = Begun(batch, batch.closed_ns, batch.closed_ns + 5)
+        held = begun.behind(batch.closed_ns + 105)
+        assert (held.joined_ns, held.batch.closed_ns) == (batch.closed_ns + 105, batch.closed_ns + 100)
+        assert begun.behind(batch.closed_ns) == Begun(batch, batch.closed_ns, batch.closed_ns + 5)
+        os.kill(runner.pid, signal.SIGCONT)
+        await asyncio.gather(*tasks)
+        await service.stop()
+
+    run(work())
