@@ -5,8 +5,8 @@ epoch. ``export.py`` makes the ONNX file.
 
 Three things make it fit into hours on two cores: pictures start small and grow (progressive resizing, Tan and Le 2021,
 arXiv:2104.00298), convolutions are trained by Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon), and a
-small network may learn from a wide one (``train.py wide`` first, then ``--teacher wide.pt``): Hinton et al. 2015,
-arXiv:1503.02531, on a few views of each picture, the teacher's answers to which are computed once.
+small network may learn from others (``train.py wide`` first, then ``--teacher wide.pt resnet20.pt``): Hinton et al.
+2015, arXiv:1503.02531, on a few views of each picture, the teachers' answers to which are computed once.
 """
 
 from __future__ import annotations
@@ -120,15 +120,21 @@ def accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> 
 
 
 @torch.inference_mode()
-def answers(teacher: nn.Module, pictures: torch.Tensor, views: int, seed: int) -> list[torch.Tensor]:
-    """Give the teacher's logits, float16 [n, classes], for each view: the pictures augmented by draws of its own."""
-    teacher.eval()
+def answers(teachers: list[nn.Module], pictures: torch.Tensor, views: int, seed: int) -> list[torch.Tensor]:
+    """Give the teachers' mean logits, float16 [n, classes], for each view: the pictures augmented by draws of its own.
+
+    Half of what is given is that of the view itself, the other half the mean of all views, which is right more often.
+    """
     found = []
     for view in range(views):
         whole = augmented(pictures, torch.Generator().manual_seed(seed * 1000 + view))
-        found.append(torch.cat([teacher(normal(part)).half() for part in whole.split(500)]))
-        print(f"teacher: view {view + 1}/{views}", flush=True)
-    return found
+        parts = [
+            torch.stack([teacher.eval()(normal(part)) for teacher in teachers]).mean(0) for part in whole.split(500)
+        ]
+        found.append(torch.cat(parts))
+        print(f"teachers: view {view + 1}/{views}", flush=True)
+    mean = torch.stack(found).mean(0)
+    return [((own + mean) / 2).half() for own in found]
 
 
 def distilled(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -138,13 +144,16 @@ def distilled(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -
 
 
 def taught(args: argparse.Namespace, pictures: torch.Tensor) -> list[torch.Tensor]:
-    """Give the teacher's answers, from beside the checkpoint where an interrupted training left them."""
+    """Give the teachers' answers, from beside the checkpoint where an interrupted training left them."""
     kept = args.out / f"{args.network}.answers.pt"
     if kept.exists():
         return torch.load(kept, weights_only=True, map_location=args.device)
-    teacher = NETWORKS["wide"]()
-    teacher.load_state_dict(torch.load(args.teacher, weights_only=True))
-    found = answers(teacher.to(args.device), pictures, args.views, args.seed)
+    teachers = []
+    for path in args.teacher:
+        teacher = NETWORKS[path.stem]()
+        teacher.load_state_dict(torch.load(path, weights_only=True))
+        teachers.append(teacher.to(args.device, memory_format=torch.channels_last))
+    found = answers(teachers, pictures, args.views, args.seed)
     torch.save(found, kept)
     return found
 
@@ -180,8 +189,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warm", type=float, default=0.1, help="share of the steps in which rates rise")
     parser.add_argument("--start", type=Path, help="weights to go on from (.pt of a training before)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--teacher", type=Path, help="weights of a trained 'wide' to learn from")
-    parser.add_argument("--views", type=int, default=5, help="of each picture, that the teacher answers")
+    parser.add_argument("--teacher", type=Path, nargs="+", help="NETWORK.pt to learn from; of several, from their mean")
+    parser.add_argument("--views", type=int, default=5, help="of each picture, that the teachers answer")
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher in the loss")
     parser.add_argument("--device", default="cpu", help="cuda: on a GPU 200 epochs take minutes")

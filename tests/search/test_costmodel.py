@@ -260,6 +260,15 @@ def test_a_block_that_the_engine_refuses_is_a_failure_and_the_others_are_timed(s
     assert time_blocks([bad, good], ENGINE, store, limits=Limits(seconds=60)) == times
 
 
+def test_an_engine_that_fixes_the_batch_times_the_same_blocks(store) -> None:
+    """Blocks have no open axis, nor has the graph that does nothing, which has one row by itself."""
+    blocks = blocks_of(mlp(), DIMS)
+    fixed = Part(ENGINE.name, {**ENGINE.settings, "batch": 8})
+    times = time_blocks(blocks, fixed, store, limits=Limits(seconds=60))
+    assert not times.failures
+    assert times == time_blocks(blocks, ENGINE, store, limits=Limits(seconds=60))
+
+
 def test_no_block_is_timed_when_the_time_is_over(store) -> None:
     blocks = blocks_of(mlp(), DIMS)
     assert not time_blocks(blocks, ENGINE, store, limits=Limits(seconds=60), deadline=lambda: True).ns

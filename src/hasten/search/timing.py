@@ -42,6 +42,9 @@ SLICE_S = 0.012
 
 WARM_RUNS = 3
 
+FIXES = "batch"
+"""The setting of engines that fixes an open axis."""
+
 NOTHING = "nothing"
 """The graph that does nothing, among the keys of blocks."""
 
@@ -120,7 +123,7 @@ def time_blocks(
 
     Args:
         blocks: What to time; of those with one key, one.
-        engine: With its settings: threads, precision.
+        engine: With its settings: threads, precision. A batch that it fixes is none of a block, which has no open axis.
         store: Its root holds the kept times, and scratch space.
         limits: Of the child; its processors decide on how many the blocks run.
         deadline: Asked before each batch of ``TOGETHER`` blocks; True ends it with what is known.
@@ -129,6 +132,7 @@ def time_blocks(
     Raises:
         StoreError: the disk fails. HastenError: the engine cannot even run the graph that does nothing.
     """
+    engine = Part(engine.name, {name: value for name, value in engine.settings.items() if name != FIXES})
     kept = TimeStore.open(store.root, engine)
     wanted = {block.key: block for block in blocks}
     found = kept.read(list(wanted))
