@@ -9,7 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+
 from hasten.engines.onnxruntime import OnnxRuntime  # noqa: E402
+from hasten.plan import Part  # noqa: E402
 from hasten.samples import Samples  # noqa: E402
 from hasten.search import compress as stage  # noqa: E402
 from hasten.search.journal import Journal  # noqa: E402
@@ -19,6 +21,8 @@ from hasten.search.task import Effort  # noqa: E402
 from hasten.search.timing import time_blocks  # noqa: E402
 from hasten.testing import models  # noqa: E402
 from hasten.transform import run_pass  # noqa: E402
+
+from .trials import trial  # noqa: E402
 
 QUICK = Effort(trial_s=0.4, slice_s=0.01, finals_s=1.5, limit_s=60.0, epochs=6.0)
 
@@ -112,6 +116,66 @@ def test_without_samples_to_train_on_nothing_is_trained(convnet) -> None:
     result = optimize(source, samples, Goal(max_drop=0.1), **ask)
     assert result.compression is None
     assert "compress" not in {trial.stage for trial in result.trials}
+
+
+def trained(speed, drop, seconds, *, epochs=(), mark):
+    """Make a trial behind trainings of so many epochs each."""
+    made = trial(speed, drop, mark=mark)
+    passes = (Part("prune-channels"), *(Part("finetune", {"epochs": each}) for each in epochs))
+    return dataclasses.replace(made, plan=made.plan.with_passes(*passes), seconds=seconds)
+
+
+def test_an_epoch_takes_what_trials_with_training_take_more_than_others() -> None:
+    trials = [trained(1.5, 0.1, 10.0, mark=1), trained(1.4, 0.1, 12.0, mark=2), trained(1.3, 0.1, 14.0, mark=3)]
+    assert stage.epoch_seconds(trials) is None
+    trials += [trained(1.5, 0.02, 32.0, epochs=(0.2,), mark=4), trained(1.5, 0.02, 52.0, epochs=(0.2, 0.2), mark=5)]
+    assert stage.epoch_seconds(trials) == pytest.approx(100.0)
+    broken = dataclasses.replace(trained(1.0, 0.0, 900.0, epochs=(0.1,), mark=6), outcome="failed")
+    assert stage.epoch_seconds([*trials, broken]) == pytest.approx(100.0)
+
+
+class Short:
+    """A search with so many seconds left before its finals."""
+
+    def __init__(self, left_s, trials, kept=None) -> None:
+        effort = dataclasses.replace(QUICK, budget_s=600.0)
+        self.task = dataclasses.make_dataclass("Task", ["effort", "goal"])(effort, Goal(max_drop=0.01))
+        self.trials = {item.plan.key: item for item in trials}
+        self.left_s, self.kept = left_s, {} if kept is None else kept
+        self.journal = self
+
+    def budget_left_s(self) -> float:
+        return self.left_s + self.finals_s()
+
+    def finals_s(self) -> float:
+        return 150.0
+
+    def recall(self, name, kind):
+        return self.kept.get(name)
+
+    def record(self, name, value) -> None:
+        self.kept[name] = value
+
+
+def test_trainings_are_as_long_as_there_is_time_for_and_stay_so_when_the_search_goes_on() -> None:
+    trials = [trained(1.5, 0.1, 10.0, mark=1), trained(1.5, 0.02, 30.0, epochs=(0.2,), mark=2)]
+    short = Short(250.0, trials)
+    assert stage._within_budget(short, 8.0) == pytest.approx(2.5)
+    assert stage._within_budget(Short(20.0, trials, short.kept), 8.0) == pytest.approx(2.5), "resumed"
+    assert stage._within_budget(Short(5000.0, trials), 8.0) == 8.0
+    assert stage._within_budget(Short(-10.0, trials), 8.0) == 0.0
+    assert stage._within_budget(Short(250.0, trials[:1]), 8.0) == 8.0, "nobody knows how long an epoch takes"
+
+
+def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fast_ruin() -> None:
+    ruin, mild, unmeasured = trial(2.7, 0.7, mark=1), trial(1.35, 0.03, mark=2), trial(3.0, 0.0, mark=3)
+    unmeasured = dataclasses.replace(unmeasured, outcome="failed", measurement=None)
+    short = Short(250.0, [ruin, mild, unmeasured])
+    promises = {
+        item.plan.key: stage._promise(short, item.plan.key, speed, rungs_left=2)
+        for item, speed in ((ruin, 2.7), (mild, 1.35), (unmeasured, 0.0))
+    }
+    assert promises[mild.plan.key] > promises[ruin.plan.key] > promises[unmeasured.plan.key]
 
 
 @pytest.mark.parametrize(

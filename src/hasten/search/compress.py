@@ -76,6 +76,9 @@ RECOVERY = 0.5
 PENALTY = 0.5
 """What an expected drop over the limit by as much as the limit itself counts for, as a logarithm of speed."""
 
+LEAST_EPOCHS = 0.25
+"""Of a training that says anything where time is short; else one."""
+
 QAT_SHARE = 0.5
 """Epochs of quantization-aware training, as a share of those of the last rung."""
 
@@ -343,8 +346,12 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
         bench.run(plan)
     speeds = {key: _speed(bench, key) for key in by_key}
     knobs, spent = _settled(bench, [plan for plan in candidates if _cuts(plan) and speeds[plan.key]])
-    epochs = (bench.task.effort.epochs - spent) / (1 + QAT_SHARE / 2)
-    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs)]
+    epochs = _within_budget(bench, bench.task.effort.epochs - spent) / (1 + QAT_SHARE / 2)
+    least = LEAST_EPOCHS if epochs < bench.task.effort.epochs / 2 else 1.0
+    if epochs < least:
+        bench.note(f"nothing more is trained: there is time for {epochs:.2g} epochs; give a larger budget")
+        return
+    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs, least_epochs=least)]
 
     def evaluate(key: str, effort: float) -> float:
         done = [each for each in ladder if each <= effort * 1.001]
@@ -354,7 +361,11 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
         return _score(bench, trial, speeds[key], rungs_left=len(ladder) - len(done))
 
     made = successive_halving(
-        sorted(by_key, key=lambda key: -speeds[key]), evaluate, budget_epochs=epochs, memory=bench.journal
+        sorted(by_key, key=lambda key: -_promise(bench, key, speeds[key], rungs_left=len(ladder))),
+        evaluate,
+        budget_epochs=epochs,
+        least_epochs=least,
+        memory=bench.journal,
     )
     for item in made.tries:
         if item.score is None:
@@ -365,6 +376,46 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
             done = [each for each in ladder if any(t.candidate == key and t.epochs >= each * 0.999 for t in made.tries)]
             plan = _tuned(bench, by_key[key], done, knobs)
             bench.run(plan.with_passes(*plan.passes, _finetune(bench, ladder[-1] * QAT_SHARE, _slower(knobs))))
+
+
+def _within_budget(bench: Bench, epochs: float) -> float:
+    """Give so many of the epochs as there is time for, by what those before have taken.
+
+    It is kept, so that a search that is resumed goes on alike.
+    """
+    budget, left = bench.task.effort.budget_s, bench.budget_left_s()
+    if budget is None or left is None:
+        return epochs
+    name = f"compression: epochs within {budget:g} s"
+    kept = bench.journal.recall(name, float)
+    if kept is None:
+        each_s = epoch_seconds(list(bench.trials.values()))
+        kept = epochs if each_s is None else min(epochs, max(left - bench.finals_s(), 0.0) / each_s)
+        bench.journal.record(name, kept)
+    return kept
+
+
+def epoch_seconds(trials: Sequence[Trial]) -> float | None:
+    """Give the seconds that an epoch of training takes, measuring what came of it left out; None: none was trained."""
+    measured = [trial for trial in trials if trial.outcome == "measured"]
+    trained = {trial.plan.key: _epochs(trial.plan) for trial in measured}
+    usual = [trial.seconds for trial in measured if not trained[trial.plan.key]]
+    longer = [
+        max(trial.seconds - float(np.median(usual)), 0.0) / trained[trial.plan.key]
+        for trial in measured
+        if usual and trained[trial.plan.key]
+    ]
+    return max(float(np.median(longer)), 1e-3) if longer else None
+
+
+def _epochs(plan: Plan) -> float:
+    return sum(float(part.settings["epochs"]) for part in plan.passes if part.name == "finetune")
+
+
+def _promise(bench: Bench, key: str, speed: float, *, rungs_left: int) -> float:
+    """Say what a candidate promises before it is trained; one that could not be measured comes last."""
+    trial = bench.trials[key]
+    return _score(bench, trial, speed, rungs_left=rungs_left) if trial.outcome == "measured" else -math.inf
 
 
 def _settled(bench: Bench, plans: Sequence[Plan]) -> tuple[Knobs, float]:
