@@ -139,7 +139,9 @@ class Short:
 
     def __init__(self, left_s, trials, kept=None) -> None:
         effort = dataclasses.replace(QUICK, budget_s=600.0)
-        self.task = dataclasses.make_dataclass("Task", ["effort", "goal"])(effort, Goal(max_drop=0.01))
+        self.task = dataclasses.make_dataclass("Task", ["effort", "goal", "splits"])(
+            effort, Goal(max_drop=0.01), {"certify": 5000}
+        )
         self.trials = {item.plan.key: item for item in trials}
         self.left_s, self.kept = left_s, {} if kept is None else kept
         self.journal = self
