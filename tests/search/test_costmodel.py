@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from hasten.errors import BadInput, Untrusted
 from hasten.graph.blocks import blocks_of
@@ -63,7 +64,17 @@ def concatenating():
     return net.model(("x", ("batch", 3, 8, 8)), ("y", ("batch", 4, 8, 8)))
 
 
+def splitting():
+    """Make x [batch, 3, 8, 8] -> a gated convolution, whose halves are split by their number -> y [batch, 4, 8, 8]."""
+    net = Builder(0)
+    h = net.add("Conv", "x", net.weight(64, 3, 3, 3), pads=[1] * 4)
+    net.nodes.append(helper.make_node("Split", [h], ["left", "right"], name="split", axis=1, num_outputs=2))
+    net.add("Conv", net.add("Mul", "left", net.add("Sigmoid", "right")), net.weight(4, 32, 1, 1))
+    return net.model(("x", ("batch", 3, 8, 8)), ("y", ("batch", 4, 8, 8)))
+
+
 NETWORKS = {
+    "splitting": splitting,
     "mlp": lambda: mlp(hidden=64),
     "convnet": lambda: convnet(width=32),
     "encoder": lambda: encoder(width=64, heads=4),

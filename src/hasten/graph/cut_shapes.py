@@ -14,7 +14,7 @@ from hasten.graph.channel_folds import target_of
 from hasten.graph.channel_layers import normal_axis
 from hasten.graph.channel_moves import slice_bounds
 from hasten.graph.channels import Channels
-from hasten.graph.model import Graph, attribute, is_standard
+from hasten.graph.model import Graph, attribute, infer_shapes, is_standard
 from hasten.graph.rewrite import Edit, copied
 
 Mask = npt.NDArray[np.bool_]
@@ -72,6 +72,27 @@ def _split(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto:
     if edit.graph.opset < 13:
         return _with(node, {"split": sizes})
     return _with(node, {"num_outputs": None}, {1: _integers(edit, sizes, f"{node.output[0]}_sizes")})
+
+
+def settle_splits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give the model with the sizes of each Split written down, as they are after a cut, where they are known."""
+    known = infer_shapes(model)
+    edit = Edit(Graph(known))
+    for node in edit.graph.nodes:
+        told = len(node.input) > 1 and bool(node.input[1])
+        if not is_standard(node) or node.op_type != "Split" or edit.graph.opset < 13 or told:
+            continue
+        specs = [edit.graph.specs.get(name) for name in node.output]
+        shapes = [spec.shape for spec in specs if spec is not None]
+        if len(shapes) < len(specs):
+            continue
+        axis = normal_axis(attribute(node, "axis", 0), len(shapes[0]))
+        sizes = [shape[axis] for shape in shapes]
+        if all(isinstance(size, int) for size in sizes):
+            sizes_name = _integers(edit, sizes, f"{node.output[0]}_sizes")
+            edit.replace(node, _with(node, {"num_outputs": None}, {1: sizes_name}))
+    edit.commit()
+    return known
 
 
 def _slice(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:

@@ -24,6 +24,7 @@ from scipy.optimize import nnls
 from hasten.errors import BadInput, Unsupported, Untrusted
 from hasten.graph.blocks import Block, blocks_of
 from hasten.graph.cut import cut
+from hasten.graph.cut_shapes import settle_splits
 from hasten.graph.groups import Group, channel_groups
 from hasten.search.knapsack import Choice, Floats, Term
 from hasten.search.table import INT8, Site
@@ -150,6 +151,7 @@ def parts_of(
     Raises:
         Unsupported: a cut changes which nodes there are, or a block cannot be described (``blocks_of``).
     """
+    model = settle_splits(model)
     base = blocks_of(model, dims)
     wanted = {site.name: site.options for site in sites if site.kind == "width"}
     found = {group.name: group for group in (groups or channel_groups(model)) if group.name in wanted}
