@@ -174,7 +174,7 @@ def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fas
     unmeasured = dataclasses.replace(unmeasured, outcome="failed", measurement=None)
     short = Short(250.0, [ruin, mild, unmeasured])
     promises = {
-        item.plan.key: stage._promise(short, item.plan.key, speed, rungs_left=2)
+        item.plan.key: stage._promise(short, item.plan.key, speed, left=0.25)
         for item, speed in ((ruin, 2.7), (mild, 1.35), (unmeasured, 0.0))
     }
     assert promises[mild.plan.key] > promises[ruin.plan.key] > promises[unmeasured.plan.key]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -56,7 +56,7 @@ BUILT = 10
 """Plans of the predicted front that are built and measured."""
 
 CANDIDATES = 4
-"""Plans that are trained."""
+"""Plans with cut channels that are trained: those that promise most."""
 
 LEAST_SHARE = 0.35
 """Of the recipe's time: a plan predicted to be faster than this has lost too much to be trained back."""
@@ -159,7 +159,7 @@ def _tail(plan: Plan) -> tuple[Part, ...]:
 
 
 def _pruned(bench: Bench, found: Trial) -> list[Plan]:
-    """Give the plans with cut channels that are worth training, the fastest first."""
+    """Give the plans with cut channels that may be worth training: those that were built, and the refitted front's."""
     ground = survey(bench, found)
     if ground is None:
         return []
@@ -183,7 +183,9 @@ def _pruned(bench: Bench, found: Trial) -> list[Plan]:
     _record(bench, ground, first, scale, plans, measured)
     again = _worth(ground, front(ground.problem()))
     kept = [item for item in again if not _is_hopeless(bench, plans.get(item.choice))]
-    return [plans.get(item.choice) or _cut(found.plan, ground, item.choice) for item in _spread(kept, CANDIDATES)]
+    others = [plans.get(item.choice) or _cut(found.plan, ground, item.choice) for item in _spread(kept, CANDIDATES)]
+    built = [plan for plan in plans.values() if not _is_hopeless(bench, plan)]
+    return list({plan.key: plan for plan in (*built, *others)}.values())
 
 
 def _is_hopeless(bench: Bench, plan: Plan | None) -> bool:
@@ -345,23 +347,29 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     for plan in candidates:
         bench.run(plan)
     speeds = {key: _speed(bench, key) for key in by_key}
-    knobs, spent = _settled(bench, [plan for plan in candidates if _cuts(plan) and speeds[plan.key]])
-    epochs = _within_budget(bench, bench.task.effort.epochs - spent) / (1 + QAT_SHARE / 2)
+    cut_plans = sorted((p for p in candidates if _cuts(p) and speeds[p.key]), key=lambda p: -speeds[p.key])
+    settled = _settled(bench, [plan for plan in cut_plans if not _is_hopeless(bench, plan)])
+    knobs = settled.knobs
+    epochs = _within_budget(bench, bench.task.effort.epochs - settled.epochs) / (1 + QAT_SHARE / 2)
     least = LEAST_EPOCHS if epochs < bench.task.effort.epochs / 2 else 1.0
     if epochs < least:
         bench.note(f"nothing more is trained: there is time for {epochs:.2g} epochs; give a larger budget")
         return
-    ladder = [rung.epochs for rung in rungs(len(by_key), budget_epochs=epochs, least_epochs=least)]
+    entrants = min(len(cut_plans), CANDIDATES) + len(by_key) - len(cut_plans)
+    ladder = [rung.epochs for rung in rungs(entrants, budget_epochs=epochs, least_epochs=least)]
+    promises = {key: _promise(bench, key, speeds[key], left=settled.left(len(ladder))) for key in by_key}
+    chosen = {plan.key for plan in sorted(cut_plans, key=lambda plan: -promises[plan.key])[:CANDIDATES]}
+    by_key = {key: plan for key, plan in by_key.items() if key in chosen or not _cuts(plan)}
 
     def evaluate(key: str, effort: float) -> float:
         done = [each for each in ladder if each <= effort * 1.001]
         trial = bench.run(_tuned(bench, by_key[key], done, knobs))
         if trial.outcome != "measured":
             raise Unsupported("training", trial.reason or "it was not measured")
-        return _score(bench, trial, speeds[key], rungs_left=len(ladder) - len(done))
+        return _score(bench, trial, speeds[key], left=RECOVERY ** (len(ladder) - len(done)))
 
     made = successive_halving(
-        sorted(by_key, key=lambda key: -_promise(bench, key, speeds[key], rungs_left=len(ladder))),
+        sorted(by_key, key=lambda key: -promises[key]),
         evaluate,
         budget_epochs=epochs,
         least_epochs=least,
@@ -412,17 +420,30 @@ def _epochs(plan: Plan) -> float:
     return sum(float(part.settings["epochs"]) for part in plan.passes if part.name == "finetune")
 
 
-def _promise(bench: Bench, key: str, speed: float, *, rungs_left: int) -> float:
+def _promise(bench: Bench, key: str, speed: float, *, left: float) -> float:
     """Say what a candidate promises before it is trained; one that could not be measured comes last."""
     trial = bench.trials[key]
-    return _score(bench, trial, speed, rungs_left=rungs_left) if trial.outcome == "measured" else -math.inf
+    return _score(bench, trial, speed, left=left) if trial.outcome == "measured" else -math.inf
 
 
-def _settled(bench: Bench, plans: Sequence[Plan]) -> tuple[Knobs, float]:
-    """Settle the knobs by short trainings of the middle one of the plans; gives them, and the epochs that it took."""
+@dataclass(frozen=True)
+class Settled:
+    """The knobs, the epochs that it took to settle them, and the share of a drop that the shortest training left."""
+
+    knobs: Knobs = field(default_factory=Knobs)
+    epochs: float = 0.0
+    first: float = RECOVERY
+
+    def left(self, count: int) -> float:
+        """Give the share of a drop that is expected to be left after so many rungs."""
+        return self.first * RECOVERY ** (count - 1)
+
+
+def _settled(bench: Bench, plans: Sequence[Plan]) -> Settled:
+    """Settle the knobs by short trainings of the middle one of the plans, the fastest first."""
     each = bench.task.effort.epochs * KNOB_SHARE / KNOB_TRIES
     if not plans or each * bench.task.splits[TRAIN] < KNOB_STEPS * Recipe.batch:
-        return Knobs(), 0.0
+        return Settled()
     plan = plans[len(plans) // 2]
 
     def evaluate(knobs: Knobs) -> float:
@@ -436,11 +457,13 @@ def _settled(bench: Bench, plans: Sequence[Plan]) -> tuple[Knobs, float]:
         found = tune(evaluate, tries=KNOB_TRIES, seed=bench.task.seed)
     except MissingDependency as error:
         bench.note(f"learning rate, temperature and alpha are the usual ones: {error}")
-        return Knobs(), 0.0
+        return Settled()
     for reason in found.fallen:
         bench.note(f"fell out of the choice of knobs: {reason}")
     bench.note(f"trainings go on with {found.knobs}: after {each:.2g} epochs the drop was {found.loss:.2%}")
-    return found.knobs, each * KNOB_TRIES
+    before = max(loss(bench.trials[plan.key]), 1e-6)
+    share = found.loss / before if math.isfinite(found.loss) else RECOVERY
+    return Settled(found.knobs, each * KNOB_TRIES, min(max(share, 0.0), RECOVERY))
 
 
 def _cuts(plan: Plan) -> bool:
@@ -473,9 +496,9 @@ def _speed(bench: Bench, key: str) -> float:
     return 1.0 / cost(trial, bench.task.goal) if trial.outcome == "measured" else 0.0
 
 
-def _score(bench: Bench, trial: Trial, speed: float, *, rungs_left: int) -> float:
-    """Give the logarithm of the speed, less what the drop that is expected at the end is over the limit."""
+def _score(bench: Bench, trial: Trial, speed: float, *, left: float) -> float:
+    """Give the logarithm of the speed, less what a drop of which a share is ``left`` at the end is over the limit."""
     goal = bench.task.goal
     limit = max(goal.max_drop if goal.max_drop is not None else TOLERABLE_DROP, 1e-4)
-    expected = provable_drop(bench, trial) * RECOVERY**rungs_left
+    expected = provable_drop(bench, trial) * left
     return math.log(max(speed, 1e-12)) - PENALTY * max(0.0, expected - limit) / limit
