@@ -28,43 +28,45 @@ class Runs(Protocol):
 
 
 class Gate:
-    """Asked for each request; told of each answer. On the event loop's thread alone."""
+    """Asked for each request; told of each answer. On the event loop's thread alone.
 
-    def __init__(self, runs: Runs, line: Line, *, limits: Limits, turns: Turns) -> None:
+    It does not keep the instances, which keep it: a version that has gone leaves nothing to the collector.
+    """
+
+    def __init__(self, line: Line, *, limits: Limits, turns: Turns) -> None:
         self.margin = Margin()
-        self._runs = runs
         self._line = line
         self._limits = limits
         self._turns = turns
 
-    def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
+    def admit(self, runs: Runs, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
         """Say why a call, divided and limited, may not come in, or None."""
         limits, batcher, deadline_ns = self._limits, self._line.batcher, call.pieces[0].deadline_ns
         roomy = (
-            self._runs.calls < limits.concurrency
+            runs.calls < limits.concurrency
             and batcher.rows + call.rows <= limits.rows
             and batcher.n_bytes + n_bytes <= limits.n_bytes
         )
         if roomy and deadline_ns == NEVER and limits.wait_ns is None:
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
-        refused, expected_ns = self._judge(asked, now_ns)
+        refused, expected_ns = self._judge(runs, asked, now_ns)
         if refused is None and limits.wait_ns is not None and self.margin.concerns(expected_ns, limits.wait_ns):
             call.expected_ns = expected_ns
         return refused
 
-    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+    def refused(self, runs: Runs, asked: Asked, now_ns: int) -> ServeError | None:
         """Say why what is asked for may not come in, or None."""
-        return self._judge(asked, now_ns)[0]
+        return self._judge(runs, asked, now_ns)[0]
 
     def answered(self, call: Call, now_ns: int) -> None:
         """Take in how long an answer took, where it was predicted."""
         if call.expected_ns:
             self.margin.learn(now_ns - call.marks.ns[2], call.expected_ns)
 
-    def _judge(self, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
+    def _judge(self, runs: Runs, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
         """Give what ``refused`` does, and the time to the answer as predicted."""
-        runs, batcher = self._runs, self._line.batcher
+        batcher = self._line.batcher
         with self._line.lock:
             inside = Inside(calls=runs.calls, instances=runs.ready, free_ns=runs.free_ns(now_ns))
             expected_ns = predicted_ns(batcher, asked, inside)

@@ -112,7 +112,7 @@ class Model:
         if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
             return
         asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
-        refused = self.pool.gate.refused(asked, self._around.clock_ns())
+        refused = self.pool.refused(asked, self._around.clock_ns())
         if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
             raise refused
@@ -324,7 +324,7 @@ class Model:
             enter=self._enter,
             left=self.pool.ended,
             answer=lambda call, outcome: self._answer(call, outcome, kinds),
-            refused=self.pool.gate.refused,
+            refused=self.pool.refused,
             time_ns=self._time_ns,
         )
         model = Served(name=self.name, version=self.version, serving=self.read.deployment.serving)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
-from hasten.serve.admission import Limits
+from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER
 from hasten.serve.call import Call, Piece
 from hasten.serve.gate import Gate
@@ -93,7 +93,7 @@ class Pool:
         self._watch_ns = NEVER
         self._inline = False
         self._turn_due = False
-        self.gate = Gate(self, line, limits=work.limits, turns=around.turns)
+        self.gate = Gate(line, limits=work.limits, turns=around.turns)
         """Whether requests may come in."""
 
     @property
@@ -127,7 +127,11 @@ class Pool:
         """Say why a call, divided and limited, may not come in, or None."""
         if not self._ready and not self._opening:
             return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
-        return self.gate.admit(call, n_bytes, now_ns)
+        return self.gate.admit(self, call, n_bytes, now_ns)
+
+    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
+        """Say why what is asked for may not come in, or None."""
+        return self.gate.refused(self, asked, now_ns)
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
