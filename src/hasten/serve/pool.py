@@ -86,6 +86,8 @@ class Pool:
         """Instances that hang: told to end, and no more ours."""
         self._retry_s = FIRST_RETRY_S
         self._closing = False
+        self._ended: list[Instance] = []
+        """Instances that have told of their end since ``close``: their threads are about to."""
         self._over = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -163,6 +165,9 @@ class Pool:
     async def over(self) -> None:
         """Wait, after ``close``, until every instance has ended, save those that hang."""
         await self._over.wait()
+        ended, self._ended = self._ended, []
+        for instance in ended:
+            await asyncio.to_thread(instance.join)
 
     def close(self) -> None:
         """Fail what is inside, let the instances end after the run they are in."""
@@ -354,6 +359,8 @@ class Pool:
             return
         waiter = self._opening.pop(instance, None)
         self._ready.discard(instance)
+        if self._closing:
+            self._ended.append(instance)
         self._check_over()
         if waiter is not None and not waiter.done():
             waiter.set_exception(news.error or ModelNotReady(f"model {self.work.name!r} was unloaded"))

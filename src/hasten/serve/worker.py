@@ -270,11 +270,18 @@ class Instance:
         self._prepare = prepare
         self._post = post
         self._runner: Runner | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread. It is a daemon: a run that hangs forever must not keep the process from ending."""
         self.bell.acquire()
-        threading.Thread(target=self._main, name=self._name, daemon=True).start()
+        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until its thread, which has told that it ended, holds on to nothing any more."""
+        if self._thread is not None:
+            self._thread.join()
 
     def tell(self, news: News) -> None:
         """Tell the event loop."""
