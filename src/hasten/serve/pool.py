@@ -36,6 +36,9 @@ MUCH_LONGER = 4
 START_S = 120.0
 """A request waits no longer than this for the first worker that is started anew."""
 
+THREAD_S = 0.001
+"""What a thread takes, at most but for a busy machine, from its last word to its end."""
+
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
 """A worker that cannot be replaced is tried again after these times, each twice the one before."""
@@ -165,9 +168,9 @@ class Pool:
     async def over(self) -> None:
         """Wait, after ``close``, until every instance has ended, save those that hang."""
         await self._over.wait()
-        ended, self._ended = self._ended, []
-        for instance in ended:
-            await asyncio.to_thread(instance.join)
+        while not all(instance.over for instance in self._ended):
+            await asyncio.sleep(THREAD_S)  # no event tells of it, and another thread that waits would hold on to them
+        self._ended.clear()
 
     def close(self) -> None:
         """Fail what is inside, let the instances end after the run they are in."""

@@ -278,10 +278,10 @@ class Instance:
         self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
-        """Wait until its thread, which has told that it ended, holds on to nothing any more."""
-        if self._thread is not None:
-            self._thread.join()
+    @property
+    def over(self) -> bool:
+        """Its thread, which tells of its end a little before, holds on to nothing any more."""
+        return self._thread is None or not self._thread.is_alive()
 
     def tell(self, news: News) -> None:
         """Tell the event loop."""
