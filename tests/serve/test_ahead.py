@@ -78,8 +78,9 @@ def test_the_next_whole_batch_waits_in_the_child_and_each_request_gets_its_own_r
 def test_what_is_less_than_a_whole_batch_is_not_taken_ahead(tmp_path: Path) -> None:
     async def work() -> None:
         service, instance, runner = await started(tmp_path / "net")
+        before = runner._at
         tasks = await asked(service, 2 * LARGEST - 1)
-        while runner._begun.__len__() < 1:
+        while runner._begun or runner._at == before:  # until it has begun one, and waits for it
             await asyncio.sleep(0.001)
         assert [batch.rows for batch in instance.batches] == [LARGEST]
         os.kill(runner.pid, signal.SIGCONT)
