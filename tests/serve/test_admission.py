@@ -30,9 +30,9 @@ def asked(rows: int = 1, **more: int) -> Asked:
     return Asked(**{"rows": rows, "n_bytes": 16 * rows, "priority": 8, **more})
 
 
-def judged(batcher: Batcher[Entry], wanted: Asked, *, factor: float = 1.0, waited_ns: int = 0, **more: Any) -> object:
+def judged(batcher: Batcher[Entry], wanted: Asked, *, factor: float = 1.0, **more: Any) -> object:
     wait_ns = int(predicted_ns(batcher, wanted, more["inside"]) * factor)
-    return refusal(batcher, wanted, late_ns=(wait_ns, waited_ns), **more)
+    return refusal(batcher, wanted, wait_ns=wait_ns, **more)
 
 
 @pytest.mark.parametrize(

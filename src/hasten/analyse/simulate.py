@@ -272,8 +272,8 @@ class _Machine:
         asked = Asked(
             rows=rows, n_bytes=rows * ROW_BYTES, priority=self.setup.serving.priority, deadline_ns=deadline_ns
         )
-        late_ns = predicted_ns(batcher, asked, inside), 0
-        return refusal(batcher, asked, limits=limits, inside=inside, now_ns=self.now_ns, late_ns=late_ns) is not None
+        wait_ns = predicted_ns(batcher, asked, inside)
+        return refusal(batcher, asked, limits=limits, inside=inside, now_ns=self.now_ns, wait_ns=wait_ns) is not None
 
     def look(self, i: int) -> None:
         """End a request whose time is over."""

@@ -103,21 +103,20 @@ class RequestTemplates:
         parted = json_templates.part(text)
         if parted is None or len(parted.head) > LONGEST_HEAD_BYTES:
             return self._read(text, None, metadata)
-        head, name = (_without_id(parted.head) if b'"id"' in parted.head else None) or (parted.head, "")
+        head, name = _without_id(parted.head) or (parted.head, None)  # None: an id, if any, stays in the head
         known = self._plain.get(head)
-        if known is not None and known.takes_id == (head is not parted.head):
+        if known is not None:
             inputs = self._numbers.tensors(text, parted, known.slots)
             if inputs is not None:
-                own = name if known.takes_id else known.request.id
+                own = known.request.id if name is None else name
                 return msgspec.structs.replace(known.request, id=own, inputs=inputs)
         request = self._read(text, None, metadata)
-        if known is None and (head is parted.head or (request.id == name and name)):
+        if known is None and (name is None or (name and request.id == name)):
             slots = json_templates.slots_of(request, rest.said_of(parted.head))
             if slots is not None and len(slots) == len(parted.parts):
                 if len(self._plain) >= KEPT_HEADS:
                     self._plain.clear()
-                bare = msgspec.structs.replace(request, inputs=())
-                self._plain[head] = _Plain(bare, slots, head is not parted.head)
+                self._plain[head] = _Plain(msgspec.structs.replace(request, inputs=()), slots)
         return request
 
     def _read(
@@ -153,8 +152,6 @@ class _Plain:
 
     request: InferRequest
     slots: tuple[json_templates.Slot, ...]
-    takes_id: bool
-    """The place that was emptied is the request's own id."""
 
 
 def _without_id(head: bytes) -> tuple[bytes, str] | None:

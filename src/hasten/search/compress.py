@@ -350,10 +350,13 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     cut_plans = sorted((p for p in candidates if _cuts(p) and speeds[p.key]), key=lambda p: -speeds[p.key])
     settled = _settled(bench, [plan for plan in cut_plans if not _is_hopeless(bench, plan)])
     knobs = settled.knobs
-    epochs = _within_budget(bench, bench.task.effort.epochs - settled.epochs) / (1 + QAT_SHARE / 2)
-    least = LEAST_EPOCHS if epochs < bench.task.effort.epochs / 2 else 1.0
+    wanted = bench.task.effort.epochs - settled.epochs
+    allowed = _within_budget(bench, wanted)
+    epochs = allowed / (1 + QAT_SHARE / 2)
+    least = LEAST_EPOCHS if allowed < wanted or epochs < 1.0 else 1.0
     if epochs < least:
-        bench.note(f"nothing more is trained: there is time for {epochs:.2g} epochs; give a larger budget")
+        more = "budget" if allowed < wanted else "number of epochs"
+        bench.note(f"nothing more is trained: {epochs:.2g} epochs are too few for the candidates; give a larger {more}")
         return
     entrants = min(len(cut_plans), CANDIDATES) + len(by_key) - len(cut_plans)
     ladder = [rung.epochs for rung in rungs(entrants, budget_epochs=epochs, least_epochs=least)]

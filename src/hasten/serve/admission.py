@@ -79,14 +79,20 @@ def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
 
 
 def refusal(
-    batcher: Batcher[E], asked: Asked, *, limits: Limits, inside: Inside, now_ns: int, late_ns: tuple[int, int]
+    batcher: Batcher[E],
+    asked: Asked,
+    *,
+    limits: Limits,
+    inside: Inside,
+    now_ns: int,
+    wait_ns: int,
+    waited_ns: int = 0,
 ) -> ServeError | None:
     """Say why the request may not come in, or None.
 
-    ``late_ns`` is how long from now its answer would take, and how long it has waited to be read.
+    Its answer would take ``wait_ns`` from now, and it has waited for ``waited_ns`` to be read.
     One that finds an idle instance and an empty queue is never refused for its wait.
     """
-    wait_ns, waited_ns = late_ns
     retry_s = max(wait_ns / 1e9, LEAST_RETRY_S)
     if now_ns >= asked.deadline_ns:
         return DeadlineExceeded("its time was over when it arrived; give it a longer timeout")

@@ -59,10 +59,10 @@ class Gate:
         """Say why what is asked for may not come in, or None."""
         return self._judge(runs, asked, now_ns)[0]
 
-    def answered(self, call: Call, now_ns: int) -> None:
+    def answered(self, call: Call) -> None:
         """Take in how long an answer took, where it was predicted."""
         if call.expected_ns:
-            self.margin.learn(now_ns - call.marks.ns[2], call.expected_ns)
+            self.margin.learn(self._line.clock_ns() - call.marks.ns[2], call.expected_ns)
 
     def _judge(self, runs: Runs, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
         """Give what ``refused`` does, and the time to the answer as predicted."""
@@ -70,6 +70,13 @@ class Gate:
         with self._line.lock:
             inside = Inside(calls=runs.calls, instances=runs.ready, free_ns=runs.free_ns(now_ns))
             expected_ns = predicted_ns(batcher, asked, inside)
-            late_ns = int(expected_ns * self.margin.factor), self._turns.waited_ns(now_ns)
-            refused = refusal(batcher, asked, limits=self._limits, inside=inside, now_ns=now_ns, late_ns=late_ns)
+            refused = refusal(
+                batcher,
+                asked,
+                limits=self._limits,
+                inside=inside,
+                now_ns=now_ns,
+                wait_ns=int(expected_ns * self.margin.factor),
+                waited_ns=self._turns.waited_ns(now_ns),
+            )
         return refused, expected_ns

@@ -19,7 +19,7 @@ from hasten.protocol.http2_frames import Broken, Code
 from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import Credit, HeaderBlocks
 from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, grow, is_cut_short, take_whole
-from hasten.serve.http2_sending import Sending
+from hasten.serve.http2_sending import NO_CALLS, Sending
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
@@ -35,7 +35,6 @@ FRAME_BYTES = 65_536
 STREAM_WINDOW = 2**20
 CONNECTION_WINDOW = 2**24
 CONTINUATIONS = 8
-NO_CALLS: Mapping[int, Call] = {}
 
 
 class Common(Protocol):

@@ -30,10 +30,13 @@ class Open(Protocol):
         """What was gathered has been written."""
 
 
+NO_CALLS: Mapping[int, Call] = MappingProxyType({})
+
+
 class Gone:
     """No connection any more."""
 
-    calls: Mapping[int, Call] = MappingProxyType({})
+    calls = NO_CALLS
 
     def done(self, call: Call) -> None:
         """Nobody hears it."""

@@ -340,7 +340,7 @@ class Pool:
                     _mark(piece, ran, instance.number)
                     try:
                         piece.call.part(piece.index, part)
-                        self.gate.answered(piece.call, self.line.clock_ns())
+                        self.gate.answered(piece.call)
                     except Exception:  # a defect in telling one must not leave its batch-mates waiting
                         logger.exception("an answer of model %r could not be told", self.work.name)
         if ours:
