@@ -157,6 +157,13 @@ def test_what_only_looks_like_a_list_of_elements_is_not_taken_for_one(body: byte
         assert_same(templates, sent)
 
 
+@pytest.mark.parametrize("data", ["[[1],[2,3,4]]", "[[1,2,3,4]]", "[[1,2],[3],[4]]", "[[[1,2],[3,4]]]", "[1,2,3,4]"])
+def test_elements_of_a_known_head_that_are_nested_otherwise_are_told_as_if_they_were_the_first(data: str) -> None:
+    templates = rest_templates.RequestTemplates("net", None)
+    known(templates, NESTED)
+    assert_same(templates, NESTED.replace(b"[[1, 2], [3, 4]]", data.encode()))
+
+
 def test_more_elements_than_the_shape_wants_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     templates = rest_templates.RequestTemplates("net", None)
     known(templates, FLAT)

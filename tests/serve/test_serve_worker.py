@@ -298,6 +298,26 @@ def test_answers_that_come_later_than_predicted_make_admission_stricter(
     run(work())
 
 
+def test_a_request_that_waited_in_its_socket_for_longer_than_the_objective_is_refused(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=10_000))
+
+    async def work() -> None:
+        service = await started(path)
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        late = asyncio.create_task(service.infer(request(rows(1))))
+        await asyncio.sleep(0)
+        service.turns.reads(time.perf_counter_ns() - 11 * 10**9)  # a turn that has gone on for eleven seconds
+        with pytest.raises(Overloaded) as refused:
+            await service.infer(request(rows(1)))
+        assert refused.value.reason == "predicted_wait"
+        faulty.release.set()
+        await asyncio.gather(hung, late)
+        await service.stop()
+
+    run(work())
+
+
 def test_stopping_with_a_worker_that_hangs_fails_its_requests_and_ends(tmp_path: Path) -> None:
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1))
 

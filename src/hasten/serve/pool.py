@@ -380,10 +380,10 @@ class Pool:
 
     def _abandon(self, instance: Instance) -> None:
         """Fail what a hanging instance runs, and put another in its place."""
-        pieces = _pieces_of(instance)  # before its child is killed, and its thread lets go of them
+        running = instance.running  # before its child is killed: then its thread puts back what follows
         self._lose(instance)
         seconds = self.work.run_limit_ns / 1e9
-        for piece in pieces:
+        for piece in () if running is None else running.entries:
             piece.call.fail(ServerFault(f"the worker did not answer within {seconds:g} s and was replaced"))
 
     def _fail_waiting(self, why: str, before_ns: int) -> None:

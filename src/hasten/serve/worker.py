@@ -196,7 +196,7 @@ class Line:
     def back(self, instance: Instance, batch: Batch[Piece]) -> None:
         """Put back a batch that was taken and not begun."""
         with self.lock:
-            instance.running = None
+            instance.running = instance.following = None
             for piece in batch.entries:
                 if not piece.call.over:
                     self.batcher.put(piece, self.clock_ns())
@@ -368,7 +368,8 @@ class Instance:
     def _run_on(self, runner: Ahead, begun: Begun) -> bool:
         """Finish a batch, and those that follow it: each is begun while the one before runs, where a whole one waits.
 
-        False where the runner is lost, and with it the batch that followed.
+        False where the runner is lost. The batch that followed waits again then: a child answers a run before it begins
+        the next, so that it was not begun.
         """
         while True:
             following = self._follow(runner, begun)
@@ -377,6 +378,10 @@ class Instance:
                 self.running = None
                 self.tell(ran)
                 return not ran.lost
+            if ran.lost:
+                self.tell(ran)
+                self.line.back(self, following.batch)
+                return False
             self.began_ns = ran.ended_ns  # before ``running``, as in ``take``
             self.running, self.following = following.batch, None
             self.tell(ran)
