@@ -20,8 +20,8 @@ from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded
 from hasten.protocol.messages import InferResponse
 from hasten.serve import pool as pools
-from hasten.serve import warm as warming_of
 from hasten.serve.intake import batch_axis
+from hasten.serve.pace import LEAST_S, SHARE, Pace
 from hasten.serve.reading import Read, read_bundle
 from hasten.serve.repository import Bundle, open_repository
 from hasten.serve.runner import Clock, LocalRunner, Outputs
@@ -213,9 +213,19 @@ def test_fewer_rows_never_count_as_dearer_than_more_of_them(tmp_path: Path) -> N
     session.close()
 
 
+def test_between_the_steps_of_reading_a_bundle_the_requests_beside_it_get_their_turn(tmp_path: Path) -> None:
+    rests: list[float] = []
+    where = Bundle("net", "1", bundle(tmp_path / "net"), (0, 0))
+    read_bundle(where, pace=Pace(lambda: False, rests.append))
+    assert not rests
+    read_bundle(where, pace=Pace(lambda: True, rests.append))
+    assert len(rests) == 4  # the TOML file, the manifest, the files' digests, the engine and the steps
+    assert min(rests) >= LEAST_S
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_version_that_is_warmed_beside_requests_leaves_them_two_thirds_of_the_time(
-    tmp_path: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, beside: bool
 ) -> None:
     read = read_bundle(Bundle("net", "1", bundle(tmp_path / "net"), (0, 0)))
     now_ns, rested_s = 0, 0.0
@@ -230,10 +240,9 @@ def test_a_version_that_is_warmed_beside_requests_leaves_them_two_thirds_of_the_
         nonlocal rested_s
         rested_s += seconds
 
-    monkeypatch.setattr(warming_of.time, "sleep", rest)
     session = read.engine.open(read.artifact)
-    warming = warming_by(lambda: now_ns, read, beside=lambda: beside)
-    timed = 2 * warming_of.TIMED_RUNS
+    warming = warming_by(lambda: now_ns, read, pace=Pace(lambda: beside, rest))
     warm(Slow(session), warming)
     session.close()
-    assert rested_s == pytest.approx(2 * timed * 0.04 if beside else 0.0)
+    opened_s = LEAST_S
+    assert rested_s == pytest.approx(opened_s + SHARE * now_ns / 1e9 if beside else 0.0)

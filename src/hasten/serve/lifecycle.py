@@ -159,16 +159,20 @@ class Family:
             return all(await asyncio.gather(*self._draining))
 
     async def _prepared(self, bundle: Bundle, old: Version | None) -> tuple[Version, float | None]:
+        await self._around.pace.pause()  # the repository was read just now
         composition = await asyncio.to_thread(read_composition, bundle.path)
         if composition is not None:
             composed = Composed(bundle, composition, self._around)
             await composed.load()
             return composed, None
-        read = await asyncio.to_thread(read_bundle, bundle, self._around.code, beside=self._around.serving())
+        read = await asyncio.to_thread(read_bundle, bundle, self._around.code, self._around.pace)
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()
-            return fresh, await _compared(fresh, warm, old) if isinstance(old, Model) else None
+            await self._around.pace.pause()
+            change = await _compared(fresh, warm, old) if isinstance(old, Model) else None
+            await self._around.pace.pause()
+            return fresh, change
         except BaseException:  # also where the one who asked for it has left
             fresh.fail()
             raise

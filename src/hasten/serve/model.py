@@ -340,7 +340,7 @@ class Model:
             golden=read.golden,
             precision=read.engine.precision,
             clock_ns=self._around.clock_ns,
-            beside=self._around.serving,
+            pace=self._around.pace,
         )
         wait_ms = serving.objective_ms
         return Work(

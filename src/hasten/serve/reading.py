@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Artifact
@@ -15,6 +13,7 @@ from hasten.golden import Golden, read_golden
 from hasten.host import this_host
 from hasten.plan import Part, load_part
 from hasten.serve.intake import batch_axis
+from hasten.serve.pace import Pace
 from hasten.serve.repository import Bundle
 from hasten.steps.pipeline import Pipeline, Table, open_pipeline
 from hasten.steps.step import Around, Place
@@ -31,25 +30,21 @@ class Read:
     pipeline: Pipeline | None = None
 
 
-REST_S = 0.005
-"""Between two steps of reading a bundle beside requests: they hold the interpreter for up to a millisecond each."""
-
-
-def read_bundle(bundle: Bundle, code: Path | None = None, *, beside: bool = False) -> Read:
+def read_bundle(bundle: Bundle, code: Path | None = None, pace: Pace | None = None) -> Read:
     """Read a bundle, check its digests, that this host can run it, and that its steps fit. Blocks.
 
     Args:
         bundle: Where it lies.
         code: The folder whose Python files its steps may run; None: none.
-        beside: Requests are served meanwhile: let them through between the steps.
+        pace: Rests between the steps; None: at once.
 
     Raises:
         StoreError: it is damaged, was built for another processor, or a step does not fit. HastenError: its engine
             cannot be had.
     """
-    between = partial(time.sleep, REST_S) if beside else _at_once
-    deployment, artifact = read_deployment(bundle.path, between)
-    between()
+    pace = pace or Pace()
+    deployment, artifact = read_deployment(bundle.path, pace.rest)
+    pace.rest()
     here = this_host()
     if artifact.host not in (None, here.binding):
         raise StoreError(
@@ -58,12 +53,8 @@ def read_bundle(bundle: Bundle, code: Path | None = None, *, beside: bool = Fals
         )
     engine: Engine = load_part("engine", Part(deployment.engine, deployment.settings))
     pipeline = open_steps(bundle.path, deployment, artifact, code)
-    between()
+    pace.rest()
     return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)
-
-
-def _at_once() -> None:
-    """Nobody waits."""
 
 
 def open_steps(path: Path, deployment: Deployment, artifact: Artifact, code: Path | None) -> Pipeline | None:

@@ -17,6 +17,7 @@ from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
+from hasten.serve.pace import Pace
 from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
 from hasten.serve.shared_memory import SharedMemory
@@ -121,7 +122,7 @@ class Service:
             turns=self.turns,
             code=self._code,
             members=self,
-            serving=lambda: self._started,
+            pace=Pace(lambda: self._started),
             gone=self._gone,
         )
         for name in found:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hasten.protocol.messages import InferResponse, ModelMetadata
 from hasten.serve.cork import Cork
+from hasten.serve.pace import Pace
 from hasten.serve.runner import Clock
 from hasten.serve.ticket import Infers, Marks
 from hasten.serve.turns import Turns
@@ -49,7 +50,7 @@ class Surroundings:
     """The folder whose Python files steps may run; None: none."""
     members: Members | None = None
     """Where a deployment made of others finds its members; None: nowhere."""
-    serving: Callable[[], bool] = lambda: False
-    """Requests are taken already: what is loaded now is loaded beside them. Asked from any thread."""
+    pace: Pace = field(default_factory=Pace)
+    """How loads rest: requests may be taken already."""
     gone: Callable[[], object] = lambda: None
     """Told when a version has gone, and nothing of it is needed any more."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,7 @@ from hasten.golden import Golden
 from hasten.serve.batching import Batch, Entry
 from hasten.serve.costs import CostCurve
 from hasten.serve.joining import join, split
+from hasten.serve.pace import Pace
 from hasten.serve.runner import Clock, Runner
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
@@ -23,9 +24,6 @@ them, there are no more than so many runs, or so many nanoseconds of them."""
 
 DISTURBED, DISTURBED_NS = 1.25, 10_000
 """A run that took so many times its thread's own time, and this long, waited for the interpreter or a processor."""
-
-REST, LEAST_REST_S = 2.0, 0.005
-"""After three runs beside a server's requests, so many times as long is left to them, and at least so much."""
 
 OPEN_LENGTHS = (8, 1, 32, 224)
 """What a symbolic axis is tried with where no golden sample tells its length."""
@@ -43,8 +41,8 @@ class Warming:
     clock_ns: Clock
     spent_ns: Clock = time.thread_time_ns
     """What the calling thread has computed."""
-    beside: Callable[[], bool] = lambda: False
-    """Requests are served meanwhile: the runs take a share of the time only."""
+    pace: Pace = field(default_factory=Pace)
+    """How the runs rest where requests are served meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +65,40 @@ def warm(runner: Runner, warming: Warming) -> Warm:
         BuildFailed: it does not run, or its outputs do not have a row for each row.
         Untrusted: it does not give the golden answers, or gives what is not finite.
     """
+    warming.pace.rest()  # the model was opened just now
+    since_ns = warming.clock_ns()
     row = _probe(runner, warming)
+    _rest(warming, since_ns)
     costs: dict[int, int] = {}
     for size in warming.sizes:
         feed = row if warming.axis is None else {n: np.repeat(a[:1], size, axis=0) for n, a in row.items()}
-        _check_rows(runner.run(feed), size, warming)
-        costs[size] = _timed(runner, feed, warming)
+        costs[size] = _timed(runner, feed, size, warming)
     least_ns = costs[warming.sizes[-1]]
     for more, fewer in pairwise(reversed(warming.sizes)):
         costs[fewer] = min(costs[fewer], costs[more])  # fewer rows could run as more of them, with padding
     golden = warming.golden
     probes = row if golden is None else golden.inputs
+    since_ns = warming.clock_ns()
     got = answers(runner, probes, warming)
+    _rest(warming, since_ns)
     if golden is not None:
         precision = warming.precision if warming.precision in ("float16", "bfloat16") else None
         golden.check(got, precision=precision)
-    return Warm(costs, probes, got, least_ns, beside=warming.beside())
+    return Warm(costs, probes, got, least_ns, beside=warming.pace.beside())
 
 
-def _timed(runner: Runner, feed: Feed, warming: Warming) -> int:
-    """Give the time of an undisturbed run, in nanoseconds; of the least disturbed one, where there was no other.
+def _timed(runner: Runner, feed: Feed, size: int, warming: Warming) -> int:
+    """Check the rows of one run, then give the time of an undisturbed one in nanoseconds, or of the least disturbed.
 
     A busy event loop takes the interpreter away in the middle of a run: that must not be what is learnt, or a version
     that is loaded under load would be taken for a slow one. Where another thread or process computes, a run cannot be
     told from one that waits, and the shortest of many counts.
     """
+    since_ns = warming.clock_ns()
+    _check_rows(runner.run(feed), size, warming)
     times: list[int] = []
     whole: list[int] = []
-    wanted = 2 if warming.beside() else TIMED_RUNS  # every run takes the interpreter from the requests
+    wanted = 2 if warming.pace.beside() else TIMED_RUNS  # every run takes the interpreter from the requests
     while len(whole) < wanted and len(times) < MOST_RUNS:
         if len(times) >= TIMED_RUNS and sum(times) >= ENOUGH_NS:
             break
@@ -104,9 +108,17 @@ def _timed(runner: Runner, feed: Feed, warming: Warming) -> int:
         times.append(took)
         if took <= DISTURBED * (warming.spent_ns() - spent) + DISTURBED_NS:
             whole.append(took)
-        if len(times) % TIMED_RUNS == 0 and warming.beside():  # a run right behind another finds the caches warm
-            time.sleep(max(REST * sum(times[-TIMED_RUNS:]) / 1e9, LEAST_REST_S))
+        if len(times) % TIMED_RUNS == 0:  # a run right behind another finds the caches warm
+            since_ns = _rest(warming, since_ns)
+    if len(times) % TIMED_RUNS:
+        _rest(warming, since_ns)
     return min(whole or times)
+
+
+def _rest(warming: Warming, since_ns: int) -> int:
+    """Rest as what was done since then asks for; give the time."""
+    warming.pace.rest((warming.clock_ns() - since_ns) / 1e9)
+    return warming.clock_ns()
 
 
 def answers(runner: Runner, feed: Feed, warming: Warming) -> dict[str, Array]:
