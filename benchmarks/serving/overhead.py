@@ -1,6 +1,6 @@
-"""What the service adds to a bare session call, one small binary request at a time, at a moderate rate.
+"""What the service adds to a bare session call, one small binary request at a time, at moderate rates.
 
-    python benchmarks/serving/overhead.py [--rate 300] [--rounds 6]
+    python benchmarks/serving/overhead.py [--rates 300 1000 2000] [--rounds 6]
 
 In turns: hasten with the tiny MLP, and a server that answers at once and does nothing (benchmarks/load/servers.py):
 what the machine's network and the generator take by themselves. The server has the last core, the generator the first.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -70,13 +71,13 @@ def measured(load, rate: float, seconds: float, seed: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=300)
+    parser.add_argument("--rates", type=float, nargs="+", default=[300, 1000, 2000], help="requests a second")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4)
     asked = parser.parse_args()
     core = (os.cpu_count() or 2) - 1
     since = ticks()
-    rounds = []
+    rounds: dict[float, list[dict[str, float]]] = {rate: [] for rate in asked.rates}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         bundle = write_bundle(folder, "mlp", Serving(instances=1))
@@ -92,35 +93,36 @@ def main() -> None:
                 open_load(ours, payloads_of(ours, Samples({"x": x}))) as first,
                 open_load(bare, payloads_of_files(bare, [folder / "body"])) as second,
             ):
-                for turn in range(asked.rounds):
-                    run = measured(first, asked.rate, asked.seconds, 10 * turn)
-                    nothing = measured(second, asked.rate, asked.seconds, 10 * turn)
+                for turn, rate in itertools.product(range(asked.rounds), asked.rates):
+                    run = measured(first, rate, asked.seconds, 10 * turn)
+                    nothing = measured(second, rate, asked.seconds, 10 * turn)
                     joined = join_phases(run)
                     inside = joined.response_ns - joined.part("transfer") - joined.part("transfer_back")
-                    rounds.append(
+                    rounds[rate].append(
                         {
                             "response_p50_us": quantile(times_of(run), 0.5) / 1e3,
                             "null_p50_us": quantile(times_of(nothing), 0.5) / 1e3,
                             "inside_p50_us": quantile(inside - joined.part("issue_delay"), 0.5) / 1e3,
                             "infer_p50_us": quantile(joined.part("infer"), 0.5) / 1e3,
-                            "session_us": session_us(bundle, {"x": x[:1]}, asked.rate),
+                            "session_us": session_us(bundle, {"x": x[:1]}, rate),
                         }
                     )
-                    print(rounds[-1], flush=True)
-    medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+                    print(rate, rounds[rate][-1], flush=True)
+    medians = {
+        rate: {key: statistics.median(one[key] for one in found) for key in found[0]} for rate, found in rounds.items()
+    }
     document = {
-        "rate": asked.rate,
-        "medians": medians,
-        "rounds": rounds,
+        "rates": [{"rate": rate, "medians": medians[rate], "rounds": rounds[rate]} for rate in asked.rates],
         "load": msgspec.to_builtins(load_since(since)),
     }
     document |= {"host": msgspec.to_builtins(this_host()), "versions": versions()}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "overhead.json").write_text(json.dumps(document, indent=1) + "\n")
-    over = medians["response_p50_us"] - medians["session_us"]
-    print(f"p50 {medians['response_p50_us']:.0f} us, a bare call {medians['session_us']:.0f} us: {over:.0f} us over it")
-    print(f"a server that does nothing: {medians['null_p50_us']:.0f} us; over that and the call:", end=" ")
-    print(f"{over - medians['null_p50_us']:.0f} us; inside the server {medians['inside_p50_us']:.0f} us")
+    for rate, found in medians.items():
+        over = found["response_p50_us"] - found["session_us"]
+        print(f"{rate:g}/s: p50 {found['response_p50_us']:.0f} us, a bare call {found['session_us']:.0f} us;", end=" ")
+        print(f"a server that does nothing {found['null_p50_us']:.0f} us; over both", end=" ")
+        print(f"{over - found['null_p50_us']:.0f} us; inside the server {found['inside_p50_us']:.0f} us")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ class ResponseTemplates:
     def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
         """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
         outputs = response.outputs
-        if response.parameters or request.outputs or request.parameters.get(rest.ALL) is not True:
+        if response.parameters or not _wants_binary(request):
             return rest.encode_response(response, request, regions=self._regions)
         described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
         key = (response.model, response.version, described)
@@ -203,6 +203,17 @@ class ResponseTemplates:
         if response.id:  # it is written last
             head = b'%b,"id":%b}' % (head[:-1], _JSON.encode(response.id))
         return [head, *[_bytes_of(tensor.data) for tensor in outputs]], len(head)
+
+
+def _wants_binary(request: InferRequest) -> bool:
+    """Say whether every output is to be bytes behind the JSON, and nothing else is asked of any."""
+    usual = request.parameters.get(rest.ALL) is True
+    for output in request.outputs:
+        if output.parameters and (len(output.parameters) > 1 or rest.ASKED not in output.parameters):
+            return False
+        if not (usual if output.binary is None else output.binary):
+            return False
+    return usual if not request.outputs else True
 
 
 def _bytes_of(data: Array) -> bytes | memoryview:
