@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -162,6 +163,20 @@ def test_elements_of_a_known_head_that_are_nested_otherwise_are_told_as_if_they_
     templates = rest_templates.RequestTemplates("net", None)
     known(templates, NESTED)
     assert_same(templates, NESTED.replace(b"[[1, 2], [3, 4]]", data.encode()))
+
+
+@pytest.mark.parametrize("shape", [[2**28, 0], [0, 2**28], [2**45, 0]])
+@pytest.mark.parametrize("nested", [b"[[]]", b"[[],[]]"])
+def test_a_shape_without_elements_whose_other_axis_is_huge_takes_no_memory(shape: list[int], nested: bytes) -> None:
+    templates = rest_templates.RequestTemplates("net", None)
+    head = b'{"inputs":[{"name":"x","shape":%b,"datatype":"FP32","data":' % json.dumps(shape).encode()
+    known(templates, head + b"[]}]}")
+    tracemalloc.start()
+    try:
+        assert_same(templates, head + nested + b"}]}")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_elements_than_the_shape_wants_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

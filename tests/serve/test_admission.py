@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hasten.errors import DeadlineExceeded, Overloaded
+from hasten.protocol.messages import InferRequest
 from hasten.serve.admission import LARGEST_FACTOR, WITHIN, Asked, Inside, Limits, Margin, predicted_ns, refusal
-from hasten.serve.batching import Batcher, Entry
+from hasten.serve.batching import NEVER, Batcher, Entry
+from hasten.serve.call import Call
 from hasten.serve.costs import CostCurve
+from hasten.serve.gate import Gate
+from hasten.serve.intake import TakenIn
+from hasten.serve.ticket import Marks
+from hasten.serve.turns import Turns
+from hasten.serve.worker import Line
 
 MS = 1_000_000
 ROOMY = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000)
@@ -120,3 +128,44 @@ def test_what_waited_to_be_read_counts_against_the_objective() -> None:
     assert isinstance(error, Overloaded)
     assert error.reason == "predicted_wait"
     assert "11.0 ms" in str(error)
+
+
+def test_what_is_learnt_is_the_time_from_admission_to_the_last_piece() -> None:
+    """A request that steps have prepared for long came to its model late: that says nothing of the model's queue."""
+    now_ns = 100 * MS
+    line: Line = Line(Batcher(CostCurve((1, 2))), lambda: now_ns)
+    line.batcher.costs.update(2, 5 * MS)
+    gate = Gate(line, limits=Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=10 * MS), turns=Turns())
+    marks = Marks()
+    marks.ns[2] = 1  # it arrived long before it was prepared
+    call = Call(InferRequest(model="net", inputs=()), marks, done=lambda _: None, priority=1, finish=lambda *_: None)
+    feed = {"x": np.zeros((4, 1), np.float32)}
+    call.rows = 4
+    assert gate.admit(Runs(calls=0, ready=1), call, n_bytes=16, deadline_ns=NEVER, now_ns=now_ns) is None
+    assert call.expected_ns == 10 * MS
+    call.divide(TakenIn(feed, 4, "k", 16), 2)
+    now_ns += 9 * MS
+    for index, factor in ((0, 1.0), (1, 1.0)):
+        call.part(index, {"y": np.zeros((2, 1), np.float32)})
+        gate.answered(call)
+        assert gate.margin.factor == factor
+    late = Call(InferRequest(model="net", inputs=()), Marks(), done=lambda _: None, priority=1, finish=lambda *_: None)
+    late.rows = 4
+    gate.admit(Runs(calls=0, ready=1), late, n_bytes=16, deadline_ns=NEVER, now_ns=now_ns)
+    late.divide(TakenIn(feed, 4, "k", 16), 2)
+    now_ns += 11 * MS
+    late.part(0, {"y": np.zeros((2, 1), np.float32)})
+    gate.answered(late)
+    assert gate.margin.factor == 1.0, "it is not answered yet"
+    late.part(1, {"y": np.zeros((2, 1), np.float32)})
+    gate.answered(late)
+    assert gate.margin.factor > 1.0
+
+
+@dataclass(frozen=True)
+class Runs:
+    calls: int
+    ready: int
+
+    def free_ns(self, now_ns: int) -> int:
+        return 0

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hasten.deployment import Serving
-from hasten.errors import ServerFault
+from hasten.deployment import Serving, read_deployment
+from hasten.errors import ChildCrashed, ServerFault
 from hasten.protocol.messages import InferResponse
 from hasten.serve.child import ChildRunner
 from hasten.serve.repository import open_repository
@@ -132,3 +133,32 @@ def test_time_in_the_slot_is_waiting_and_no_part_of_the_run(tmp_path: Path) -> N
         await service.stop()
 
     run(work())
+
+
+def test_what_a_lost_child_had_not_begun_fails_where_its_model_was_unloaded_meanwhile(tmp_path: Path) -> None:
+    async def work() -> None:
+        service, instance, runner = await started(tmp_path / "net")
+        tasks = await asked(service, 2 * LARGEST)
+        await until_two_are_in(instance)
+        service.models()[0].line.close()
+        os.kill(runner.pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, ServerFault) for outcome in outcomes)
+        assert sum("before this request was run" in str(outcome) for outcome in outcomes) == LARGEST
+        await service.stop()
+
+    run(work())
+
+
+def test_a_child_that_cannot_be_started_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment, artifact = read_deployment(bundle(tmp_path / "net", serving=SERVING))
+
+    def none_left(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        with pytest.raises(ChildCrashed, match="no process can be started: Resource temporarily unavailable"):
+            ChildRunner.start(deployment, artifact, largest=LARGEST)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 import grpc
+import grpc.aio
 
 from hasten.protocol import grpc as codec
 from hasten.serve import grpc_side as side
-from hasten.serve.app import Listening, Open, Transport
+from hasten.serve.app import Listening, Open, Transport, open_app
 from serve.bundles import bundle
 from serve.served import CLASSES, rows_of, served
+from serve.wire import run, within
 
 SERVICE = "/inference.GRPCInferenceService/"
 
@@ -124,6 +128,23 @@ def test_no_message_at_all_brings_out_an_internal_error(
                 channel.unary_unary(SERVICE + "ModelInfer")(data, timeout=30)
             except grpc.RpcError as error:
                 assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), error
+
+
+def test_a_server_that_ends_does_not_wait_for_who_watches_its_health(tmp_path: Path) -> None:
+    async def test() -> None:
+        bundle(tmp_path / "net")
+        listening = Listening(port=0, grpc_port=0, finish_s=1000.0)
+        async with contextlib.AsyncExitStack() as stack:
+            app = await stack.enter_async_context(open_app(tmp_path / "net", listening))
+            async with grpc.aio.insecure_channel(str(app.grpc)) as channel:
+                watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+                assert await within(watch.read()) == side.health_reply(side.SERVING)
+                ending = asyncio.create_task(stack.pop_all().aclose())
+                assert await within(watch.read()) == side.health_reply(side.NOT_SERVING)
+                assert await within(watch.code()) is grpc.StatusCode.UNAVAILABLE
+                await within(ending)
+
+    run(test)
 
 
 def test_an_unknown_call_is_unimplemented(channel: Any) -> None:

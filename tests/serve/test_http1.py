@@ -361,6 +361,50 @@ def test_a_client_that_reads_nothing_is_not_read_from_and_is_cut_in_the_end() ->
     run(test)
 
 
+def test_an_answer_that_stays_unread_holds_its_connection_no_longer_than_an_idle_one() -> None:
+    """Less than would stop the reading of requests: nothing but time tells that its client is gone."""
+
+    async def test() -> None:
+        async with wire(lambda request: request.respond(200, b"x" * 8_000_000), LIMITS) as server:
+            raw = socket.create_connection(("127.0.0.1", server.port))
+            raw.sendall(get("/1"))
+            connection = await _only(server)
+            await server.until(lambda: connection._paused)
+            connection.resume_writing()  # as with an answer that the socket takes but for its last bytes
+            server.advance(LIMITS.idle_s + 1)
+            await server.until(lambda: not server.server.connections)
+            raw.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("behind", [b"\x00", b"", get("/known")])
+def test_what_follows_a_request_that_closes_is_not_run_and_nothing_of_it_is_kept(behind: bytes) -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route, LIMITS) as server:
+            first = await server.client()
+            await first.send(get("/known"))
+            await server.until(lambda: len(route.requests) == 1)
+            echo(route.requests[0])
+            assert (await first.answer())[2] == b"/known "
+            client = await server.client()
+            await client.send(get("/last", "Connection: close"))
+            await server.until(lambda: len(route.requests) == 2)
+            await client.send(get("/known") + behind)
+            for _ in range(50):
+                await server.until(lambda: True)
+            echo(route.requests[1])
+            assert (await client.answer())[2] == b"/last "
+            assert await client.rest() == b""
+            assert [request.target for request in route.requests] == [b"/known", b"/last"]
+            client.close()
+            await server.until(lambda: len(server.server.connections) == 1)
+            assert server.server.requests == 0
+
+    run(test)
+
+
 def test_one_connection_more_than_allowed_is_told_so_and_closed() -> None:
     async def test() -> None:
         async with wire(echo, replace(LIMITS, connections=1)) as server:

@@ -24,7 +24,7 @@ from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
 from hasten.serve.http2_connection import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Route
 from hasten.serve.http2_guards import CREDIT, HeaderBlocks
-from hasten.serve.http2_stream import Call
+from hasten.serve.http2_stream import MOST_UNREAD_BYTES, RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
 from serve.wire import Clock, run, within
 
@@ -333,6 +333,73 @@ def test_an_answer_waits_for_the_clients_windows() -> None:
             while len(got) < len(body) + 5:
                 got += (await peer.until(h2.DATA))[2]
             assert got == message(body)
+            assert (await peer.until(h2.HEADERS))[0] & h2.END_STREAM
+
+    run(test)
+
+
+def test_an_answer_that_is_not_read_for_long_is_given_up_and_others_go_on() -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            peer = await server.peer(h2.PREFACE + h2.settings({h2.WINDOW_ID: 8}))
+            await peer.send(request(1) + request(3) + request(5))
+            await server.until(lambda: len(route.calls) == 3)
+            route.calls[0].respond(b"longer than the window")
+            server.advance(LIMITS.write_s / 2)
+            route.calls[1].respond(b"longer than the window, too")
+            assert (await peer.until(h2.DATA))[1:] == (1, message(b"longer than the window")[:8])
+            server.advance(LIMITS.write_s / 2 + 1)
+            assert (await peer.until(h2.RST_STREAM))[1:] == (1, struct.pack(">L", Code.CANCEL))
+            await peer.send(h2.window_update(3, 100))
+            await server.until(lambda: server.server.calls == 1)
+            server.advance(LIMITS.write_s + 1)
+            route.calls[2].respond(b"in time")
+            await server.until(lambda: route.calls[2].started)
+            assert server.server.calls == 1
+            server.advance(LIMITS.write_s + 1)
+            await server.until(lambda: not server.server.calls)
+
+    run(test)
+
+
+def test_a_client_that_sends_more_than_its_window_is_told_so() -> None:
+    async def test() -> None:
+        async with wire(Held()) as server:
+            peer = await server.peer()
+            server.server.opened = lambda call: setattr(call, "on_message", lambda message: None)
+            await peer.send(opening(1))
+            await server.until(lambda: bool(server.server.calls))
+            (connection,) = server.server.connections
+            connection._calls[1].receive_left = 10  # nothing gives it back before half of it is used
+            await peer.send(frame(h2.DATA, 0, 1, message(b"twelve bytes")))
+            assert await peer.ended_with() is Code.FLOW_CONTROL_ERROR
+
+    run(test)
+
+
+def test_a_stream_whose_answers_are_not_read_is_ended() -> None:
+    """A short question may have an answer a thousand times as long, and nobody may ask for all of memory."""
+
+    async def test() -> None:
+        asked: list[Call] = []
+
+        def opened(call: Call) -> None:
+            asked.append(call)
+            call.on_message = lambda message: call.send(b"x" * 10_000)
+
+        async with wire(Held()) as server:
+            server.server.opened = opened
+            peer = await server.peer(h2.PREFACE + h2.settings({h2.WINDOW_ID: 0}))
+            await peer.send(opening(1) + frame(h2.DATA, 0, 1, message(b"?") * 500))
+            await server.until(lambda: bool(asked) and asked[0].trailers is not None)
+            for _ in range(100):
+                await peer.send(frame(h2.DATA, 0, 1, message(b"?") * 500))
+            assert asked[0].status == RESOURCE_EXHAUSTED
+            assert sum(map(len, asked[0].out)) < MOST_UNREAD_BYTES + 20_000
+            await peer.send(h2.settings({h2.WINDOW_ID: 2**20}) + h2.window_update(0, 2**20))
+            flags, _, _ = await peer.until(h2.HEADERS)
+            assert not flags & h2.END_STREAM
             assert (await peer.until(h2.HEADERS))[0] & h2.END_STREAM
 
     run(test)

@@ -185,6 +185,22 @@ def test_an_unloaded_model_is_gone_and_can_come_back(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_model_that_is_asked_for_while_the_server_ends_is_not_loaded(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    bundle(models / "net")
+
+    async def work() -> None:
+        service = Service(open_repository(models))
+        await service.start()
+        bundle(models / "late")
+        service.drain()
+        with pytest.raises(ModelNotReady, match="the server is ending"):
+            await service.load("late")
+        assert await service.stop()
+
+    run(work())
+
+
 def test_the_watched_folder_loads_what_is_new_and_unloads_what_has_gone(tmp_path: Path) -> None:
     home = tmp_path / "models"
     bundle(home / "net" / "1")

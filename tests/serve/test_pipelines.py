@@ -392,6 +392,14 @@ def test_a_function_that_hangs_is_found_though_its_client_has_left(tmp_path: Pat
         while model._piping._at_work:  # one thread may have begun, and so is given up, a little later than another
             await asyncio.sleep(0.01)
         assert (model._piping._waiting_rows, model._piping._waiting_bytes) == (0, 0)
+        threads = model._piping.threads
+        more, usual = threads.count, threads.count - len(tickets)
+        (tmp_path / "go").touch()
+        while threads.count > usual:  # those that were given up come back, and one for each of them ends
+            await asyncio.sleep(0.01)
+        assert more == 2 * usual
+        assert len((await service.infer(fine)).outputs) == 1
+        assert threads.count == usual
         await service.stop()
 
     try:

@@ -11,8 +11,10 @@ import pytest
 
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, ServeError
+from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, Overloaded, ServeError, TooLarge
 from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor
+from hasten.serve.call import Call
+from hasten.serve.model import MOST_RUNS
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
@@ -43,6 +45,46 @@ def test_a_request_gets_what_a_bare_session_says(tmp_path: Path) -> None:
         await service.stop()
         assert (answer.id, answer.model, answer.version) == ("seven", "net", "1")
         np.testing.assert_allclose(answer.outputs[0].data, alone(path, rows(3)), rtol=1e-5, atol=1e-6)
+
+    run(work())
+
+
+def test_a_request_of_more_rows_than_a_thousand_runs_is_refused_before_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, queue_rows=100))
+    cut: list[int] = []
+    divide = Call.divide
+    monkeypatch.setattr(
+        Call, "divide", lambda call, taken, largest: (cut.append(taken.rows), divide(call, taken, largest))
+    )
+
+    async def work() -> None:
+        service = await started(path)
+        most = MOST_RUNS * service.models()[0].sizes[-1]  # type: ignore[union-attr]
+        many = np.broadcast_to(rows(1), (most + 1, 16))
+        with pytest.raises(TooLarge, match=f"has {most + 1} rows; at most {most} are taken at once"):
+            await service.infer(request(many))
+        answer = await service.infer(request(many[:500]))
+        assert len(answer.outputs[0].data) == 500  # more than may wait, where nobody else does
+        assert cut == [500]
+        await service.stop()
+
+    run(work())
+
+
+def test_a_request_that_is_refused_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, concurrency=1))
+
+    async def work() -> None:
+        service = await started(path)
+        first = asyncio.create_task(service.infer(request(rows(1))))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(Call, "divide", lambda *_: pytest.fail("it was cut"))
+        with pytest.raises(Overloaded, match="1 may be"):
+            await service.infer(request(rows(8000)))
+        await first
+        await service.stop()
 
     run(work())
 

@@ -128,17 +128,22 @@ def test_sample_calls_stay_short_whatever_the_signature_is() -> None:
     assert curl_line(caller, model(("x", "FP16", (-1, 2)), ("y", "INT64", (-1, 1)))) is None
 
 
-def test_the_access_log_is_a_line_of_json_for_each_request() -> None:
-    class Nowhere:
-        def replied(self, request: Request) -> None:
-            return
+class Nowhere:
+    def replied(self, request: Request) -> None:
+        return
 
+
+def answered(**headers: bytes) -> Request:
+    request = Request(Nowhere(), b"GET", b"/v2", {name.replace("_", "-").encode(): at for name, at in headers.items()})
+    request.respond(200, b"abc")
+    return request
+
+
+def test_the_access_log_is_a_line_of_json_for_each_request() -> None:
     stream = io.BytesIO()
     log = AccessLog(stream, time_s=lambda: 12.5)
-    for headers in ({b"x-request-id": b"r1"}, {}):
-        request = Request(Nowhere(), b"GET", b"/v2", headers)
-        request.respond(200, b"abc")
-        log.log(request)
+    log.log(answered(x_request_id=b"r1"))
+    log.log(answered())
     assert stream.getvalue() == b""
     log.flush()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -146,3 +151,27 @@ def test_the_access_log_is_a_line_of_json_for_each_request() -> None:
         ("r1", 200, 3, 12.5),
         ("1", 200, 3, 12.5),
     ]
+
+
+def test_an_access_log_that_cannot_be_written_loses_its_lines_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Disk(io.BytesIO):
+        full = True
+
+        def write(self, data: object) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(data)  # type: ignore[arg-type]
+
+    disk = Disk()
+    log = AccessLog(disk, time_s=lambda: 0.0)
+    for name in (b"1", b"2"):
+        log.log(answered(x_request_id=name))
+        log.flush()
+    disk.full = False
+    log.log(answered(x_request_id=b"3"))
+    log.flush()
+    assert [json.loads(line)["id"] for line in disk.getvalue().splitlines()] == ["3"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text

@@ -150,7 +150,7 @@ class Numbers:
 
 def _nested(text: bytes, shape: tuple[int, ...], depth: int) -> bool:
     """Tell whether lists lie in each other as the shape says."""
-    if depth != len(shape) or math.prod(shape) > LARGEST_NESTED:
+    if depth != len(shape) or math.prod(length for length in shape if length) > LARGEST_NESTED:
         return False
     return text.translate(None, NUMBERS) == _brackets(shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import IO
@@ -11,6 +12,8 @@ import msgspec
 
 from hasten.serve.http1_request import Request
 from hasten.serve.http2_stream import Call
+
+logger = logging.getLogger(__name__)
 
 KEPT_LINES = 10_000
 """Lines held until the next flush; at more they are written at once."""
@@ -23,6 +26,7 @@ class AccessLog:
         self._stream = stream
         self._time_s = time_s
         self._lines: list[bytes] = []
+        self._failing = False
         self._numbers = itertools.count(1)
 
     def log(self, request: Request) -> None:
@@ -68,7 +72,15 @@ class AccessLog:
 
     def flush(self) -> None:
         """Write what was noted."""
-        if self._lines:
-            self._stream.write(b"\n".join(self._lines) + b"\n")
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            self._stream.write(b"\n".join(lines) + b"\n")
             self._stream.flush()
-            self._lines.clear()
+        except OSError as error:  # a full disk, a reader that has gone: requests go on
+            if not self._failing:
+                logger.warning("the access log cannot be written, and its lines are lost until it can: %s", error)
+            self._failing = True
+        else:
+            self._failing = False

@@ -33,7 +33,7 @@ class Call:
     """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone."""
 
     __slots__ = (
-        *("_finish", "_left", "_parts", "done", "expected_ns", "marks", "over"),
+        *("_finish", "_left", "_parts", "admitted_ns", "done", "expected_ns", "marks", "over"),
         *("pieces", "priority", "request", "rows", "withdraw"),
     )
 
@@ -45,6 +45,8 @@ class Call:
         self.rows = 0
         self.pieces: tuple[Piece, ...] = ()
         self.over = False
+        self.admitted_ns = 0
+        """When it was let in, where its answer was predicted."""
         self.expected_ns = 0
         """From its admission to its answer, as predicted; 0: nobody asked."""
         self.withdraw: Callable[[Call], None] | None = None
@@ -54,7 +56,7 @@ class Call:
         self._left = 0
 
     def divide(self, taken: TakenIn, largest: int) -> None:
-        """Make the pieces: one, unless there are more rows than a run may have."""
+        """Make the pieces, whose number the caller has bounded: one, unless it has more rows than a run may have."""
         self.rows = rows = taken.rows
         if rows <= largest:
             self.pieces = (Piece(self, 0, feed=taken.feed, rows=rows, key=taken.key, n_bytes=taken.n_bytes),)

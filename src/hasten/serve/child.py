@@ -178,14 +178,19 @@ class ChildRunner:
         memory = os.memfd_create("hasten-slot")
         os.ftruncate(memory, SLOTS * sum(sizes))
         (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hasten.serve.child", str(to_read), str(from_write), str(memory)],
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            pass_fds=(to_read, from_write, memory),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hasten.serve.child", str(to_read), str(from_write), str(memory)],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=(to_read, from_write, memory),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            for fd in (to_read, to_write, from_read, from_write, memory):
+                os.close(fd)
+            raise ChildCrashed("worker", f"no process can be started: {error.strerror or error}") from error
         slots = _mapped(memory, *sizes)
         for fd in (to_read, from_write, memory):
             os.close(fd)
@@ -263,7 +268,8 @@ class ChildRunner:
 
     def alive(self) -> bool:
         """Say whether the child can be asked: it has not closed its pipe. From any thread."""
-        return self._to_child >= 0 and not _events(self._from_child, 0.0) & ~select.POLLIN
+        answers = self._from_child  # once: another thread may close it meanwhile
+        return self._to_child >= 0 and answers >= 0 and not _events(answers, 0.0) & ~select.POLLIN
 
     def kill(self) -> None:
         """Kill the child: a run in it ends with ``ChildCrashed``."""

@@ -39,9 +39,9 @@ class Gate:
         self._limits = limits
         self._turns = turns
 
-    def admit(self, runs: Runs, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
-        """Say why a call, divided and limited, may not come in, or None."""
-        limits, batcher, deadline_ns = self._limits, self._line.batcher, call.pieces[0].deadline_ns
+    def admit(self, runs: Runs, call: Call, *, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
+        """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
+        limits, batcher = self._limits, self._line.batcher
         roomy = (
             runs.calls < limits.concurrency
             and batcher.rows + call.rows <= limits.rows
@@ -52,7 +52,7 @@ class Gate:
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
         refused, expected_ns = self._judge(runs, asked, now_ns)
         if refused is None and limits.wait_ns is not None and self.margin.concerns(expected_ns, limits.wait_ns):
-            call.expected_ns = expected_ns
+            call.expected_ns, call.admitted_ns = expected_ns, now_ns
         return refused
 
     def refused(self, runs: Runs, asked: Asked, now_ns: int) -> ServeError | None:
@@ -60,9 +60,9 @@ class Gate:
         return self._judge(runs, asked, now_ns)[0]
 
     def answered(self, call: Call) -> None:
-        """Take in how long an answer took, where it was predicted."""
-        if call.expected_ns:
-            self.margin.learn(self._line.clock_ns() - call.marks.ns[2], call.expected_ns)
+        """Take in how long an answer took, where it was predicted; told of each piece, it hears of the last."""
+        if call.expected_ns and call.over:
+            self.margin.learn(self._line.clock_ns() - call.admitted_ns, call.expected_ns)
 
     def _judge(self, runs: Runs, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
         """Give what ``refused`` does, and the time to the answer as predicted."""

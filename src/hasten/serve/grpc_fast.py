@@ -23,7 +23,7 @@ from hasten.serve.codes import code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
-from hasten.serve.http2_messages import INVALID_ARGUMENT, UNIMPLEMENTED
+from hasten.serve.http2_messages import INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
@@ -49,6 +49,7 @@ class Calls:
         self._keys = keys
         self._reflection = side.Reflection((codec.FILE, *side.FILES))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watched: set[Call] = set()
         self._requests = RequestTemplates(service.shared_memory)
         self._answers = ResponseTemplates(service.shared_memory)
 
@@ -137,12 +138,22 @@ class Calls:
 
     async def _watch(self, call: Call, name: str) -> None:
         told = None
-        while call.connection is not None:
-            status = side.health_of(self._service.ready(), name)
-            if status != told:
-                call.send(side.health_reply(status))
-                told = status
-            await asyncio.sleep(WATCH_S)
+        self._watched.add(call)
+        try:
+            while call.connection is not None and call.trailers is None:
+                status = side.health_of(self._service.ready(), name)
+                if status != told:
+                    call.send(side.health_reply(status))
+                    told = status
+                await asyncio.sleep(WATCH_S)
+        finally:
+            self._watched.discard(call)
+
+    def end_watches(self) -> None:
+        """End the calls that would go on for as long as their clients like: the server is ending."""
+        for call in list(self._watched):
+            call.send(side.health_reply(side.NOT_SERVING))
+            call.fail(UNAVAILABLE, "the server is ending")
 
     def _reflect(self, call: Call, package: str, message: bytes) -> None:
         try:
@@ -241,6 +252,7 @@ class FastGrpcListener:
         self._listening.close()
         if self._spot.fd is None:  # else whoever waits at the port is for those who hold it still
             await take_waiting(self._port, self._server.protocol, self._tls)
+        self._calls.end_watches()
         self._server.drain()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + finish_s

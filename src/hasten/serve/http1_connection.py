@@ -136,11 +136,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._request is not None:
             server.buffered_bytes -= self._length
             self._request = None
-        for request in self._outstanding:
-            if request.reply is None and request.leave is not None:
-                request.leave()
-            self._release(request)
-        self._outstanding.clear()
+        self._drop()
         self._body = b""
         self._parser = None  # type: ignore[assignment]  # it refers back to this object
 
@@ -204,6 +200,8 @@ class Connection(asyncio.BufferedProtocol):
         What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
         """
         server, at = self._server, 0
+        if self._outstanding and not self._outstanding[-1].keep_alive:
+            return 0  # nothing may follow a request that closes: llhttp says so
         while at < len(data) and not server.draining and not self._deaf:
             end = data.find(b"\r\n\r\n", at) + 4
             head = server.heads.get(data[at:end]) if end >= 4 else None
@@ -403,11 +401,20 @@ class Connection(asyncio.BufferedProtocol):
             if self._server.log is not None:
                 self._server.log(done)
             if not done.keep_alive:
+                self._drop()
                 self._close()
                 return
         if len(outstanding) < self._server.limits.pipelined and not self._reading:
             self._watch_reading()
         self._rest()
+
+    def _drop(self) -> None:
+        """Let go of what is still in work: nobody will read the answers."""
+        while self._outstanding:
+            request = self._outstanding.popleft()
+            if request.reply is None and request.leave is not None:
+                request.leave()
+            self._release(request)
 
     def _release(self, request: Request) -> None:
         request.leave = request.sent = None  # they refer back to the request: nothing is left to the collector
@@ -444,6 +451,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._deaf = True
             transport.close()
+            self._arm(self._server.limits.write_s)  # who has not read by then what is still to be sent never will
 
     def close_if_idle(self) -> None:
         """Close where no request has begun and none is in work."""
@@ -472,6 +480,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(408, f"the body came slower than {limits.body_rate:.0f} bytes per second")
         elif self._in_message:
             self._refuse(408, f"the headers took more than {server.limits.header_s:g} s")
+        elif not self._outstanding and transport.get_write_buffer_size():
+            transport.abort()  # the answer before has been left unread for as long
         elif not self._outstanding:
             transport.close()
 

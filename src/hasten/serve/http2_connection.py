@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self._receive_left = h2.FIRST_WINDOW
         self._peer_window = h2.FIRST_WINDOW
         self._credit = Credit(server.clock_s())
-        self._sending = Sending(self, cork=server.cork, credit=self._credit, write=self._write)
+        self._sending = Sending(self, cork=server.cork, credit=self._credit, write=self._write, clock_s=server.clock_s)
         self.pump = self._sending.pump
         self._came_bytes = 0
         self._looked_s = server.clock_s()
@@ -250,11 +250,15 @@ class Connection(asyncio.Protocol):
         if number == 0 or number > self._last:
             raise Broken(Code.PROTOCOL_ERROR, f"data of stream {number}, which is not open")
         call = self._calls.get(number)
-        if call is None or call.ended:
+        ended = bool(flags & h2.END_STREAM)
+        if call is None or call.ended or call.trailers is not None:
             self._credit.pay(self._server.clock_s)
+            if call is not None and ended and not call.ended:
+                self._ended(call)
             return
         call.receive_left -= len(payload)
-        ended = bool(flags & h2.END_STREAM)
+        if call.receive_left < 0:
+            raise Broken(Code.FLOW_CONTROL_ERROR, f"more than the window of stream {number} lets through")
         if not payload and not ended:
             self._credit.pay(self._server.clock_s)
         if ended and not call.body and take_whole(self._server, call, flags, payload):
@@ -347,6 +351,10 @@ class Connection(asyncio.Protocol):
         """Those that are open; none where the connection is over."""
         return NO_CALLS if self._over else self._calls
 
+    def blocked(self) -> None:
+        """The windows hold back what a call has to send: it is unread from now on."""
+        self._watch()
+
     def flushed(self) -> None:
         """What was gathered has been written."""
         if self._draining and not self._calls and self._transport is not None:
@@ -374,6 +382,7 @@ class Connection(asyncio.Protocol):
             self._server.buffered_bytes -= len(call.body if call.whole is None else call.whole)
             self._receiving -= call.counted
             call.counted = False
+            self._sending.unread_s.pop(call.id, None)
         call.connection = call.leave = call.sent = call.on_message = None
         if not self._sending.gathers:  # else what was gathered is written first
             self.flushed()
@@ -386,6 +395,9 @@ class Connection(asyncio.Protocol):
             return
         self._draining = True
         self._sending.write(h2.goaway(self._last, Code.NO_ERROR))
+        for call in list(self._calls.values()):
+            if call.on_message is not None:  # such a call ends when its client likes
+                call.fail(UNAVAILABLE, "the server is ending")
         if not self._calls:
             self._let_go()
 
@@ -400,6 +412,7 @@ class Connection(asyncio.Protocol):
             self._arm(self._server.limits.linger_s)
         else:
             transport.close()
+            self._arm(self._server.limits.write_s)
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -412,6 +425,7 @@ class Connection(asyncio.Protocol):
             self._sending.write(h2.goaway(self._last, code, text))
             self._over = True
             self._transport.close()
+            self._arm(self._server.limits.write_s)
         for call in list(self._calls.values()):
             self._leave(call)
 
@@ -420,11 +434,18 @@ class Connection(asyncio.Protocol):
         server, now_s = self._server, self._server.clock_s()
         if self._sending.paused or not self._greeted or self._over:
             self.abort()
-        elif self._incomplete():
+            return
+        for number, since_s in list(self._sending.unread_s.items()):
+            if now_s - since_s >= server.limits.write_s:
+                self._sending.write(h2.reset(number, Code.CANCEL))
+                self._leave(self._calls[number])
+        if self._incomplete():
             enough = server.limits.body_rate * (now_s - self._looked_s)
             if self._came_bytes < enough:
                 self._end(Code.ENHANCE_YOUR_CALM, f"less than {server.limits.body_rate:.0f} bytes per second")
             self._came_bytes, self._looked_s = 0, now_s
+            self._watch()
+        elif self._sending.unread_s:
             self._watch()
         elif not self._calls:
             self.drain()
@@ -443,6 +464,8 @@ class Connection(asyncio.Protocol):
             if self.deadline_s == inf or self.deadline_s > self._server.clock_s() + limits.body_s:
                 self._came_bytes, self._looked_s = 0, self._server.clock_s()
                 self._arm(limits.body_s)
+        elif self._sending.unread_s:
+            self._server.wheel.arm(self, min(self._sending.unread_s.values()) + limits.write_s)
         elif self._calls:
             self._server.wheel.arm(self, inf)
         else:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from hasten.protocol import http2_frames as h2
-from hasten.serve.http2_stream import Call
+from hasten.serve.http2_stream import RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
 
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 8, 12, 13, 14
+INVALID_ARGUMENT, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 12, 13, 14
 
 PREFIX_BYTES = 5
 

@@ -29,6 +29,9 @@ class Open(Protocol):
     def flushed(self) -> None:
         """What was gathered has been written."""
 
+    def blocked(self) -> None:
+        """The windows hold back what a call has to send."""
+
 
 NO_CALLS: Mapping[int, Call] = MappingProxyType({})
 
@@ -44,6 +47,9 @@ class Gone:
     def flushed(self) -> None:
         """Nothing was written."""
 
+    def blocked(self) -> None:
+        """There is nobody to wait for."""
+
 
 GONE = Gone()
 
@@ -51,9 +57,20 @@ GONE = Gone()
 class Sending:
     """Windows (RFC 9113, 6.9) and frames of what goes out."""
 
-    __slots__ = ("_connection", "_cork", "_credit", "_frame_bytes", "_gathered", "_held", "_window", "_write", "paused")
+    __slots__ = (
+        *("_clock_s", "_connection", "_cork", "_credit", "_frame_bytes", "_gathered", "_held", "_window", "_write"),
+        *("paused", "unread_s"),
+    )
 
-    def __init__(self, connection: Open, *, cork: Cork, credit: Credit, write: Callable[[bytes], object]) -> None:
+    def __init__(
+        self,
+        connection: Open,
+        *,
+        cork: Cork,
+        credit: Credit,
+        write: Callable[[bytes], object],
+        clock_s: Callable[[], float],
+    ) -> None:
         self._connection: Open = connection
         self._cork = cork
         self._credit = credit
@@ -62,6 +79,9 @@ class Sending:
         self._frame_bytes = h2.FIRST_FRAME_BYTES
         self._held: list[Call] = []
         self._gathered: list[bytes] | None = None
+        self._clock_s = clock_s
+        self.unread_s: dict[int, float] = {}
+        """Calls that the windows hold back, by number, and when they last sent a piece."""
         self.paused = False
         """The client does not read."""
 
@@ -157,6 +177,7 @@ class Sending:
             self._window -= len(piece)
             call.send_window -= len(piece)
             self._credit.earn(1)
+            self.unread_s.pop(call.id, None)
             if len(piece) == len(call.out[0]):
                 del call.out[0]
             else:
@@ -168,8 +189,12 @@ class Sending:
             self.write(b"".join(parts))
             self._credit.earn(CREDIT_PER_CALL)
             self._connection.done(call)
-        elif parts:
+            return
+        if parts:
             self.write(b"".join(parts))
+        if call.out and not self.paused and call.id not in self.unread_s:
+            self.unread_s[call.id] = self._clock_s()
+            self._connection.blocked()
 
     def _send_whole(self, call: Call, size: int) -> None:
         """Send an answer of one frame that the windows let through: headers, message, trailers, in one write."""

@@ -11,6 +11,9 @@ from hasten.serve.codes import LONGEST_TEXT
 
 OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""
+MOST_UNREAD_BYTES = 64 * 2**10
+"""Of a stream's messages that its client leaves unread; one more ends the call."""
+RESOURCE_EXHAUSTED = 8
 GOOD_END = literal(b"grpc-status", b"0")
 
 
@@ -64,8 +67,10 @@ class Call:
         return bytes((memoryview(self.body) if self.whole is None else self.whole)[5:])
 
     def send(self, message: bytes) -> None:
-        """Send one message; the call stays open."""
-        if self.trailers is None:
+        """Send one message; the call stays open, unless its client has left too many unread."""
+        if self.trailers is None and sum(map(len, self.out)) > MOST_UNREAD_BYTES:
+            self.fail(RESOURCE_EXHAUSTED, f"over {MOST_UNREAD_BYTES} bytes of answers are unread; read them first")
+        elif self.trailers is None:
             self.sent_bytes += len(message)
             self.out.append(memoryview(b"\x00" + len(message).to_bytes(4, "big") + message))
             self._pump()

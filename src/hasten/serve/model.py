@@ -32,6 +32,9 @@ from hasten.tensors import Array, Feed, Signature
 
 DEFAULT_SIZES = (1, 2, 4, 8)
 
+MOST_RUNS = 1024
+"""Of one request: to cut it takes some microseconds a run, on the event loop."""
+
 END_S = 5.0
 """How long the instances may take to end once nothing is inside."""
 
@@ -119,19 +122,22 @@ class Model:
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""
-        if self._slot_bytes is not None:
-            try:
-                self._check_slot(taken, self._slot_bytes)
-            except TooLarge as error:
-                call.fail(error)
-                return
-        call.divide(taken, self.sizes[-1])
-        self._limit(call)
-        refused = self.pool.admit(call, taken.n_bytes, now_ns)
+        try:
+            self._check_size(taken)
+        except TooLarge as error:
+            call.fail(error)
+            return
+        call.rows = taken.rows
+        due_ns, deadline_ns = self._times_ns(call)
+        refused = self.pool.admit(call, n_bytes=taken.n_bytes, deadline_ns=deadline_ns, now_ns=now_ns)
         if refused is not None:
             call.fail(refused)
-        else:
-            self.pool.submit(call, now_ns)
+            return
+        call.divide(taken, self.sizes[-1])
+        if due_ns != NEVER or deadline_ns != NEVER:
+            for piece in call.pieces:
+                piece.due_ns, piece.deadline_ns = due_ns, deadline_ns
+        self.pool.submit(call, now_ns)
 
     async def answers(self, feed: Feed) -> Outputs:
         """Run a feed of our own, past admission, as if it were a request. Raises ServeError."""
@@ -252,26 +258,30 @@ class Model:
             config["dynamic_batching"] = {"preferred_batch_size": list(self.sizes)}
         return config
 
-    def _check_slot(self, taken: TakenIn, limit: int) -> None:
-        """Check that a full batch of such rows fits a child's memory: one large request must not fail its batch.
+    def _check_size(self, taken: TakenIn) -> None:
+        """Check that a request is not too many runs, and that a full batch of such rows fits a child's memory.
 
         Raises:
-            TooLarge: it does not.
+            TooLarge: it is, or it does not: one large request must not fail its batch, nor hold up the loop.
         """
         largest = self.sizes[-1] if self._axis is not None else 1
+        most = max(MOST_RUNS * largest, self.read.deployment.serving.queue_rows)
+        if taken.rows > most:
+            raise TooLarge(f"the request has {taken.rows} rows; at most {most} are taken at once: send it in parts")
+        limit = self._slot_bytes
+        if limit is None:
+            return
         needed = sum(-(-array.nbytes // taken.rows) * largest + ALIGN for array in taken.feed.values())
         if needed > limit:
             raise TooLarge(f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs")
 
-    def _limit(self, call: Call) -> None:
+    def _times_ns(self, call: Call) -> tuple[int, int]:
         """Say when the answer is wanted, and when it becomes useless."""
-        timeout_ns, objective_ns = self._time_ns(call.request), self._objective_ns
-        if timeout_ns is None and objective_ns is None:
-            return
-        arrived_ns = call.marks.ns[2]
-        for piece in call.pieces:
-            piece.due_ns = NEVER if objective_ns is None else arrived_ns + objective_ns
-            piece.deadline_ns = NEVER if timeout_ns is None else arrived_ns + timeout_ns
+        timeout_ns, objective_ns, arrived_ns = self._time_ns(call.request), self._objective_ns, call.marks.ns[2]
+        return (
+            NEVER if objective_ns is None else arrived_ns + objective_ns,
+            NEVER if timeout_ns is None else arrived_ns + timeout_ns,
+        )
 
     def _time_ns(self, request: InferRequest) -> int | None:
         """Give the time after its arrival from which an answer is of no use, or None."""

@@ -221,6 +221,7 @@ class Piping:
     def _prepared(self, piped: Piped, outcome: dict[str, Array] | ServeError) -> None:
         if self._pipeline.pre:
             if piped not in self._at_work:  # it was given up as hanging
+                self.threads.found()
                 return
             self._at_work.discard(piped)
         now_ns = self._around.clock_ns()
@@ -267,7 +268,10 @@ class Piping:
         self._tell(self._finished, piped, outcome)
 
     def _finished(self, piped: Piped, outcome: Outputs | ServeError) -> None:
-        self._at_work.discard(piped)
+        if piped in self._at_work:
+            self._at_work.discard(piped)
+        else:
+            self.threads.found()
         self._end(piped, outcome)
 
     def _end(self, piped: Piped, outcome: Outputs | ServeError) -> None:

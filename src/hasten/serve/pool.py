@@ -128,11 +128,11 @@ class Pool:
                 break
         return found
 
-    def admit(self, call: Call, n_bytes: int, now_ns: int) -> ServeError | None:
-        """Say why a call, divided and limited, may not come in, or None."""
+    def admit(self, call: Call, *, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
+        """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
         if not self._ready and not self._opening:
             return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
-        return self.gate.admit(self, call, n_bytes, now_ns)
+        return self.gate.admit(self, call, n_bytes=n_bytes, deadline_ns=deadline_ns, now_ns=now_ns)
 
     def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
         """Say why what is asked for may not come in, or None."""

@@ -357,7 +357,10 @@ class Service:
     def _family(self, name: str) -> Family:
         if self._around is None:
             raise ModelNotReady("the service was not started yet")
-        return self._families.setdefault(name, Family(name, self._around))
+        family = self._families.setdefault(name, Family(name, self._around))
+        if self._draining:
+            family.end_loads()
+        return family
 
     def _raw(self, name: str) -> Family | None:
         """Give the model that is served without its steps under ``NAME.raw``, where its deployment says so."""

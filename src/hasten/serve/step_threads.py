@@ -37,11 +37,17 @@ class StepThreads:
                 self._start()
 
     def lost(self) -> None:
-        """A job hangs: another thread takes the place of its own."""
+        """A job hangs: another thread takes the place of its own, until ``found``."""
         with self._bell:
             self.count += 1
             if not self._closed and (self._first or self._later):
                 self._start()
+
+    def found(self) -> None:
+        """A job that was given up as lost has ended after all: one thread is too many."""
+        with self._bell:
+            self.count -= 1
+            self._bell.notify()
 
     def close(self) -> None:
         """Let every thread end after its job; what waits is not run."""
@@ -58,8 +64,9 @@ class StepThreads:
     def _main(self) -> None:
         while True:
             with self._bell:
-                while not self._first and not self._later:
-                    if self._closed:
+                while self._alive > self.count or not (self._first or self._later):
+                    if self._closed or self._alive > self.count:
+                        self._alive -= 1
                         return
                     self._idle += 1
                     self._bell.wait()

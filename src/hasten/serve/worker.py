@@ -194,13 +194,17 @@ class Line:
             self._idle.append(instance)
 
     def back(self, instance: Instance, batch: Batch[Piece]) -> None:
-        """Put back a batch that was taken and not begun."""
+        """Put back a batch that was taken and not begun; where nobody takes any more, its calls fail."""
         with self.lock:
             instance.running = instance.following = None
-            for piece in batch.entries:
+            closed = self._closed
+            for piece in () if closed else batch.entries:
                 if not piece.call.over:
                     self.batcher.put(piece, self.clock_ns())
             self._ring()
+        if closed:
+            now_ns, why = self.clock_ns(), "the model was unloaded, and its worker gone, before this request was run"
+            instance.tell(Ran(batch, ServerFault(why), now_ns, now_ns, now_ns, lost=True))
 
     def idle(self) -> int:
         """Count the instances that wait."""
