@@ -113,6 +113,44 @@ class Signature:
         }
 
 
+MASKED = 50.0
+"""How far below all others a place counts that both sides have masked: exp(-50) of a probability is nothing."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arrays of one shape as float64, for differences and divergences between them.
+
+    Where both have the same infinity (a masked logit, say), or both no number, they agree: such places are ``masked``,
+    and have a value far below all others in both. What is not finite in one of them alone stays so.
+    """
+
+    reference: npt.NDArray[np.float64]
+    got: npt.NDArray[np.float64]
+    masked: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, reference: Array, got: Array) -> Pair:
+        """Compare two arrays."""
+        a, b = reference.astype(np.float64), got.astype(np.float64)
+        masked = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
+        if masked.any():
+            finite = a[np.isfinite(a)]
+            low = float(finite.min()) - MASKED if finite.size else 0.0
+            a, b = np.where(masked, low, a), np.where(masked, low, b)
+        return cls(a, b, masked)
+
+    @property
+    def finite(self) -> bool:
+        """All that is not masked is finite in both."""
+        return bool(np.isfinite(self.reference).all() and np.isfinite(self.got).all())
+
+    def squares(self) -> tuple[float, float]:
+        """Give the sums of squares of the differences, and of the reference, over all that is not masked."""
+        a = np.where(self.masked, 0.0, self.reference)
+        return float(((self.reference - self.got) ** 2).sum()), float((a**2).sum())
+
+
 def relative_error(reference: Array, got: Array) -> float:
     """Give max |got - reference| / max |reference| (or over 1e-12), in float64.
 

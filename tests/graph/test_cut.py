@@ -258,3 +258,17 @@ def test_a_group_cut_twice_is_a_group_still():
     twice = cut(once, {"conv_0": [1, 2], "conv_9": [0]})
     at_once = cut(model, {"conv_0": [2, 5], "conv_9": [0]})
     np.testing.assert_allclose(outputs(twice), outputs(at_once), atol=CLOSE)
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_a_split_along_an_axis_that_is_not_cut_stays_open(opset: int) -> None:
+    """Two pictures side by side in the batch: how many there are is nothing that a cut of channels may settle."""
+    net = Builder(0)
+    h = net.add("Conv", "x", net.weight(8, 3, 3, 3), net.weight(8), pads=[1] * 4)
+    h = net.add("Concat", h, h, axis=0)
+    told = {"num_outputs": 2} if opset >= 18 else {}
+    net.nodes.append(helper.make_node("Split", [h], ["a", "b"], name="split", axis=0, **told))
+    net.add("Conv", net.add("Add", "a", "b"), net.weight(4, 8, 1, 1))
+    model = closed(net, ("batch", 3, 8, 8), ("batch", 4, 8, 8), opset=opset)
+    (group,) = [group for group in channel_groups(model) if group.exact]
+    check(model, {group.name: [0, 2, 5]})

@@ -79,3 +79,20 @@ def test_nothing_but_statistics_changes(inside: Context, store: Store) -> None:
 def test_a_model_without_batch_norm_stays_as_it_is(inside: Context, store: Store) -> None:
     source = stored(mlp(), store)
     assert recalibrated(read_model(source), random_samples(source), inside) == read_model(source)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_model_whose_batch_is_fixed_to_few_rows_gets_the_statistics_of_all(rows: int, inside: Context) -> None:
+    """One row has no variance: normalised by itself, the second batch-norm would receive a constant."""
+
+    def build(net: Builder) -> None:
+        h = net.add("Relu", net.batch_norm(net.add("Gemm", "x", net.weight(6, 5), transB=1), 6))
+        net.batch_norm(net.add("Gemm", h, net.weight(4, 6), transB=1), 4)
+
+    samples = samples_of(64, 5)
+    fixed = Graph(recalibrated(graph_of(build, (rows, 5), (rows, 4)), samples, inside))
+    free = Graph(recalibrated(graph_of(build, ("b", 5), ("b", 4)), samples, inside))
+    for one, other in zip(fixed.nodes, free.nodes, strict=True):
+        if one.op_type == "BatchNormalization":
+            for at in (3, 4):
+                np.testing.assert_allclose(fixed.constant(one.input[at]), free.constant(other.input[at]), rtol=0.05)

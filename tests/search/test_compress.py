@@ -11,10 +11,12 @@ torch = pytest.importorskip("torch")
 
 
 from hasten.engines.onnxruntime import OnnxRuntime  # noqa: E402
+from hasten.graph.groups import Group  # noqa: E402
 from hasten.plan import Part  # noqa: E402
 from hasten.samples import Samples  # noqa: E402
 from hasten.search import compress as stage  # noqa: E402
 from hasten.search.journal import Journal  # noqa: E402
+from hasten.search.knobs import Knobs  # noqa: E402
 from hasten.search.optimize import JOURNAL, optimize  # noqa: E402
 from hasten.search.result import Goal, read_result  # noqa: E402
 from hasten.search.task import Effort  # noqa: E402
@@ -147,10 +149,16 @@ class Short:
         self.journal = self
 
     def budget_left_s(self) -> float:
-        return self.left_s + self.finals_s()
+        return self.left_s + self.reserve_s()
 
-    def finals_s(self) -> float:
+    def reserve_s(self) -> float:
         return 150.0
+
+    def run(self, plan):
+        return self.trials[plan.key]
+
+    def note(self, text) -> None:
+        self.notes = [*getattr(self, "notes", []), text]
 
     def recall(self, name, kind):
         return self.kept.get(name)
@@ -180,6 +188,31 @@ def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fas
     assert promises[mild.plan.key] > promises[ruin.plan.key] > promises[unmeasured.plan.key]
 
 
+def test_where_no_plan_could_be_measured_nothing_is_trained_and_the_search_goes_on() -> None:
+    failed = dataclasses.replace(trained(2.0, 0.0, 1.0, mark=1), outcome="failed", measurement=None)
+    short = Short(250.0, [failed])
+    found = trial(1.2, 0.0, mark=2)
+    stage._train(short, found, [failed.plan])
+    assert short.notes == ["nothing more is trained: no plan with cut channels could be measured"]
+
+
+def test_groups_that_are_one_in_another_form_of_the_graph_are_not_taken_apart() -> None:
+    """Two layers whose equal biases were merged: a cut of one would be priced as a cut of the other."""
+    one, other, third = (Group(name, 8, (), (name,), exact=True) for name in "abc")
+    merged = Group("a", 8, (), ("a", "b"), exact=True)
+    assert stage._aliases([one, other, third], [merged, third]) == {"c": "c"}
+
+
+def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
+    """A mirrored picture has its class still; its boxes and landmarks lie elsewhere."""
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes"])
+    for preprocess, classes, moved in ((object(), True, True), (object(), False, False), (None, True, False)):
+        short = Short(250.0, [])
+        task = dataclasses.make_dataclass("Task", ["source", "metric"])
+        short.task = task(kind(preprocess, None), kind(None, classes))
+        assert ("augment" in stage._finetune(short, 1.0, Knobs()).settings) == moved
+
+
 @pytest.mark.parametrize(
     ("budget_s", "begun_s", "until_s"),
     [(None, 500.0, math.inf), (360.0, 60.0, 165.0), (360.0, 20.0, 145.0), (360.0, 200.0, 235.0), (900.0, 10.0, 342.5)],
@@ -197,7 +230,7 @@ def test_tables_have_half_of_what_the_stages_before_have_left(budget_s, begun_s,
         def budget_left_s(self) -> float | None:
             return None if budget_s is None else budget_s - self.now_s
 
-        def finals_s(self) -> float:
+        def reserve_s(self) -> float:
             return 0.25 * budget_s
 
     clock = Clock()

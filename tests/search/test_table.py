@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx import TensorProto, helper
 
 from hasten.errors import BadInput, SignatureMismatch
 from hasten.graph.groups import channel_groups
@@ -30,7 +31,7 @@ from hasten.search.table import (
     sensitivities,
     width_sites,
 )
-from hasten.testing.models import convnet, encoder, mlp, random_samples, stored
+from hasten.testing.models import Builder, convnet, encoder, mlp, random_samples, stored
 
 LIMITS = Limits(seconds=60)
 
@@ -145,6 +146,42 @@ def test_an_option_that_fails_has_no_row_and_the_others_are_measured(labelled, s
     assert "nowhere=8" in found.failures
 
 
+def test_a_table_that_was_cut_short_goes_on_where_it_stopped(labelled, store) -> None:
+    source, samples = labelled
+    sites = (Site("nowhere", "width", (32, 8)), *width_sites(channel_groups(read_model(source))))
+    kept = []
+    whole = sensitivities(source, sites, store, samples, limits=LIMITS, keep=kept.append)
+    assert len(kept) == len(whole.rows) + len(whole.failures)
+    assert kept[-1] == whole
+    asked = []
+    rest = sensitivities(
+        source, sites, store, samples, limits=LIMITS, known=kept[2], progress=lambda text, _: asked.append(text)
+    )
+    assert rest == whole
+    assert len(asked) == len(kept) - 3
+    assert sensitivities(source, sites, store, samples, limits=LIMITS, known=whole, deadline=lambda: True) == whole
+
+
+def test_a_width_whose_outputs_are_not_finite_is_one_that_failed(store, tmp_path) -> None:
+    """0/0 where the only channels that were not zero are gone."""
+    net = Builder(0)
+    first = net.constant(np.concatenate([np.zeros((8, 16)), np.ones((24, 16))]).astype(np.float32))
+    h = net.add("Gemm", "x", first, transB=1)
+    h = net.add("Gemm", h, net.constant(np.ones((3, 32), np.float32)), transB=1)
+    net.nodes.append(helper.make_node("Div", [h, net.add("Abs", h)], ["y"]))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", n]) for name, n in (("x", 16), ("y", 3))]
+    graph = helper.make_graph(net.nodes, "net", ends[:1], ends[1:], net.weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    source = stored(model, store)
+    samples = random_samples(source, n=20)
+    samples.save(tmp_path / "samples")
+    (site,) = width_sites(channel_groups(model), shares=(0.25,))
+    worst = {site.name: -np.arange(32.0)}  # keeps the eight channels of zeros
+    found = sensitivities(source, (site,), store, tmp_path / "samples", limits=LIMITS, scores=worst)
+    assert not found.rows
+    assert "not finite" in found.failures[f"{site.name}={site.options[-1]}"]
+
+
 def test_samples_that_do_not_fit_are_an_error_and_no_row(store, tmp_path) -> None:
     source = stored(mlp(hidden=32), store)
     random_samples(stored(convnet(), store)).save(tmp_path / "wrong")
@@ -205,6 +242,18 @@ def test_outputs_without_classes_have_an_error_only() -> None:
 def test_outputs_that_are_not_finite_are_infinitely_far() -> None:
     got = divergence({"y": np.ones((2, 3))}, {"y": np.full((2, 3), np.nan)})
     assert got == (float("inf"), float("inf"))
+
+
+@pytest.mark.parametrize("masked", [-np.inf, np.nan])
+def test_what_both_sides_have_masked_is_no_difference(masked) -> None:
+    a = np.array([[1.0, 2.0, masked], [0.5, masked, 0.25]])
+    assert divergence({"y": a}, {"y": a.copy()}) == (0.0, 0.0)
+    error, kl = divergence({"y": a}, {"y": a + np.array([[0.1, 0.0, 0.0], [0.0, 0.0, 0.0]])})
+    assert 0 < error < 1
+    assert 0 < kl < 1
+    p, q = (np.exp(row) / np.exp(row).sum() for row in (np.array([1.0, 2.0]), np.array([1.1, 2.0])))
+    assert kl == pytest.approx(float((p * np.log(p / q)).sum()) / 2, rel=1e-6)
+    assert divergence({"y": a}, {"y": np.where(np.isfinite(a), a, 0.0)}) == (float("inf"), float("inf"))
 
 
 def test_a_drop_is_absolute_for_metrics_within_one_and_a_share_for_others() -> None:

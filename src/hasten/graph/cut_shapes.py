@@ -66,8 +66,11 @@ def _groups(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto 
     return _with(node, {name: int(shrunk.kept(node.input[0])[1].reshape(groups, -1)[:, 0].sum())})
 
 
-def _split(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto:
+def _split(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Sizes along an axis that is not cut stay as they were written, or open."""
     axis = normal_axis(attribute(node, "axis", 0), len(shrunk.shape(node.input[0])))
+    if all(shrunk.kept(name)[axis].all() for name in (node.input[0], *node.output)):
+        return None
     sizes = [shrunk.shape(name)[axis] for name in node.output]
     if edit.graph.opset < 13:
         return _with(node, {"split": sizes})

@@ -7,7 +7,8 @@ fast sub-net evaluation for efficient neural network pruning", ECCV 2020 (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +20,15 @@ from onnx import helper, numpy_helper
 from hasten.errors import Unsupported
 from hasten.graph.model import Graph, attribute, infer_shapes, is_standard, opset_of
 from hasten.graph.rewrite import Edit
-from hasten.passes.activations import observe
+from hasten.passes.activations import batch_size, observe
 from hasten.samples import Samples
 from hasten.transform import Context
 
 ROWS = 512
 """Samples that the statistics are taken on, at most: a mean over these and all positions is as good as exact."""
+
+LEAST_VALUES = 16
+"""Of a channel in a batch, for statistics that others may be taken behind."""
 
 AXES_AS_INPUT = 18
 """From this opset on ReduceMean takes its axes as an input."""
@@ -37,7 +41,8 @@ def recalibrated(model: onnx.ModelProto, samples: Samples, ctx: Context) -> onnx
 
     As "precise batch-norm" does (Y. Wu and J. Johnson, "Rethinking 'batch' in BatchNorm", arXiv 2105.07576, section
     3.1): every batch-norm takes the statistics of its batch, so that one pass settles all of them, and the moments of
-    all batches are averaged.
+    all batches are averaged. Where the model fixes a batch of so few rows that they have no statistics, the batch-norms
+    are settled one after another, each behind those that are settled.
 
     Args:
         model: A float model; without batch-norms, with constant statistics, the copy is equal.
@@ -50,23 +55,45 @@ def recalibrated(model: onnx.ModelProto, samples: Samples, ctx: Context) -> onnx
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     norms = _norms(Graph(model))
+    few = samples.take(range(min(ROWS, len(samples))))
     if not norms:
         return copy
+    if not _has_few_values(model, norms):
+        _settle(copy, norms, few, ctx)
+        return copy
+    for norm in norms:  # in the order in which they receive each other's outputs
+        _settle(copy, [norm], few, ctx)
+    return copy
+
+
+def _has_few_values(model: onnx.ModelProto, norms: Iterable[onnx.NodeProto]) -> bool:
+    """Say whether the model's own batch gives a batch-norm too few values for statistics: one row of a vector, say.
+
+    Normalised by statistics of its own, what follows would receive next to nothing but a constant.
+    """
+    rows, specs = batch_size(model), Graph(infer_shapes(model)).specs
+    if rows is None:
+        return False
+    shapes = [specs[node.input[0]].shape for node in norms if node.input[0] in specs]
+    counts = [math.prod(d for d in (rows, *shape[2:]) if isinstance(d, int)) for shape in shapes]
+    return min(counts, default=LEAST_VALUES) < LEAST_VALUES
+
+
+def _settle(model: onnx.ModelProto, norms: Sequence[onnx.NodeProto], samples: Samples, ctx: Context) -> None:
+    """Give these batch-norms, in place, the mean and variance of what they receive, all in one pass."""
     scratch, outputs = _with_batch_statistics(model, norms)
     names = [name for pair in outputs for name in pair]
     sums: Sums = {}
     counts: dict[str, int] = {}
-    few = samples.take(range(min(ROWS, len(samples))))
     quiet = replace(ctx, progress=lambda text, share: None)
-    for values, done in observe(scratch, names, few, quiet):
+    for values, done in observe(scratch, names, samples, quiet):
         for mean, variance in outputs:
             if mean in values:
                 moments = _moments(values[mean], values[variance])
                 sums[mean] = sums[mean] + moments if mean in sums else moments
                 counts[mean] = counts.get(mean, 0) + 1
         ctx.progress("taking the statistics of batch-norm anew", done)
-    _write(copy, norms, [sums[mean] / counts[mean] for mean, _ in outputs])
-    return copy
+    _write(model, norms, [sums[mean] / counts[mean] for mean, _ in outputs])
 
 
 def _norms(graph: Graph) -> list[onnx.NodeProto]:

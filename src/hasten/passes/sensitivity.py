@@ -6,6 +6,7 @@ each candidate with only its switch on: no new calibration, no new session.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from hasten.passes.qdq import Scale, Weight, quantize_weight, weight_axis
 from hasten.passes.quantize_static import QuantizeStatic, calibrate
 from hasten.samples import Samples
 from hasten.store import Store
-from hasten.tensors import Array, Feed
+from hasten.tensors import Array, Feed, Pair
 from hasten.transform import Context
 
 SWITCHES = "quantized_nodes"
@@ -273,9 +274,11 @@ def _add(total: _Difference, exact: Feed, got: Feed) -> None:
     for name, array in exact.items():
         if array.dtype.kind != "f":
             continue
-        a, b = array.astype(np.float64), got[name].astype(np.float64)
-        total.squared += float(((a - b) ** 2).sum())
-        total.magnitude += float((a**2).sum())
+        pair = Pair.of(array, got[name])
+        a, b = pair.reference, pair.got
+        squared, magnitude = pair.squares()
+        total.squared += squared
+        total.magnitude += magnitude
         if a.ndim >= 2 and a.shape[-1] >= 2:
             p, q = _log_softmax(a), _log_softmax(b)
             total.divergence += float((np.exp(p) * (p - q)).sum())
@@ -287,11 +290,15 @@ def _log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
+ENDLESS = sys.float_info.max
+"""Where a node's loss is not finite: JSON has no infinity."""
+
+
 def _node_error(node: str, total: _Difference) -> NodeError:
     error = total.squared / max(total.magnitude, 1e-30)
     kl = total.divergence / total.rows if total.rows else None
     return NodeError(
         node=node,
-        error=error if np.isfinite(error) else float("inf"),
-        kl=kl if kl is None or np.isfinite(kl) else float("inf"),
+        error=error if np.isfinite(error) else ENDLESS,
+        kl=kl if kl is None or np.isfinite(kl) else ENDLESS,
     )

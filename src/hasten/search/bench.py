@@ -35,6 +35,12 @@ from hasten.tensors import Array
 
 T = TypeVar("T")
 
+FINALISTS = 4
+"""Plans that come into the finals beside the original and the best lossless one."""
+
+SPEND_S = 5.0
+"""The time taken is written down at least this often, where work tells of its progress."""
+
 OUTPUT_ROWS = 64
 """Rows that are asked for in one call; they go through the model in the goal's batch, as they will when it serves."""
 
@@ -73,7 +79,7 @@ class Bench:
         self.journal = journal
         self._listener = listener
         self._sitting = sitting
-        self._start = time.monotonic()
+        self._start = self._written = time.monotonic()
         self._spent_before = journal.spent()
         self._anchor: IsolatedSession | None = None
         self._references: dict[str, dict[str, Array]] = {}
@@ -102,7 +108,9 @@ class Bench:
         self.tell("note", text)
 
     def progress(self, text: str, share: float | None) -> None:
-        """Pass on what a long piece of work says of itself."""
+        """Pass on what a long piece of work says of itself; the time that it has taken outlives a kill."""
+        if time.monotonic() - self._written >= SPEND_S:
+            self.spend()
         self.tell("progress", text, share=share)
 
     # Its time
@@ -113,6 +121,7 @@ class Bench:
 
     def spend(self) -> None:
         """Write the time taken by now into the journal."""
+        self._written = time.monotonic()
         self.journal.spend(self._sitting, time.monotonic() - self._start)
 
     def budget_left_s(self) -> float | None:
@@ -127,7 +136,7 @@ class Bench:
         if not times:
             return budget
         trials = 0 if self.stage == "finals" else max(0, usual_trials(self.task) - len(self.trials))
-        guess = trials * sum(times) / len(times) + self.finals_s()
+        guess = trials * sum(times) / len(times) + self.reserve_s()
         return guess if budget is None else min(guess, budget)
 
     def finals_s(self) -> float:
@@ -135,12 +144,25 @@ class Bench:
         budget = self.task.effort.budget_s
         return self.task.effort.finals_s if budget is None else min(self.task.effort.finals_s, max(budget / 4, 3.0))
 
+    def reserve_s(self) -> float:
+        """Seconds to keep for the end: the finals, and what their certificates take, as far as that is known.
+
+        The finalists, the best lossless plan and the original are judged on the whole certify split, and timed for long
+        where a claim about p99 is to be made.
+        """
+        budget, splits = self.task.effort.budget_s, self.task.splits
+        judged = [trial.steps["quality"] for trial in self.trials.values() if "quality" in trial.steps]
+        each_s = float(np.median(judged)) * splits["certify"] / max(splits["search"], 1) if judged else 0.0
+        p99_s = self.finals_s() / 3 if self.task.goal.p99_ns is not None else 0.0
+        whole = self.finals_s() + (FINALISTS + 2) * each_s + FINALISTS * p99_s
+        return whole if budget is None else min(whole, max(budget / 2, self.finals_s()))
+
     def check_budget(self) -> None:
         """Raise ``BudgetSpent`` when another trial would eat into the finals' time."""
         left = self.budget_left_s()
         times = [trial.seconds for trial in self.trials.values() if trial.outcome == "measured"]
         usual = float(np.median(times)) if times else 0.0
-        if left is not None and left < self.finals_s() + usual:
+        if left is not None and left < self.reserve_s() + usual:
             raise BudgetSpent
 
     # What it knows
@@ -226,7 +248,7 @@ class Bench:
         limits, left = self.task.build_limits, self.budget_left_s()
         trains = any(step.uses_training for step in plan.load_passes())
         if trains:
-            limits = replace(limits, seconds=TRAINING_S if left is None else max(left - self.finals_s(), 1.0))
+            limits = replace(limits, seconds=TRAINING_S if left is None else max(left - self.reserve_s(), 1.0))
         try:
             return run_plan_isolated(plan, self.task.source, self.task.inputs, limits=limits, progress=self.progress)
         except ChildHung as error:

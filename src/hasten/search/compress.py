@@ -14,6 +14,7 @@ the teacher's share (``knobs``).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -34,7 +35,7 @@ from hasten.search.halving import rungs, successive_halving
 from hasten.search.knapsack import Choice, Problem, Solution, front
 from hasten.search.knobs import Knobs, tune
 from hasten.search.result import Trial
-from hasten.search.stages import TOLERABLE_DROP, provable_drop
+from hasten.search.stages import TOLERABLE_DROP, TRAINED, provable_drop
 from hasten.search.table import (
     Loss,
     Sensitivities,
@@ -48,6 +49,9 @@ from hasten.search.table import (
 from hasten.search.task import TRAIN
 from hasten.search.timing import time_blocks
 from hasten.torchview.recipe import Recipe
+
+TABLE = "sensitivities"
+"""What the journal calls what each width loses, as far as it was measured."""
 
 CELLS, PREDICTIONS = "compression: cells", "compression: predictions"
 """What the journal calls what the report shows of this stage."""
@@ -134,7 +138,7 @@ def recipe(bench: Bench) -> Trial | None:
         trial
         for trial in bench.trials.values()
         if trial.outcome == "measured"
-        and not {"pruned", "finetuned", "distilled", "dynamic"} & set(trial.traits)
+        and not {*TRAINED, "dynamic"} & set(trial.traits)
         and loss(trial) <= RUINED
         and not any(part.settings.get("exclude") for part in trial.plan.passes)
     ]
@@ -211,22 +215,27 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         bench.note(f"nothing can be cut: {next(iter(reasons.values()), 'no layer is read by other layers alone')}")
         return None
     is_late = _lateness(bench)
-    table = bench.journal.recall("sensitivities", Sensitivities)
-    if table is None:
+    known = bench.journal.recall(TABLE, Sensitivities)
+    if known is None:
         bench.check_budget()
-        table = sensitivities(
-            task.source,
-            sites,
-            task.store,
-            task.samples("search"),
-            limits=task.build_limits,
-            calibrate=task.samples("calibrate"),
-            metric=task.metric.name,
-            deadline=is_late,
-            progress=bench.progress,
-        )
-        bench.journal.record("sensitivities", table)
+    table = sensitivities(
+        task.source,
+        sites,
+        task.store,
+        task.samples("search"),
+        limits=task.build_limits,
+        calibrate=task.samples("calibrate"),
+        metric=task.metric.name,
+        deadline=is_late,
+        progress=bench.progress,
+        known=known,
+        keep=lambda table: bench.journal.record(TABLE, table),
+    )
     sites = measured_sites(sites, table)
+    if not sites:
+        why = next(iter(table.failures.values()), "there was no time to measure what a width loses")
+        bench.note(f"nothing can be cut: {why}")
+        return None
     dims = _dims(task.source, task.goal.batch)
     alias = tuple(Site(names[site.name], site.kind, site.options) for site in sites)
     parts = parts_of(runs, alias, dims)
@@ -246,12 +255,12 @@ def _lateness(bench: Bench) -> Callable[[], bool]:
     budget, left = bench.task.effort.budget_s, bench.budget_left_s()
     if budget is None or left is None:
         return lambda: False
-    until = max(budget / 3, bench.elapsed() + (left - bench.finals_s()) / 2)
+    until = max(budget / 3, bench.elapsed() + (left - bench.reserve_s()) / 2)
     return lambda: bench.elapsed() > until
 
 
 def _aliases(groups: Sequence[Group], others: Sequence[Group]) -> dict[str, str]:
-    """Give the name in another form of the graph of each group: the one with the same makers, as large."""
+    """Give the name in another form of the graph of each group: the one with the same makers, as large, and its own."""
     by_maker = {maker: group for group in others for maker in group.makers}
     found = {}
     for group in groups:
@@ -259,7 +268,8 @@ def _aliases(groups: Sequence[Group], others: Sequence[Group]) -> dict[str, str]
         sizes = {by_maker[maker].size for maker in group.makers if maker in by_maker}
         if len(twins) == 1 and sizes == {group.size}:
             found[group.name] = twins.pop()
-    return found
+    shared = {name for name, count in Counter(found.values()).items() if count > 1}
+    return {group: name for group, name in found.items() if name not in shared}
 
 
 def _dims(source: Artifact, batch: int) -> dict[str, int]:
@@ -358,7 +368,10 @@ def _train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
         more = "budget" if allowed < wanted else "number of epochs"
         bench.note(f"nothing more is trained: {epochs:.2g} epochs are too few for the candidates; give a larger {more}")
         return
-    entrants = min(len(cut_plans), CANDIDATES) + len(by_key) - len(cut_plans)
+    entrants = min(len(cut_plans), CANDIDATES) + sum(not _cuts(plan) for plan in candidates)
+    if not entrants:
+        bench.note("nothing more is trained: no plan with cut channels could be measured")
+        return
     ladder = [rung.epochs for rung in rungs(entrants, budget_epochs=epochs, least_epochs=least)]
     promises = {key: _promise(bench, key, speeds[key], left=settled.left(len(ladder))) for key in by_key}
     chosen = {plan.key for plan in sorted(cut_plans, key=lambda plan: -promises[plan.key])[:CANDIDATES]}
@@ -401,7 +414,7 @@ def _within_budget(bench: Bench, epochs: float) -> float:
     kept = bench.journal.recall(name, float)
     if kept is None:
         each_s = epoch_seconds(list(bench.trials.values()))
-        kept = epochs if each_s is None else min(epochs, max(left - bench.finals_s(), 0.0) / each_s)
+        kept = epochs if each_s is None else min(epochs, max(left - bench.reserve_s(), 0.0) / each_s)
         bench.journal.record(name, kept)
     return kept
 
@@ -488,9 +501,14 @@ def _slower(knobs: Knobs) -> Knobs:
 
 
 def _finetune(bench: Bench, epochs: float, knobs: Knobs) -> Part:
-    image = {"augment": "mirror-shift"} if bench.task.source.preprocess is not None else {}
+    image = {"augment": "mirror-shift"} if _may_move(bench) else {}
     changed = {name: value for name, value in asdict(knobs).items() if value != getattr(Knobs(), name)}
     return Part("finetune", {"epochs": round(epochs, 3), **image, **changed})
+
+
+def _may_move(bench: Bench) -> bool:
+    """Say whether samples may be moved and mirrored: they are pictures, and stay what they are, as classes do."""
+    return bench.task.source.preprocess is not None and bench.task.metric.classes
 
 
 def _speed(bench: Bench, key: str) -> float:

@@ -15,16 +15,13 @@ from hasten.measure.roofline import bound
 from hasten.measure.statistics import percentile_holds, runs_needed
 from hasten.measure.worker import IsolatedSession
 from hasten.measurement import WIN, Bound, Latency, Measurement, Ratio
-from hasten.search.bench import Bench
+from hasten.search.bench import FINALISTS, Bench
 from hasten.search.frontier import best_of, cost, frontier, levels, loss, simplicity
 from hasten.search.result import Certificate, Goal, Trial
 from hasten.search.stages import Limits, provable_drop
 
 FINALS = "finals"
 """What the journal calls the record of the finals."""
-
-FINALISTS = 4
-"""Plans that come into the finals beside the original and the best lossless one."""
 
 COMPARED, WARMED = 0.55, 0.2
 """Shares of the finals' time for the comparison and for warming up; loading, profiling and judging take the rest."""

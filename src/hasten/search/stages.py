@@ -22,6 +22,9 @@ from hasten.search.frontier import best_of, cost, levels, loss, simplicity
 from hasten.search.result import Trial
 from hasten.search.space import REFERENCE_ENGINE
 
+TRAINED = frozenset({"pruned", "finetuned", "distilled"})
+"""Traits of what came of cutting and training."""
+
 TOLERABLE_DROP = 0.01
 """Loss of quality from which int8 is worth repairing, where the goal sets no limit."""
 
@@ -201,7 +204,7 @@ def _exclusions(bench: Bench, floating: Plan, quantized: Plan) -> tuple[tuple[st
 def _other_threads(bench: Bench, limits: Limits) -> None:
     """Try the best plan of each engine at the other thread counts."""
     for engine in bench.task.engines:
-        best = leader_of(bench, engine=engine, lossy=None)
+        best = leader_of(bench, engine=engine, lossy=None, trained=False)
         if best is None or not best.plan.passes:
             continue
         for threads in bench.task.threads:
@@ -243,13 +246,16 @@ def _may_end_it(bench: Bench, best: Trial) -> bool:
     return bench.task.goal.max_drop is not None or loss(best) == 0.0
 
 
-def leader_of(bench: Bench, *, engine: str, lossy: bool | None) -> Trial | None:
-    """Give the engine's best measured trial that meets the drop."""
+def leader_of(bench: Bench, *, engine: str, lossy: bool | None, trained: bool | None = None) -> Trial | None:
+    """Give the engine's best measured trial that meets the drop; not ``trained``: nothing of it was cut or trained."""
     task = bench.task
     fitting = [
         trial
         for trial in bench.trials.values()
-        if trial.plan.engine.name == engine and bench.meets(trial) and (lossy is None or bool(trial.traits) == lossy)
+        if trial.plan.engine.name == engine
+        and bench.meets(trial)
+        and (lossy is None or bool(trial.traits) == lossy)
+        and (trained is None or bool(TRAINED & set(trial.traits)) == trained)
     ]
     return best_of(fitting, task.goal, original=task.original.key)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from hasten.artifact import Artifact, Json
-from hasten.errors import BadInput, HastenError, StoreError
+from hasten.errors import BadInput, HastenError, StoreError, Untrusted
 from hasten.graph.cut import cut
 from hasten.graph.groups import Group, channel_groups
 from hasten.graph.importance import Order, largest, unit_norms
@@ -32,7 +32,7 @@ from hasten.samples import Samples
 from hasten.search.exclusions import NodeSensitivity
 from hasten.search.knapsack import Choice
 from hasten.store import Store
-from hasten.tensors import Array, Feed
+from hasten.tensors import Array, Feed, Pair
 from hasten.transform import Context
 
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
@@ -166,6 +166,8 @@ def sensitivities(
     order: Order = 2,
     deadline: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
+    known: Sensitivities | None = None,
+    keep: Callable[[Sensitivities], None] = lambda table: None,
 ) -> Sensitivities:
     """Measure every width of every site alone, in a child process; an option that fails there has no row.
 
@@ -185,17 +187,21 @@ def sensitivities(
         order: Of the norms of groups without scores.
         deadline: Asked before each option; True ends it with what is known.
         progress: Told which option is at work.
+        known: What was measured, or failed, before: it is not measured again.
+        keep: Told what is known after each option.
 
     Raises:
         StoreError: source or samples cannot be read. SignatureMismatch: the samples do not fit the source.
         HastenError: the untouched model does not run.
     """
-    rows: list[Row] = []
-    failures: dict[str, str] = {}
+    known = known or Sensitivities(rows=(), failures={})
+    rows, failures = list(known.rows), dict(known.failures)
     listed = _narrowest_first([site for site in sites if site.kind == "width"])
     child: Child | None = None
     try:
         for number, (site, option) in enumerate(listed):
+            if known.row(site, option) is not None or f"{site.name}={option}" in known.failures:
+                continue
             if deadline():
                 break
             if progress:
@@ -213,6 +219,7 @@ def sensitivities(
                 child = None  # it may be gone, and a new one is cheap
             else:
                 rows.append(msgspec.convert(found, Row))
+            keep(Sensitivities(rows=tuple(rows), failures=dict(failures)))
     finally:
         if child is not None:
             child.close()
@@ -264,19 +271,22 @@ def divergence(reference: Feed, got: Feed) -> tuple[float, float | None]:
     it is taken as it is; else the softmax of it is.
 
     Returns:
-        The error, infinite where a value is not finite; and the divergence in nats, None where no output has classes.
+        The error, infinite where a value is not finite in one of them alone; and the divergence in nats, None where no
+        output has classes.
     """
     errors, divergences = [], []
     for name, array in reference.items():
         if array.dtype.kind != "f":
             continue
-        a, b = array.astype(np.float64), got[name].astype(np.float64)
-        if not np.isfinite(b).all():
+        pair = Pair.of(array, got[name])
+        a, b = pair.reference, pair.got
+        if not pair.finite:
             return float("inf"), float("inf") if a.ndim >= 2 and a.shape[-1] >= 2 else None
-        errors.append(float(((a - b) ** 2).sum() / max(float((a**2).sum()), 1e-30)))
+        difference, whole = pair.squares()
+        errors.append(difference / max(whole, 1e-30))
         if a.ndim >= 2 and a.shape[-1] >= 2:
-            whole = _is_distribution(a)
-            p, q = _log_probabilities(a, whole), _log_probabilities(b, whole)
+            shares = _is_distribution(a)
+            p, q = _log_probabilities(a, shares), _log_probabilities(b, shares)
             divergences.append(float((np.exp(p) * (p - q)).sum(axis=-1).mean()))
     return (
         float(np.mean(errors)) if errors else 0.0,
@@ -309,6 +319,8 @@ class Prober:
         scores = unit_norms(self._model, self._groups[group], order) if given is None else given.astype(np.float64)
         got = self._outputs(self._settled(cut(self._model, {group: largest(scores, width)})))
         error, kl = divergence(self._reference, got)
+        if not np.isfinite(error) or (kl is not None and not np.isfinite(kl)):
+            raise Untrusted(f"{group!r} cut to {width} gives values that are not finite")
         row = Row(site=group, kind="width", option=width, error=error, kl=kl, drop=self._drop(got))
         return msgspec.to_builtins(row)
 

@@ -24,7 +24,7 @@ class Recipe:
     warm_up: Annotated[
         float, Doc("share of the steps in which the rate rises; then it falls to 0"), Meta(ge=0, le=1)
     ] = 0.1
-    clip: Annotated[float | None, Doc("largest norm of the gradient; none: any")] = 5.0
+    clip: Annotated[Annotated[float, Meta(gt=0)] | None, Doc("largest norm of the gradient; none: any")] = 5.0
     temperature: Annotated[
         float, Doc("softness of the teacher's classes in the distillation"), Meta(gt=0), Choice((1.0, 2.0, 4.0))
     ] = 2.0
