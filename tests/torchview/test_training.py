@@ -173,7 +173,7 @@ def test_a_finished_training_makes_no_step_again(tmp_path):
     assert same(state(first), state(again))
 
 
-@pytest.mark.parametrize("other", ["settings", "samples", "model", "teacher"])
+@pytest.mark.parametrize("other", ["settings", "samples", "model", "graph", "teacher"])
 def test_checkpoints_of_another_training_are_left_alone(other, tmp_path):
     train(pupil(), lesson(), QUICK, checkpoints=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -182,6 +182,10 @@ def test_checkpoints_of_another_training_are_left_alone(other, tmp_path):
     master = teacher() if other == "teacher" else None
     seed = int(other == "model")
     fresh, beside = pupil(seed), pupil(seed)
+    if other == "graph":  # the same parameters, in another function
+        model = mlp()
+        next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
+        fresh, beside = View.of(model), View.of(model)
     train(fresh, samples, how, teacher=master)
     train(beside, samples, how, teacher=master, checkpoints=tmp_path)
     assert same(state(fresh), state(beside))

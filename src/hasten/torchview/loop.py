@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -248,7 +249,9 @@ def run(task: Task, state: State, kept: Checkpoints | None, teller: Teller) -> N
 def question(modules: Sequence[View], task: Task) -> str:
     """Give the key of the training: threads are no part of it, they change the last bits alone."""
     hook = getattr(task.augment, "__qualname__", type(task.augment).__qualname__)
-    return question_of(modules, task.samples, {**values_of(task.training), "threads": None, "augment": hook})
+    graphs = [hashlib.sha256(view.model().SerializeToString(deterministic=True)).hexdigest() for view in modules]
+    more = {"threads": None, "augment": hook, "graphs": graphs}  # a graph is more than its parameters
+    return question_of(modules, task.samples, {**values_of(task.training), **more})
 
 
 def _step(task: Task, state: State, rows: Rows) -> None:
