@@ -158,7 +158,7 @@ def read_artifact(folder: Path) -> Artifact:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no artifact: it has no {MANIFEST}") from error
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     for name in (manifest.entry_name, *manifest.files):
         parts = PurePosixPath(name)

@@ -13,8 +13,10 @@ from arro3.io import read_parquet, write_parquet
 
 from hasten.cli import predict as verb
 from hasten.cli.app import run
+from hasten.cli.predict_output import WRITERS, write_npz_whole
 from hasten.deployment import read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import BadInput
 from hasten.samples.arrow import parquet_pieces
 from serve.bundles import FEATURES, bundle, rows
 
@@ -99,6 +101,56 @@ def test_pieces_of_another_run_are_not_taken_for_ones_own(deployment: Path, data
     parts.place(0).write_bytes(b"an old piece")
     assert verb.open_parts(out, key).finished() == [parts.place(0)]
     assert verb.open_parts(out, verb.key_of(read_deployment(deployment)[0], data, verb.DATA, 100)).finished() == []
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ("load.py:rows", "load.py"),
+        ("data.parquet#train", "data.parquet"),
+        ("odd#1.parquet", "odd#1.parquet"),
+        ("plain.npz", "plain.npz"),
+    ],
+)
+def test_pieces_of_data_that_changed_are_not_taken_for_those_of_now(
+    data: str, source: str, deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    what = read_deployment(deployment)[0]
+    Path(source).write_text("one")
+    before = verb.key_of(what, data, verb.DATA, 200)
+    Path(source).write_text("another")
+    assert verb.key_of(what, data, verb.DATA, 200) != before
+
+
+def test_pieces_behind_the_last_one_are_not_written(deployment: Path, data: str, tmp_path: Path, wanted: Any) -> None:
+    out = tmp_path / "out.npz"
+    parts = verb.open_parts(out, verb.key_of(read_deployment(deployment)[0], data, verb.DATA, 200))
+    for number in range(6):  # of a run over more rows
+        verb.write_part(parts.place(number), {"y": wanted[200 * number : 200 * number + 200]})
+    assert run(["predict", str(deployment), "--data", data, "-o", str(out), "--piece", "200"]) == 0
+    np.testing.assert_allclose(read_output(out), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npz"])
+@pytest.mark.parametrize("widths", [(3, 5), (5, 3)])
+def test_pieces_that_differ_in_shape_make_no_file(ending: str, widths: tuple[int, int], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.npz" for number in range(2)]
+    for path, width in zip(paths, widths, strict=True):
+        verb.write_part(path, {"y": np.ones((4, width), np.float32)})
+    out = tmp_path / f"out.{ending}"
+    with pytest.raises(BadInput, match=f"'y' differs in shape between rows .*{widths[0]}.*{widths[1]}"):
+        WRITERS[out.suffix](out, paths, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npz", "1.npz"]
+
+
+@pytest.mark.parametrize(("dtype", "labelled"), [(np.float32, True), (np.bool_, False), (np.int64, False)])
+def test_only_scores_are_given_the_name_of_their_class(dtype: Any, labelled: bool, tmp_path: Path) -> None:
+    verb.write_part(tmp_path / "0.npz", {"above": np.array([[0, 1, 1]], dtype)})
+    write_npz_whole(tmp_path / "out.npz", [tmp_path / "0.npz"], ["a", "b", "c"])
+    with np.load(tmp_path / "out.npz") as held:
+        assert ("label" in held.files) == labelled
+        assert not labelled or held["label"].tolist() == ["b"]
 
 
 def test_a_limit_ends_within_a_piece(

@@ -54,6 +54,18 @@ def test_a_chain_of_dropped_nodes_down_to_an_output_needs_two_rounds_and_ends_ri
     assert text(model) == ["t2=Neg(x)"]
 
 
+def test_who_reads_the_middle_of_a_dropped_chain_reads_the_output_that_it_leads_to():
+    model = chain("Neg", "Identity", "Identity")
+    model.graph.node.append(helper.make_node("Abs", ["t1"], ["z"], name="beside"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (3,)))
+    drop(model, "Identity")
+    onnx.checker.check_model(model, full_check=True)
+    assert text(model)[-1] in ("z=Abs(t1)", "z=Abs(t2)", "z=Abs(t0)")
+    until_stable(model, [lambda m: drop(m, "Identity")], who="test")
+    onnx.checker.check_model(model, full_check=True)
+    assert text(model) == ["t2=Neg(x)", "z=Abs(t2)"]
+
+
 @pytest.mark.parametrize("outputs", [(), ("t0",)])
 def test_an_identity_from_an_input_or_between_outputs_stays(outputs):
     kinds = ("Neg", "Identity") if outputs else ("Identity",)

@@ -190,6 +190,20 @@ def test_continuous_scores_have_a_bootstrap_interval_that_repeats(n: int) -> Non
     assert first.drop.value == pytest.approx(1 - first.value)
 
 
+def test_one_pixel_that_changed_proves_no_more_than_none(tmp_path) -> None:
+    """Of a hundred samples one may well show nothing of two in a hundred that fail wholly."""
+    file = tmp_path / "mine.py"
+    file.write_text("def share(o, l):\n    return o['y'][:, 0]\n")
+    before = {"y": np.full((100, 1), 0.75)}
+    after = {"y": before["y"].copy()}
+    after["y"][7] -= 1e-6
+    one, none = (
+        quality(load_metric(f"{file}:share"), reference=before, candidate=y, labels=np.zeros(100))
+        for y in (after, before)
+    )
+    assert one.drop.high >= none.drop.high == pytest.approx(Z**2 / (100 + Z**2))
+
+
 def test_a_users_scores_within_one_drop_absolutely_and_others_as_a_share(tmp_path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def small(o, l):\n    return o['y'][:, 0]\ndef large(o, l):\n    return 100 * o['y'][:, 0]\n")

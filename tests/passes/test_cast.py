@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import exported, feed_for, graph_of, kinds, run
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hasten.errors import UnknownName
 from hasten.graph.model import Graph, infer_shapes, read_model, refresh_shapes
@@ -100,6 +100,23 @@ def test_inputs_and_outputs_change_only_when_asked_for(store: Store, ctx: Contex
     assert kinds(read_model(made))["Cast"] == 0
     feed = {name: value.astype(np.float16) for name, value in feed_for(convnet()).items()}
     assert run(read_model(made), feed)[0].dtype == np.float16
+
+
+def test_an_output_of_a_node_that_stays_in_float32_is_low_where_inputs_and_outputs_are_to_change(store, ctx):
+    def build(net: Builder) -> None:
+        h = net.add("Relu", net.add("Gemm", "x", net.weight(4, 5), transB=1))
+        net.nodes.append(helper.make_node("Exp", [h], ["e"], name="kept"))
+        net.add("Add", "e", net.add("Sqrt", "e"))
+
+    model = graph_of(build, ("b", 5), ("b", 4))
+    model.graph.output.append(helper.make_tensor_value_info("e", TensorProto.FLOAT, ("b", 4)))
+    made = read_model(run_pass(Cast(keep_io=False, exclude=("kept",)), stored(model, store), store, ctx))
+    onnx.checker.check_model(made, full_check=True)
+    feed = {name: value.astype(np.float16) for name, value in feed_for(model).items()}
+    got, wanted = run(made, feed), run(model, feed_for(model))
+    for one, other in zip(got, wanted, strict=True):
+        assert one.dtype == np.float16
+        assert relative_error(other, one.astype(np.float32)) < TOLERANCES["float16"].relative
 
 
 def test_excluded_nodes_and_operators_stay_in_float32():

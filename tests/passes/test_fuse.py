@@ -249,6 +249,32 @@ def test_attention_is_one_operator(mask, microsoft):
     assert kinds(after)["Softmax"] == 0
 
 
+@pytest.mark.parametrize("target", ["standard", "onnxruntime"])
+def test_queries_of_two_lengths_may_read_one_mask(target):
+    """As a decoder's own attention and that over its encoder do, once equal masks are one."""
+
+    def build(net: Builder) -> None:
+        mask = net.weight(1, 1, 1, 5)
+        whole = net.constant(np.array([0, 5, 2, 4], np.int64))
+        few = net.constant(np.array([0, 3, 2, 4], np.int64))
+
+        def attend(query: str, split: str, length: int) -> str:
+            q = net.add("Reshape", net.add("MatMul", query, net.weight(8, 8)), split)
+            k, v = (net.add("Reshape", net.add("MatMul", "x", net.weight(8, 8)), whole) for _ in range(2))
+            q, v = (net.add("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
+            k = net.add("Transpose", k, perm=[0, 2, 3, 1])
+            scores = net.add("Add", mask, net.add("Mul", net.add("MatMul", q, k), number(net, 0.5)))
+            h = net.add("Transpose", net.add("MatMul", net.add("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+            return net.add("Reshape", h, net.constant(np.array([0, length, 8], np.int64)))
+
+        bounds = (net.constant(np.array([n], np.int64)) for n in (0, 3, 1))
+        attend(net.add("Slice", attend("x", whole, 5), *bounds), few, 3)
+
+    model = graph_of(build, ("b", 5, 8), ("b", 3, 8))
+    after = applied(lambda m: fuse(m, Fuse(target=target)), model)
+    assert kinds(after)["Attention"] + kinds(after)["MultiHeadAttention"] == 2
+
+
 def test_a_softmax_over_the_queries_is_no_attention():
     model = graph_of(lambda net: attention(net, axis=2), ("b", 5, 8), ("b", 5, 8))
     assert fuse_attention(model) == 0

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hasten.errors import UnknownName, Unsupported
 from hasten.graph.model import Graph, read_model
@@ -312,4 +312,26 @@ def test_a_grouped_transposed_convolution_can_be_quantized(store, ctx):
     net.add("Conv", net.add("Relu", h), net.weight(2, 6, 1, 1))
     source = stored(net.model(("x", ("batch", 4, 5, 5)), ("y", ("batch", 2, 10, 10))), store)
     made = quantized(source, store, ctx, operators=("Conv", "ConvTranspose"))
+    assert cosine(outputs(source), outputs(made)) > 0.99
+
+
+def test_the_places_of_a_poolings_maxima_are_no_activations(store, ctx):
+    """As a SegNet has them: its decoder puts values back where they were."""
+
+    def build(net: Builder) -> None:
+        h = net.add("Relu", net.add("Conv", "x", net.weight(8, 3, 3, 3), net.weight(8), pads=[1] * 4))
+        net.nodes.append(helper.make_node("MaxPool", [h], ["p", "places"], kernel_shape=[2, 2], strides=[2, 2]))
+        h = net.add("Relu", net.add("Conv", "p", net.weight(8, 8, 3, 3), net.weight(8), pads=[1] * 4))
+        h = net.add("MaxUnpool", h, "places", kernel_shape=[2, 2], strides=[2, 2])
+        net.add("Conv", h, net.weight(4, 8, 1, 1), net.weight(4))
+
+    net = Builder(0)
+    build(net)
+    net.nodes[-1].output[0] = "y"
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ("b", c, 8, 8)) for n, c in (("x", 3), ("y", 4))]
+    graph = helper.make_graph(net.nodes, "net", ends[:1], ends[1:], net.weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    source = folded(model, store, ctx)
+    made = quantized(source, store, ctx)
+    assert all("places" not in node.input for node in read_model(made).graph.node if node.op_type == "QuantizeLinear")
     assert cosine(outputs(source), outputs(made)) > 0.99

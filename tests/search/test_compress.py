@@ -213,6 +213,19 @@ def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
         assert ("augment" in stage._finetune(short, 1.0, Knobs()).settings) == moved
 
 
+def test_candidates_are_chosen_for_much_and_for_little_that_training_wins_back() -> None:
+    """Were all of them chosen as if nearly everything came back, a slower and surer one would not be among them."""
+    drops = {7.0: 0.4, 3.3: 0.1, 3.0: 0.06, 2.4: 0.02, 1.6: 0.004}
+    trials = [trial(speed, drop, mark=number) for number, (speed, drop) in enumerate(drops.items())]
+    short = Short(250.0, trials)
+    speeds = {item.key: speed for item, speed in zip(trials, drops, strict=True)}
+    shares = [0.05, 0.1, 0.22, 0.5]
+    found = {speeds[key] for key in stage._hedged(short, list(speeds), speeds, shares)}
+    assert len(found) == 4
+    assert 1.6 in found or 2.4 in found
+    assert {speeds[key] for key in stage._hedged(short, list(speeds)[:2], speeds, shares)} == {7.0, 3.3}
+
+
 @pytest.mark.parametrize(
     ("budget_s", "begun_s", "until_s"),
     [(None, 500.0, math.inf), (360.0, 60.0, 165.0), (360.0, 20.0, 145.0), (360.0, 200.0, 235.0), (900.0, 10.0, 342.5)],

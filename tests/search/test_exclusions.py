@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import helper
 
 from hasten.graph.model import read_model
 from hasten.isolation import Limits
@@ -139,3 +140,16 @@ def test_operations_are_known_for_every_quantizable_node(source):
     operations = node_operations(source, nodes)
     assert operations.keys() == set(nodes)
     assert np.min(list(operations.values())) > 0
+
+
+def test_an_output_that_other_nodes_read_too_does_not_keep_nodes_from_being_measured(store, ctx, tmp_path):
+    """A segmentation's logits are an output, and its probabilities another."""
+    model = read_model(run_pass(Fold(), stored(convnet(), store), store, ctx))
+    (out,) = model.graph.output
+    model.graph.node.append(helper.make_node("Sigmoid", [out.name], ["probabilities"], name="probabilities"))
+    twin = model.graph.output.add()
+    twin.CopyFrom(out)
+    twin.name = "probabilities"
+    found = measured(stored(model, store), tmp_path, store)
+    assert {item.node for item in found} >= {node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    assert all(item.error > 0 for item in found)

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hasten.deployment import FILE, Serving, parse_deployment
+from hasten import artifact
+from hasten.deployment import FILE, MODEL, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.host import this_host
+from hasten.serve import lifecycle
 from hasten.serve.lifecycle import KEPT_FATES
 from hasten.serve.model import Model
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
+from hasten.store import MANIFEST
 from hasten.testing.models import convnet, mlp
 from serve.bundles import bundle, instances_left, request, rows, run
 
@@ -180,6 +183,32 @@ def test_an_unloaded_model_is_gone_and_can_come_back(tmp_path: Path) -> None:
         assert service.index(ready=True) == []
         await service.load("net")
         assert (await service.infer(request(rows(1)))).version == "1"
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("broken", ["gone", "manifest", "defect"])
+def test_whatever_goes_wrong_in_a_load_fails_the_version_and_the_old_one_stays(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    bundle(models / "net" / "1")
+
+    async def work() -> None:
+        service = Service(open_repository(models))
+        await service.start()
+        new = bundle(models / "net" / "2").parent
+        if broken == "gone":  # listed, and renamed before it is opened
+            monkeypatch.setattr(artifact, "hash_file", lambda path: path.with_name("gone").open("rb"))
+        elif broken == "manifest":
+            (new / MODEL / MANIFEST).write_bytes(b"\xff")
+        else:
+            monkeypatch.setattr(lifecycle, "read_bundle", lambda *_: 1 / 0)
+        with pytest.raises(ModelNotReady, match=r"version 2 of model 'net' failed to load: .*; version 1 stays"):
+            await service.load("net", "2")
+        assert [(item["version"], item["state"]) for item in service.index()] == [("1", "READY"), ("2", "UNAVAILABLE")]
+        assert len((await service.infer(request(rows(1)))).outputs) == 1
         await service.stop()
 
     run(work())

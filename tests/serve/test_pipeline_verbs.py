@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from hasten.cli.app import run as run_verb
+from hasten.cli.files_of import file_pieces
 from hasten.cli.models import DATA
 from hasten.cli.predict import key_of, read_by_steps
 from hasten.client.client import Client
 from hasten.deployment import read_deployment
-from hasten.errors import BadRequest
+from hasten.errors import BadInput, BadRequest
 from hasten.serve.app import Listening
 from hasten.serve.sample_calls import Caller, curl_line, python_line
+from hasten.tensors import Signature, TensorSpec
 from hasten.testing.models import convnet
 from serve.bundles import bundle
 from serve.photos import CLASSES, POST, PRE, SIZE, files, photo
@@ -110,6 +112,17 @@ def test_a_file_that_steps_read_tells_one_run_from_another(path: Path, tmp_path:
     assert keys[0] != keys[1]
     (tmp_path / "own.py").write_text("")
     assert read_by_steps(path, named, tmp_path) == [tmp_path / "own.py"]
+
+
+def test_columns_of_different_length_are_refused_and_numbers_are_put_together(tmp_path: Path) -> None:
+    signature = Signature((TensorSpec("a", "float32", ("b", 2)), TensorSpec("b", "float32", ("b",))), ())
+    np.savez(tmp_path / "odd.npz", a=np.zeros((5, 2), np.float32), b=np.zeros(4, np.float32))
+    with pytest.raises(BadInput, match=r"differ in length \(a: 5, b: 4\)"):
+        list(file_pieces(str(tmp_path / "odd.npz"), signature, rows=2, limit=None, inputs={}, label=None))
+    (tmp_path / "plain.csv").write_text("f1,f2,f3\n1,2,3\n4,5,6\n")
+    wide = Signature((TensorSpec("x", "float32", ("b", 3)),), ())
+    (piece,) = file_pieces(str(tmp_path / "plain.csv"), wide, rows=8, limit=None, inputs={}, label=None)
+    assert piece.inputs["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_the_lines_that_serve_prints_for_images_work_when_pasted(path: Path) -> None:

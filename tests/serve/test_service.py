@@ -11,15 +11,17 @@ import pytest
 
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, Overloaded, ServeError, TooLarge
+from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, Overloaded, ServeError, ServerFault, TooLarge
 from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor
+from hasten.serve import call as calls
 from hasten.serve.call import Call
+from hasten.serve.intake import Intake
 from hasten.serve.model import MOST_RUNS
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.store import read_artifact
-from hasten.tensors import Array
+from hasten.tensors import Array, Signature, TensorSpec
 from hasten.testing.models import encoder, mlp
 from serve.bundles import bundle, request, rows, run
 
@@ -270,3 +272,33 @@ def test_every_model_of_a_folder_is_served_under_the_name_of_its_folder(tmp_path
         await service.stop()
 
     run(work())
+
+
+def test_an_answer_that_cannot_be_put_together_is_told_and_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an output's length depends on the data, and the pieces of a large request differ in it."""
+    path = bundle(tmp_path / "net")
+    monkeypatch.setattr(calls, "glue", lambda parts: np.concatenate([np.ones((1, 2)), np.ones((1, 3))]))
+
+    async def work() -> None:
+        service = await started(path)
+        with pytest.raises(ServerFault, match="its answer could not be put together: ValueError"):
+            await service.infer(request(rows(20)))
+        assert service.models()[0].inside == 0
+        assert await service.stop()
+
+    run(work())
+
+
+def test_texts_count_by_their_letters(tmp_path: Path) -> None:
+    intake = Intake(Signature((TensorSpec("t", "string", ("b",)),), ()), "b")
+    held = np.empty(2, object)
+    held[:] = [b"x" * 1000, b"y" * 500]
+    asked = InferRequest(model="net", inputs=(Tensor(name="t", datatype="BYTES", data=held),))
+    for _ in range(2):  # the second time by its known shape
+        assert intake.take(asked).n_bytes >= 1500
+    taken = intake.take(asked)
+    call = Call(asked, Marks(), done=lambda _: None, priority=1, finish=lambda *_: None)
+    call.divide(taken, 1)
+    assert sum(piece.n_bytes for piece in call.pieces) >= 1500

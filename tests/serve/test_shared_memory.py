@@ -172,6 +172,23 @@ def test_a_block_that_its_client_cuts_short_harms_nobody(opened: Open, block: Bl
     os.truncate(FOLDER / block.name, 64 * 2**10)
 
 
+def test_memory_that_cannot_be_written_is_told_and_the_client_does_not_wait(
+    opened: Open, block: Block, region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with holes, and no memory left to fill them."""
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    body = json.loads(infer_body(rows_of(2)))
+    place = {"shared_memory_region": region, "shared_memory_byte_size": 1024}
+    body["outputs"] = [{"name": "y", "parameters": place}]
+    monkeypatch.setattr(os, "pwrite", full)
+    status, said = ask(opened, "POST", INFER, body)
+    assert status == 400
+    assert "cannot be written: No space left on device" in said["error"]
+
+
 def test_without_the_setting_nothing_is_registered(tmp_path: Path, block: Block) -> None:
     with served(bundle(tmp_path / "net"), Listening(port=0, grpc_port=None)) as opened:
         body = {"key": block.name, "offset": 0, "byte_size": 16}

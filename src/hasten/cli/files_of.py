@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hasten.errors import BadInput
 from hasten.host import this_host
 from hasten.samples import Samples
 from hasten.samples.arrow import parquet_pieces
-from hasten.samples.columns import Column, Images, Room, Unusable
+from hasten.samples.columns import Column, Columns, Images, Room, Unusable, is_array
 from hasten.samples.fit import assign, cast, label_column
 from hasten.samples.readers import open_columns
 from hasten.tensors import Array, Signature, TensorSpec
@@ -50,8 +50,12 @@ def file_pieces(
         if isinstance(columns, Samples):
             raise BadInput(f"{data} gives finished samples; a deployment with steps takes files, text and numbers")
         names = assign(columns, signature, inputs, label_column(columns, signature, inputs, label))
-        chosen = {spec.name: columns.by_name[names[spec.name][0]] for spec in signature.inputs}
-        count = min(len_of(column) for column in chosen.values())
+        chosen = {spec.name: _chosen(columns, names[spec.name]) for spec in signature.inputs}
+        lengths = {name: len_of(column) for name, column in chosen.items()}
+        count = min(lengths.values())
+        if max(lengths.values()) > count:
+            told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+            raise BadInput(f"the columns of {data} differ in length ({told}); each row needs all of them")
         count = count if left is None else min(count, left)
         for start in range(0, count, rows):
             stop = min(start + rows, count)
@@ -59,6 +63,17 @@ def file_pieces(
         left = None if left is None else left - count
         if left is not None and left <= 0:
             return
+
+
+def _chosen(columns: Columns, names: Sequence[str]) -> Column:
+    """Give the column of an input, or several numbers side by side as [n, features]. Raises BadInput."""
+    parts = [columns.by_name[name] for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    numbers = [part for part in parts if is_array(part)]
+    if len(numbers) < len(parts) or len({len(part) for part in numbers}) > 1:
+        raise BadInput(f"the columns {names[0]!r} to {names[-1]!r} are no numbers of one length, to be put together")
+    return np.stack(numbers, axis=1)
 
 
 def len_of(column: Column) -> int:

@@ -19,7 +19,7 @@ from hasten.artifact import Artifact
 from hasten.cli.answer import COMMON, Answer, Common, python_answer
 from hasten.cli.files_of import Rows, file_pieces
 from hasten.cli.models import DATA, DataOptions
-from hasten.cli.predict_output import WRITERS, Part, read_part, write_part
+from hasten.cli.predict_output import WRITERS, Part, check_alike, read_part, write_part
 from hasten.cli.progress import telling
 from hasten.deployment import FILE, Deployment, read_deployment
 from hasten.errors import BadInput, InvalidSetting, ModelNotReady, Overloaded
@@ -157,7 +157,7 @@ def key_of(what: Deployment, data: str, samples: DataOptions, piece: int, *, bes
 
     ``beside`` are other files that answers depend on.
     """
-    path = Path(data.partition("#")[0].partition(".py:")[0])
+    path = source_of(data)
     stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in (*_files(path), *beside)]
     told = msgspec.json.encode(
         [
@@ -173,6 +173,13 @@ def key_of(what: Deployment, data: str, samples: DataOptions, piece: int, *, bes
         ]
     )
     return hashlib.sha256(told).hexdigest()
+
+
+def source_of(data: str) -> Path:
+    """Give the file or folder that data comes from: of ``FILE.py:FUNCTION`` the code, of ``NAME#SPLIT`` the name."""
+    if ".py:" in data:
+        return Path(data.rpartition(":")[0])
+    return Path(data) if Path(data).exists() else Path(data.partition("#")[0])
 
 
 def _files(path: Path) -> list[Path]:
@@ -223,7 +230,8 @@ async def run_pieces(
         ModelNotReady: the deployment cannot be loaded, and why. ServeError: a piece could not be run.
         BadInput: there are no rows.
     """
-    finished, rows = set(parts.finished()), 0
+    finished, rows, number = set(parts.finished()), 0, -1
+    like: Part | None = None
     service = Service(open_repository(file), code=code)
     try:
         await service.start()
@@ -233,13 +241,18 @@ async def run_pieces(
         with telling(f"predicting by {file}") as progress:
             for number, samples in enumerate(pieces):
                 if parts.place(number) not in finished:
-                    write_part(parts.place(number), await _run(service, str(state["name"]), samples))
+                    part = await _run(service, str(state["name"]), samples)
+                    like = like or part
+                    check_alike(part, like)  # rather now than after all of them
+                    write_part(parts.place(number), part)
                 rows += len(samples)
                 progress(f"{rows} rows", min(1.0, rows / expected_rows) if expected_rows else None)
     finally:
         await service.stop(0.0)
     if not rows:
         raise BadInput("there are no rows to run")
+    for stale in parts.finished()[number + 1 :]:
+        stale.unlink()
     return rows
 
 

@@ -14,7 +14,7 @@ from arro3.core import Array as ArrowArray
 from arro3.core import DataType, RecordBatch, RecordBatchReader, fixed_size_list_array
 from arro3.io import write_parquet
 
-from hasten.errors import StoreError
+from hasten.errors import BadInput, StoreError
 from hasten.store import write_atomically, writing
 from hasten.tensors import Array
 
@@ -44,6 +44,20 @@ def read_part(path: Path) -> Part:
         raise StoreError(f"{path} is damaged ({error}); remove it, and run the same command again") from error
 
 
+def check_alike(part: Part, like: Part) -> None:
+    """Check that rows are as those of another piece.
+
+    Raises:
+        BadInput: an output has another shape there.
+    """
+    for name, array in part.items():
+        if array.shape[1:] != like[name].shape[1:]:
+            raise BadInput(
+                f"output {name!r} differs in shape between rows ({list(like[name].shape[1:])} and "
+                f"{list(array.shape[1:])}); a file of columns needs one shape"
+            )
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a place beside ``path`` to write to; it becomes ``path`` when the block ends well, and else goes."""
@@ -58,14 +72,16 @@ def whole(path: Path) -> Iterator[Path]:
 def write_npz_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | None) -> None:
     """Join pieces into one .npz, one piece in memory at a time. Raises StoreError."""
     rows, dtypes = 0, dict[str, np.dtype[Any]]()
+    like = _columns(read_part(parts[0]), classes)
     for each in parts:  # a header stands before its rows, and has their number and the width of texts
         part = _columns(read_part(each), classes)
+        check_alike(part, like)
         rows += len(next(iter(part.values())))
         dtypes = {name: np.result_type(array.dtype, dtypes.get(name, array.dtype)) for name, array in part.items()}
     with writing(path), whole(path) as fresh, zipfile.ZipFile(fresh, "w", allowZip64=True) as archive:
-        for name, like in _columns(read_part(parts[0]), classes).items():
+        for name, first in like.items():
             descr = np.lib.format.dtype_to_descr(dtypes[name])
-            header = {"descr": descr, "fortran_order": False, "shape": (rows, *like.shape[1:])}
+            header = {"descr": descr, "fortran_order": False, "shape": (rows, *first.shape[1:])}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_2_0(file, header)
                 for each in parts:
@@ -75,7 +91,10 @@ def write_npz_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | 
 
 def write_parquet_whole(path: Path, parts: Sequence[Path], classes: Sequence[str] | None) -> None:
     """Join pieces into one Parquet file: a column for each output, arrays as lists of fixed size. Raises StoreError."""
-    schema = _batch(read_part(parts[0]), classes).schema
+    like = read_part(parts[0])
+    for each in parts:
+        check_alike(read_part(each), like)
+    schema = _batch(like, classes).schema
 
     def batches() -> Iterator[RecordBatch]:
         for each in parts:
@@ -102,9 +121,9 @@ def _plain(array: Array) -> Array:
 
 
 def _columns(part: Part, classes: Sequence[str] | None) -> Part:
-    """Add the names of the classes, where the first output has a score for each."""
+    """Add the names of the classes, where the first output has a score for each: yes and no, or counts, are none."""
     scores = next(iter(part.values()))
-    if not classes or LABEL in part or scores.shape[1:] != (len(classes),):
+    if not classes or LABEL in part or scores.shape[1:] != (len(classes),) or scores.dtype.kind != "f":
         return part
     return {**part, LABEL: np.array(classes, np.str_)[np.argmax(scores, axis=1)]}
 

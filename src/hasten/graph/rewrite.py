@@ -78,6 +78,9 @@ class Edit:
         elif new in self.graph.outputs or new not in self.graph.producers or new in self._makes:
             return False
         else:
+            for user, target in self._uses.items():
+                if target == new:
+                    self._uses[user] = old
             self._uses[new] = self._makes[new] = old
         self._changes += 1
         return True

@@ -170,6 +170,8 @@ def _compare_scores(metric: Metric, a: Floats, b: Floats, seed: int) -> _Pair:
         low, high = _widened(value, value, value, len(loss)) if bounded else (value, value)
     else:
         low, high = _bootstrap_mean(loss, a, bounded, seed)
+        if bounded and (loss == 0).mean() > 0.5:  # those that changed tell little of how much any may
+            low, high = _widened(value, low, high, len(loss))
     return _Pair(
         before=float(a.mean()),
         after=float(b.mean()),

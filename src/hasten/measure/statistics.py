@@ -109,6 +109,13 @@ def percentile_or_none(samples_ns: Array, q: float) -> float | None:
     return quantile(samples_ns, q) if len(samples_ns) >= runs_needed(q, 0) else None
 
 
+LOOKS = (0, 1, 5, 10)
+"""Misses that the numbers of runs allow after which a claim about p99 is looked at: no more often."""
+
+P99_CONFIDENCE = 1 - 0.01 / len(LOOKS)
+"""Of each look, so that all of them together are wrong one time in a hundred at the most."""
+
+
 def percentile_holds(n: int, misses: int, q: float, confidence: float = 0.99) -> bool:
     """Say whether ``misses`` of ``n`` runs over a limit prove that the ``q`` quantile is under it.
 

@@ -145,6 +145,8 @@ class Casting:
                 self._low.add(name)
                 if name in self._graph.outputs and self._keep_io:
                     self._border(new, i)
+            elif not self._keep_io and name in self._graph.outputs and self._is_float(name):
+                self._lower(new, i)
 
     def _border(self, node: onnx.NodeProto, i: int) -> None:
         """Let a node make an output's twin, and a Cast the output, which keeps name and dtype."""
@@ -155,6 +157,14 @@ class Casting:
         self._nodes.append(
             onnx.helper.make_node("Cast", [twin], [name], name=f"{name}/Cast", to=onnx.TensorProto.FLOAT)
         )
+
+    def _lower(self, node: onnx.NodeProto, i: int) -> None:
+        """Let a node that stays in float32 make an output's twin, and a Cast the output, in the low dtype."""
+        name = node.output[i]
+        twin = self._twins[name, False] = f"{name}_float32"
+        self._twins[name, True] = name
+        node.output[i] = twin
+        self._nodes.append(onnx.helper.make_node("Cast", [twin], [name], name=f"{name}/Cast", to=self._element))
 
     def _is_float(self, name: str) -> bool:
         return self._graph.dtypes.get(name) == "float32"

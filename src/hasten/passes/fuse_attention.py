@@ -53,7 +53,7 @@ def fuse_attention(model: onnx.ModelProto, *, microsoft: bool = False) -> int:
     if not any(_attentions(Graph(model))) or not raise_opset(model, 15 if microsoft else 23):
         return 0
     edit = Edit(Graph(model))
-    masks: dict[str, str] = {}
+    masks: dict[tuple[str, Dim], str] = {}
     for found in list(_attentions(edit.graph)):
         mask = _full_mask(edit, found, masks) if found.mask else None
         inputs = [found.query.source, found.key.source, found.value.source]
@@ -195,16 +195,17 @@ def _mask_fits(graph: Graph, mask: str, query: Heads, key: Heads) -> bool:
     return shape[2] == query.length or isinstance(query.length, int) or query.length == key.length
 
 
-def _full_mask(edit: Edit, found: Attention, masks: dict[str, str]) -> str:
+def _full_mask(edit: Edit, found: Attention, masks: dict[tuple[str, Dim], str]) -> str:
     """Give the mask with a row for each query: ONNX Runtime's kernels do not repeat a single one."""
     mask = cast("str", found.mask)
     if _shape(edit.graph, mask)[2] == found.query.length:
         return mask
-    if mask not in masks:
-        masks[mask] = edit.name(f"{mask}_rows")
+    key = (mask, found.query.length)  # queries of another length may read the same mask
+    if key not in masks:
+        masks[key] = edit.name(f"{mask}_rows")
         shape = _rows(edit, found, mask)
-        edit.insert(edit.make("Expand", [mask, shape], masks[mask]), before=found.root)
-    return masks[mask]
+        edit.insert(edit.make("Expand", [mask, shape], masks[key]), before=found.root)
+    return masks[key]
 
 
 def _rows(edit: Edit, found: Attention, mask: str) -> str:

@@ -141,7 +141,7 @@ class _Placer:
             self.anchors -= hidden
         outputs = {n.name: self.tail(n) for n in self._sources() if self._gives_8_bits(n, flows)}
         whole = set(outputs.values())
-        whole |= {self.tail(n, i) for n in self.nodes if n.name in flows for i in range(len(n.output))}
+        whole |= {self.tail(n, i) for n in self.nodes if n.name in flows for i in data_outputs(n)}
         readers = self.anchors | flows
         tensors = whole | {x for n in self.nodes if n.name in readers for x in self.data_inputs(n)}
         scale_of = self._shared(tensors, flows)
@@ -218,10 +218,10 @@ class _Placer:
         for node in self.nodes:
             if node.op_type in self.kinds and node.name not in self.excluded and self._can_flow(node, carried):
                 found.append(node)
-                carried |= {self.tail(node, i) for i in range(len(node.output))}
+                carried |= {self.tail(node, i) for i in data_outputs(node)}
         kept: set[str] = set()
         for node in reversed(found):
-            tails = [self.tail(node, i) for i in range(len(node.output))]
+            tails = [self.tail(node, i) for i in data_outputs(node)]
             wanted = any(self._is_wanted(name, self.anchors | kept) for name in tails)
             if self.through and not wanted:  # a layer-norm reads 8 bits as well
                 readers = [user for name in tails for user in self.graph.consumers.get(name, [])]
@@ -237,7 +237,7 @@ class _Placer:
         for node in self.nodes:
             if node.name in flows and any(name in carried for name in self.data_inputs(node)):
                 reached.add(node.name)
-                carried |= {self.tail(node, i) for i in range(len(node.output))}
+                carried |= {self.tail(node, i) for i in data_outputs(node)}
         return reached
 
     def _can_flow(self, node: onnx.NodeProto, carried: set[str]) -> bool:
@@ -257,7 +257,7 @@ class _Placer:
 
     def _copies(self, tensors: set[str], flows: set[str]) -> set[str]:
         moved = [node for node in self.nodes if node.name in flows and node.op_type in SAME_RANGE]
-        return {name for node in moved for name in node.output if name in tensors}
+        return {name for node in moved for i in data_outputs(node) if (name := node.output[i]) in tensors}
 
     def _shared(self, tensors: set[str], flows: set[str]) -> dict[str, str]:
         """Join the tensors around each value-preserving flow (union-find)."""
@@ -270,10 +270,16 @@ class _Placer:
 
         for node in self.nodes:
             if node.name in flows and node.op_type in SAME_RANGE:
-                joined = [n for n in (*self.data_inputs(node), *node.output) if n in parent]
+                made = [node.output[i] for i in data_outputs(node)]
+                joined = [n for n in (*self.data_inputs(node), *made) if n in parent]
                 for name in joined[1:]:
                     parent[root(name)] = root(joined[0])
         return {name: root(name) for name in parent}
+
+
+def data_outputs(node: onnx.NodeProto) -> list[int]:
+    """Give the outputs of a node that carry activations: of a MaxPool not the places of its maxima."""
+    return [i for i, name in enumerate(node.output) if name and (i == 0 or node.op_type == "Split")]
 
 
 def _has_weights(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -199,7 +199,7 @@ class _Editor:
         return self._either(f"{node.name}/switch", at, [*inside, twin], [plain], str(node.output[0]))
 
     def switch_output(self, name: str, scale: Scale, at: int) -> None:
-        """Let all that reads a tensor read it quantized where the switch is on."""
+        """Let all nodes that read a tensor read it quantized where the switch is on; as an output it stays float."""
         inside: list[onnx.NodeProto] = []
         rounded = self._round(f"{name}/int8/output", name, scale, inside)
         inside.append(helper.make_node("Identity", [rounded], [f"{name}/int8/chosen"]))
@@ -213,9 +213,6 @@ class _Editor:
             nodes.append(node)
             if name in node.output:
                 nodes += self._either(f"{name}/switch", at, inside, [plain], out)
-        for value in self.model.graph.output:
-            if value.name == name:
-                return  # an output keeps its name and its float value
         del self.model.graph.node[:]
         self.model.graph.node.extend(nodes)
 

@@ -12,7 +12,7 @@ from hasten.host import Ticks, ticks
 from hasten.measure.compare import Comparison, compare
 from hasten.measure.latency import WarmUp, latency_of
 from hasten.measure.roofline import bound
-from hasten.measure.statistics import percentile_holds, runs_needed
+from hasten.measure.statistics import LOOKS, P99_CONFIDENCE, percentile_holds, runs_needed
 from hasten.measure.worker import IsolatedSession
 from hasten.measurement import WIN, Bound, Latency, Measurement, Ratio
 from hasten.search.bench import FINALISTS, Bench
@@ -29,9 +29,6 @@ COMPARED, WARMED = 0.55, 0.2
 PROFILED_RUNS = 20
 TWIN = "twin"
 """What the second session of the original is called."""
-
-LOOKS = (0, 1, 5, 10)
-"""Misses that each look at a claim about p99 allows."""
 
 P99_S = 20.0
 """Seconds for the runs that a claim about p99 needs, each finalist."""
@@ -267,12 +264,11 @@ def _latency(bench: Bench, session: IsolatedSession, result: Comparison) -> Late
         return latency
     slices, spent, seconds = list(result.slices[session.name]), 0.0, min(P99_S, bench.finals_s() / 3)
     for allowed in LOOKS:
-        confidence = 1 - 0.01 / len(LOOKS)
-        while sum(map(len, slices)) < runs_needed(0.99, allowed, confidence) and spent < seconds:
+        while sum(map(len, slices)) < runs_needed(0.99, allowed, P99_CONFIDENCE) and spent < seconds:
             slices.append(session.slice(bench.task.effort.slice_s))
             spent += float(slices[-1].sum()) / 1e9
         latency = latency_of(slices, first_run_ns=latency.first_run_ns, settled=latency.settled, limit_ns=limit)
-        if percentile_holds(latency.runs, latency.misses or 0, 0.99, confidence):
+        if percentile_holds(latency.runs, latency.misses or 0, 0.99, P99_CONFIDENCE):
             break
     return latency
 

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hasten.measure.quality import proves, refutes, samples_needed
-from hasten.measure.statistics import median_interval, percentile_fails, percentile_holds, runs_needed
+from hasten.measure.statistics import (
+    P99_CONFIDENCE,
+    median_interval,
+    percentile_fails,
+    percentile_holds,
+    runs_needed,
+)
 from hasten.measurement import Estimate, Latency, Measurement
 from hasten.search.result import Certificate, Goal, Verdict
 
@@ -89,14 +95,17 @@ def _throughput(latency: Latency, goal: Goal, missed: list[str], noisy: list[str
 
 
 def _p99(latency: Latency, limit_ns: float, missed: list[str], noisy: list[str]) -> None:
-    """Hold runs over the limit against it by the exact binomial test at 99 %, in both directions."""
+    """Hold runs over the limit against it by the exact binomial test, in both directions.
+
+    The runs were looked at before, so that what they are to hold is what each look had to.
+    """
     misses, limit_ms = latency.misses or 0, limit_ns / 1e6
-    if percentile_holds(latency.runs, misses, 0.99):
+    if percentile_holds(latency.runs, misses, 0.99, P99_CONFIDENCE):
         return
     if percentile_fails(latency.runs, misses, 0.99):
         missed.append(f"{misses} of {latency.runs} runs took over {limit_ms:g} ms: p99 is not under it")
         return
-    needed = runs_needed(0.99, misses)
+    needed = runs_needed(0.99, misses, P99_CONFIDENCE)
     noisy.append(f"{latency.runs} runs with {misses} over {limit_ms:g} ms prove no p99; it takes {needed:,} of them")
 
 

@@ -63,7 +63,10 @@ class Call:
             self._left = 1
             return
         cuts = cut(taken.feed, rows, largest)
-        self.pieces = tuple([Piece(self, i, feed=part, rows=n, key=taken.key) for i, (part, n) in enumerate(cuts)])
+        each = taken.n_bytes // rows
+        self.pieces = tuple(
+            [Piece(self, i, feed=part, rows=n, key=taken.key, n_bytes=n * each) for i, (part, n) in enumerate(cuts)]
+        )
         self._parts = [{} for _ in cuts]
         self._left = len(cuts)
 

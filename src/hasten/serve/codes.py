@@ -7,6 +7,9 @@ from hasten.protocol.codes import CODES, Code
 
 __all__ = ["CODES", "LONGEST_TEXT", "Code", "code_of", "retry_after_s"]
 
+DEFECT = "the server has a defect; its log says more"
+"""What a client is told of an exception that nobody expected."""
+
 LONGEST_TEXT = 1000
 """Characters of an error that a client is told: a name of a megabyte in a request is no megabyte of answer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Coroutine
@@ -12,18 +13,18 @@ from typing import Any
 
 import msgspec
 
-from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError
+from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError, ServerFault
 from hasten.protocol import grpc as codec
 from hasten.protocol.grpc_templates import RequestTemplates, ResponseTemplates
 from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
 from hasten.serve.access import AccessLog
-from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
-from hasten.serve.http2_messages import INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED
+from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED
 from hasten.serve.http2_stream import Call
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
@@ -31,6 +32,8 @@ from hasten.serve.listen import BACKLOG, Spot, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.serve.traces import end_trace
+
+logger = logging.getLogger(__name__)
 
 INFER = f"/{SERVICE}/ModelInfer".encode()
 SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
@@ -116,6 +119,11 @@ class Calls:
             end_trace(marks, error)
             fail(call, error)
             return
+        except Exception:  # nobody else would tell the client
+            logger.exception("an answer could not be written")
+            end_trace(marks, ServerFault(DEFECT))
+            call.fail(INTERNAL, DEFECT)
+            return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
         call.sent = partial(self._sent, result, marks)
@@ -135,6 +143,9 @@ class Calls:
             fail(call, error)
         except HastenError as error:  # a bundle that is damaged, an engine that is not installed
             call.fail(INVALID_ARGUMENT, str(error))
+        except Exception:
+            logger.exception("a call failed")
+            call.fail(INTERNAL, DEFECT)
 
     async def _watch(self, call: Call, name: str) -> None:
         told = None

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from hasten.serve.codes import LONGEST_TEXT
+from hasten.serve.codes import DEFECT, LONGEST_TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def pass_on(route: Callable[[Request], None], request: Request) -> None:
         route(request)
     except Exception:
         logger.exception("a route failed")
-        request.refuse(500, "the server has a defect; its log says more")
+        request.refuse(500, DEFECT)
 
 
 def error_body(text: str) -> bytes:

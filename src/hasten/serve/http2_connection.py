@@ -16,6 +16,7 @@ from typing import Protocol
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
+from hasten.serve.codes import DEFECT
 from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import Credit, HeaderBlocks
 from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, grow, is_cut_short, take_whole
@@ -291,7 +292,7 @@ class Connection(asyncio.Protocol):
             route(call)
         except Exception:
             logger.exception("a route failed")
-            call.fail(INTERNAL, "the server has a defect; its log says more")
+            call.fail(INTERNAL, DEFECT)
 
     def _reset(self, flags: int, number: int, payload: memoryview) -> None:
         if len(payload) != 4:

@@ -72,14 +72,20 @@ class Intake:
             self._known[described] = found
         if request.outputs:
             self._check_outputs(request.outputs)
+        if not self._text:
+            return TakenIn(feed, *found)
+        rows, key, n_bytes = found
         for name in self._text:
+            n_bytes += content_bytes(feed[name])
             feed[name] = _text(name, feed[name])
-        return TakenIn(feed, *found)
+        return TakenIn(feed, rows, key, n_bytes)
 
     def fit(self, feed: Feed) -> TakenIn:
         """Give what steps made of a request. Raises BadRequest: it does not fit."""
-        found = self._measured(feed)
-        return TakenIn({name: _text(name, a) if name in self._text else a for name, a in feed.items()}, *found)
+        rows, key, n_bytes = self._measured(feed)
+        n_bytes += sum([content_bytes(feed[name]) for name in self._text])
+        texts = {name: _text(name, a) if name in self._text else a for name, a in feed.items()}
+        return TakenIn(texts, rows, key, n_bytes)
 
     def _checked(self, request: InferRequest, feed: Feed) -> tuple[int, Hashable, int]:
         if len(feed) < len(request.inputs):
@@ -117,6 +123,13 @@ def opened(signature: Signature) -> Signature:
         return replace(spec, shape=(ROWS, *spec.shape[1:]))
 
     return Signature(tuple(map(with_rows, signature.inputs)), tuple(map(with_rows, signature.outputs)))
+
+
+def content_bytes(array: Array) -> int:
+    """Give the bytes of an array's elements, of texts and files those that they hold."""
+    if array.dtype != object:
+        return array.nbytes
+    return sum([len(item) if isinstance(item, (bytes, str)) else 8 for item in array.ravel().tolist()])
 
 
 def _text(name: str, data: Array) -> Array:

@@ -8,6 +8,7 @@ the old one stays.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from hasten.composition import read_composition
@@ -20,6 +21,8 @@ from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
 from hasten.tensors import Signature, relative_error
+
+logger = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
 """How long an old version may take to finish what is inside."""
@@ -103,8 +106,10 @@ class Family:
                 if self._ending:
                     raise ModelNotReady(f"model {self.name!r} was not loaded: the server is ending") from None
                 raise
-            except HastenError as error:
-                reason = str(error)
+            except Exception as error:  # whatever it is, the version must not stay one that is being loaded
+                if not isinstance(error, HastenError):
+                    logger.exception("version %s of model %r failed to load", bundle.version, self.name)
+                reason = str(error) if isinstance(error, HastenError) else f"{type(error).__name__}: {error}"
                 self.fates[bundle.version] = Fate(State.FAILED, reason)
                 kept = f"; version {old.version} stays" if old else ""
                 raise ModelNotReady(

@@ -28,7 +28,7 @@ from hasten.protocol.messages import InferRequest
 from hasten.serve.admission import LEAST_RETRY_S, Asked
 from hasten.serve.batching import NEVER
 from hasten.serve.call import Call
-from hasten.serve.intake import Intake, TakenIn
+from hasten.serve.intake import Intake, TakenIn, content_bytes
 from hasten.serve.runner import Outputs
 from hasten.serve.step_threads import StepThreads
 from hasten.serve.surroundings import Surroundings
@@ -169,7 +169,7 @@ class Piping:
             TooLarge: it alone would take more than the queue may. ServeError: there is no room, or no time, now.
         """
         serving, rows = self._model.serving, taken.rows
-        n_bytes = sum(_bytes_of(array) for array in taken.feed.values())
+        n_bytes = sum(content_bytes(array) for array in taken.feed.values())
         after = rows * self._pipeline.row_bytes
         if rows > serving.queue_rows or max(n_bytes, after) > serving.queue_bytes:
             raise TooLarge(
@@ -329,10 +329,6 @@ def _true_phases(piped: Piped) -> None:
     queue_ns, wait_ns = max(ns[3] - entered_ns, 0), ns[4] - max(ns[3], entered_ns)
     ns[3] = began_ns + queue_ns
     ns[4] = ns[3] + wait_ns
-
-
-def _bytes_of(array: Array) -> int:
-    return sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
 
 
 def _fault(where: str, error: Exception) -> ServerFault:

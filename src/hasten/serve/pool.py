@@ -341,8 +341,10 @@ class Pool:
                     try:
                         piece.call.part(piece.index, part)
                         self.gate.answered(piece.call)
-                    except Exception:  # a defect in telling one must not leave its batch-mates waiting
+                    except Exception as error:  # a defect in telling one must not leave its batch-mates waiting
                         logger.exception("an answer of model %r could not be told", self.work.name)
+                        why = f"its answer could not be put together: {type(error).__name__}: {error}"
+                        piece.call.fail(ServerFault(why))
         if ours:
             self._seen.ran(ran)
 

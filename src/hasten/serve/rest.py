@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import msgspec
 
-from hasten.errors import BadRequest, HastenError, ServeError
+from hasten.errors import BadRequest, HastenError, ServeError, ServerFault
 from hasten.protocol import rest as codec
 from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.rest_templates import RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
-from hasten.serve.codes import code_of, retry_after_s
+from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
 from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
@@ -135,6 +135,11 @@ class Rest:
             end_trace(marks, error)
             fail(request, error)
             return
+        except Exception:  # nobody else would tell the client
+            logger.exception("an answer could not be written")
+            end_trace(marks, ServerFault(DEFECT))
+            request.refuse(500, DEFECT)
+            return
         ns = marks.ns
         extra = b"" if header_bytes is None else b"Inference-Header-Content-Length: %d\r\n" % header_bytes
         body, coding = self._encoded(request, parts)
@@ -232,6 +237,9 @@ class Rest:
                 fail(request, error)
             except HastenError as error:  # a bundle that is damaged, an engine that is not installed
                 request.refuse(400, str(error))
+            except Exception:
+                logger.exception("a call failed")
+                request.refuse(500, DEFECT)
             else:
                 request.respond(200, b"{}")
 

@@ -94,7 +94,10 @@ class SharedMemory:
         data = bytearray(place.size_bytes)
         view, at = memoryview(data), 0
         while at < len(data):
-            count = os.preadv(region.file, [view[at:]], region.offset + place.offset + at)
+            try:
+                count = os.preadv(region.file, [view[at:]], region.offset + place.offset + at)
+            except OSError as error:
+                raise BadRequest(f"region {place.region!r} cannot be read: {error.strerror}") from error
             if not count:
                 raise BadRequest(f"region {place.region!r} has become smaller than it was when it was registered")
             at += count
@@ -111,7 +114,10 @@ class SharedMemory:
             raise BadRequest(f"region {place.region!r} has become smaller than it was when it was registered")
         at = 0
         while at < len(view):
-            at += os.pwrite(region.file, view[at:], region.offset + place.offset + at)
+            try:
+                at += os.pwrite(region.file, view[at:], region.offset + place.offset + at)
+            except OSError as error:  # a file with holes, and no memory left to fill them
+                raise BadRequest(f"region {place.region!r} cannot be written: {error.strerror}") from error
 
     def _found(self, place: Place) -> Region:
         region = self._region(place.region)
