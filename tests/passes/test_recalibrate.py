@@ -9,6 +9,7 @@ from graphs import graph_of
 from onnx import numpy_helper
 
 from hasten.graph.model import Graph, read_model
+from hasten.passes import recalibrate
 from hasten.passes.recalibrate import recalibrated
 from hasten.samples import Samples
 from hasten.store import Store
@@ -96,3 +97,34 @@ def test_a_model_whose_batch_is_fixed_to_few_rows_gets_the_statistics_of_all(row
         if one.op_type == "BatchNormalization":
             for at in (3, 4):
                 np.testing.assert_allclose(fixed.constant(one.input[at]), free.constant(other.input[at]), rtol=0.05)
+
+
+@pytest.mark.parametrize("convolutions", [1, 3])
+def test_only_batch_norms_with_too_few_values_take_a_pass_of_their_own(
+    convolutions: int, inside: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(net: Builder) -> None:
+        h, channels = "x", 3
+        for _ in range(convolutions):
+            h = net.add("Relu", net.batch_norm(net.add("Conv", h, net.weight(6, channels, 1, 1)), 6))
+            channels = 6
+        h = net.add("Flatten", net.add("GlobalAveragePool", h))
+        h = net.batch_norm(net.add("Gemm", h, net.weight(5, 6), transB=1), 5)
+        net.batch_norm(net.add("Gemm", h, net.weight(4, 5), transB=1), 4)
+
+    passes: list[int] = []
+    settle = recalibrate._settle
+
+    def counted(model: onnx.ModelProto, norms: list[onnx.NodeProto], *rest: object) -> None:
+        passes.append(len(norms))
+        settle(model, norms, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recalibrate, "_settle", counted)
+    samples = samples_of(64, 3, 6, 6)
+    fixed = Graph(recalibrated(graph_of(build, (1, 3, 6, 6), (1, 4)), samples, inside))
+    assert passes == [convolutions, 1, 1]
+    free = Graph(recalibrated(graph_of(build, ("b", 3, 6, 6), ("b", 4)), samples, inside))
+    assert passes == [convolutions, 1, 1, convolutions + 2]
+    last, other = ([n for n in g.nodes if n.op_type == "BatchNormalization"][-1] for g in (fixed, free))
+    if convolutions == 1:  # else the second one saw pictures that were each normalised by itself
+        np.testing.assert_allclose(fixed.constant(last.input[4]), free.constant(other.input[4]), rtol=0.05)

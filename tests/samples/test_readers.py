@@ -1,5 +1,4 @@
 import io
-import textwrap
 import tracemalloc
 import warnings
 import zipfile
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hasten.errors import BadInput, SignatureMismatch, UnknownName
-from hasten.samples import Samples
+from hasten.samples import Samples, arrow
 from hasten.samples.preprocess import Preprocess
 from hasten.samples.readers import read_samples
 from hasten.tensors import Signature, TensorSpec
@@ -301,6 +300,29 @@ def test_an_array_in_fortran_order_is_read_right(tmp_path) -> None:
     np.testing.assert_array_equal(read.samples.inputs["x"], array[:4])
 
 
+def test_labels_that_are_bytes_are_read_as_text(tmp_path) -> None:
+    words = np.array([b"dog", b"ant", b"cat", b"dog"])
+    np.savez(tmp_path / "t.npz", x=np.zeros((4, 2)), labels=words)
+    samples = read_samples(tmp_path / "t.npz", FEATURES).samples
+    assert samples.classes == ("ant", "cat", "dog")
+    assert samples.labels.tolist() == [2, 0, 1, 2]
+    np.savez(tmp_path / "t.npz", x=np.zeros((1, 2)), labels=np.array([b"\xff"]))
+    with pytest.raises(BadInput, match="no UTF-8"):
+        read_samples(tmp_path / "t.npz", FEATURES)
+
+
+def test_columns_of_different_length_that_feed_one_input_are_refused(tmp_path) -> None:
+    np.savez(tmp_path / "t.npz", a=np.zeros(5), b=np.zeros(4))
+    with pytest.raises(BadInput, match=r"differ in length \(a: 5, b: 4\)"):
+        read_samples(tmp_path / "t.npz", FEATURES)
+
+
+def test_pixels_whose_channels_come_first_cannot_be_preprocessed(tmp_path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.zeros((2, 3, 32, 32), np.uint8))
+    with pytest.raises(BadInput, match=r"\[3, 32, 32\]; preprocessing takes height, width and channels"):
+        read_samples(tmp_path / "t.npz", PICTURES, preprocess=Preprocess())
+
+
 def test_labels_of_another_length_are_refused_with_both_lengths(tmp_path) -> None:
     np.savez(tmp_path / "t.npz", x=np.zeros((5, 2)), labels=np.zeros(4, np.int64))
     with pytest.raises(BadInput, match=r"4 labels.*5 samples"):
@@ -433,9 +455,21 @@ def test_a_csv_feeds_features_and_the_label_by_name(tmp_path) -> None:
     assert read.samples.classes == ("no", "yes")
 
 
-def test_a_csv_without_a_header_keeps_its_first_row(tmp_path) -> None:
-    (tmp_path / "t.csv").write_text("1,2\n3,4\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_csv_without_a_header_keeps_its_first_row(tmp_path, encoding) -> None:
+    (tmp_path / "t.csv").write_text("1,2\n3,4\n", encoding=encoding)
     assert read_samples(tmp_path / "t.csv", FEATURES).samples.inputs["x"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_column_of_texts_is_no_column_of_classes(tmp_path, monkeypatch) -> None:
+    """Neither many different ones nor a long one are collected, and a limit ends the reading."""
+    monkeypatch.setattr(arrow, "MOST_WORDS", 3)
+    one = model(a=("float32", ("n",)))
+    (tmp_path / "t.csv").write_text("a,target,remark\n" + "".join(f"{n},yes,remark {n}\n" for n in range(9)))
+    read = read_samples(tmp_path / "t.csv", one, limit=2)
+    assert (read.samples.classes, read.unused, len(read.samples)) == (("yes",), ("remark",), 2)
+    (tmp_path / "t.csv").write_text(f"a,target,remark\n1,yes,{'x' * 2000}\n3,no,y\n")
+    assert read_samples(tmp_path / "t.csv", one).samples.classes == ("no", "yes")
 
 
 @pytest.mark.parametrize(
@@ -549,11 +583,17 @@ def test_a_function_gives_samples_in_any_of_three_forms(tmp_path, body, labels) 
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("laod", "has no function 'laod'.*fails"), ("fails", "ZeroDivisionError"), ("wrong", "gave a int")],
+    [
+        ("laod", "has no function 'laod'.*fails"),
+        ("fails", "ZeroDivisionError"),
+        ("wrong", "gave a int"),
+        ("ragged", "cannot be made an array"),
+    ],
 )
 def test_a_function_that_cannot_be_used_is_one_clear_error(tmp_path, name, word) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(textwrap.dedent("def fails():\n    return 1 / 0\n\ndef wrong():\n    return 3\n"))
+    bodies = {"fails": "1 / 0", "wrong": "3", "ragged": "{'x': [[1, 2], [3]]}"}
+    path.write_text("\n".join(f"def {each}():\n    return {body}\n" for each, body in bodies.items()))
     with pytest.raises(BadInput, match=word):
         read_samples(f"{path}:{name}", FEATURES)
 

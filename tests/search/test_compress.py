@@ -19,6 +19,7 @@ from hasten.search.journal import Journal  # noqa: E402
 from hasten.search.knobs import Knobs  # noqa: E402
 from hasten.search.optimize import JOURNAL, optimize  # noqa: E402
 from hasten.search.result import Goal, read_result  # noqa: E402
+from hasten.search.table import Sensitivities  # noqa: E402
 from hasten.search.task import Effort  # noqa: E402
 from hasten.search.timing import time_blocks  # noqa: E402
 from hasten.testing import models  # noqa: E402
@@ -141,9 +142,11 @@ class Short:
 
     def __init__(self, left_s, trials, kept=None) -> None:
         effort = dataclasses.replace(QUICK, budget_s=600.0)
-        self.task = dataclasses.make_dataclass("Task", ["effort", "goal", "splits"])(
-            effort, Goal(max_drop=0.01), {"certify": 5000}
-        )
+        metric = dataclasses.make_dataclass("Metric", ["name"])("accuracy")
+        self.task = dataclasses.make_dataclass(
+            "Task", ["effort", "goal", "splits", "source", "store", "build_limits", "metric"]
+        )(effort, Goal(max_drop=0.01), {"certify": 5000}, None, None, None, metric)
+        self.task.samples = lambda split: None
         self.trials = {item.plan.key: item for item in trials}
         self.left_s, self.kept = left_s, {} if kept is None else kept
         self.journal = self
@@ -153,6 +156,12 @@ class Short:
 
     def reserve_s(self) -> float:
         return 150.0
+
+    def check_budget(self) -> None:
+        return
+
+    def progress(self, text, share) -> None:
+        return
 
     def run(self, plan):
         return self.trials[plan.key]
@@ -211,6 +220,24 @@ def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
         task = dataclasses.make_dataclass("Task", ["source", "metric"])
         short.task = task(kind(preprocess, None), kind(None, classes))
         assert ("augment" in stage._finetune(short, 1.0, Knobs()).settings) == moved
+
+
+def test_a_search_that_is_resumed_keeps_its_table_and_one_with_more_time_completes_it(monkeypatch) -> None:
+    part, whole = (Sensitivities(rows=(), failures=dict.fromkeys(names, "no")) for names in (["a=8"], ["a=8", "b=8"]))
+    asked = []
+
+    def measure(*_, known, keep, **__):
+        asked.append(known)
+        return part if known is None else whole
+
+    monkeypatch.setattr(stage, "sensitivities", measure)
+    short = Short(250.0, [])
+    assert stage._losses(short, (), lambda: True) == part
+    assert stage._losses(short, (), lambda: False) == part
+    assert asked == [None]
+    short.task.effort = dataclasses.replace(QUICK, budget_s=6000.0)
+    assert stage._losses(short, (), lambda: False) == whole
+    assert asked == [None, part]
 
 
 def test_candidates_are_chosen_for_much_and_for_little_that_training_wins_back() -> None:

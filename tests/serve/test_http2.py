@@ -363,6 +363,50 @@ def test_an_answer_that_is_not_read_for_long_is_given_up_and_others_go_on() -> N
     run(test)
 
 
+def test_answers_that_wait_behind_others_of_a_client_that_reads_are_not_given_up() -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            peer = await server.peer(h2.PREFACE + h2.settings({h2.WINDOW_ID: 2**20}))
+            await peer.send(request(1) + request(3))
+            await server.until(lambda: len(route.calls) == 2)
+            for call in route.calls:
+                call.respond(b"x" * 300_000)  # the connection's window lets 65,535 bytes through
+            got = 0
+            while got < 2 * 300_005:
+                data = (await peer.until(h2.DATA))[2]
+                got += len(data)
+                if got % 65_535 == 0 or got == 2 * 300_005:
+                    server.advance(LIMITS.write_s * 0.7)
+                    await peer.send(h2.window_update(0, 65_535))
+            await server.until(lambda: not server.server.calls)
+            assert not route.left
+
+    run(test)
+
+
+def test_an_upload_behind_an_unread_answer_has_its_own_time_and_is_watched_to_the_end() -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            peer = await server.peer(h2.PREFACE + h2.settings({h2.WINDOW_ID: 8}))
+            await peer.send(request(1))
+            await server.until(lambda: len(route.calls) == 1)
+            route.calls[0].respond(b"longer than the window")
+            server.advance(LIMITS.write_s - 5)
+            (connection,) = server.server.connections
+            half = message(b"y" * 1_000_000)[:200_000]
+            parts = [frame(h2.DATA, 0, 3, half[at : at + 10_000]) for at in range(0, len(half), 10_000)]
+            await peer.send(opening(3) + b"".join(parts))
+            await server.until(lambda: len(connection.calls[3].body) == 200_000)
+            server.advance(LIMITS.body_s + 1)  # fast enough; the answer, unread, goes
+            assert set(connection.calls) == {3}
+            server.advance(LIMITS.body_s + 1)  # and now it stalls
+            assert await peer.ended_with() is Code.ENHANCE_YOUR_CALM
+
+    run(test)
+
+
 def test_a_client_that_sends_more_than_its_window_is_told_so() -> None:
     async def test() -> None:
         async with wire(Held()) as server:

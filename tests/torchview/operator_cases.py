@@ -535,12 +535,19 @@ def extract(d: Draw) -> Case:
 def scaler(d: Draw) -> Case:
     count = d.of(1, 3)
     attributes = {"offset": d.float(count).tolist(), "scale": d.float(count).tolist()}
-    return Case("Scaler", [d.float(4, 3)], domain="ai.onnx.ml", attributes=attributes)
+    return _scaled_rows(d, "Scaler", attributes)
 
 
 @case("ai.onnx.ml.Normalizer")
 def normalizer(d: Draw) -> Case:
-    return Case("Normalizer", [d.float(4, 3)], domain="ai.onnx.ml", attributes={"norm": d.of("L1", "L2")})
+    return _scaled_rows(d, "Normalizer", {"norm": d.of("L1", "L2")})
+
+
+def _scaled_rows(d: Draw, kind: str, attributes: dict[str, Any]) -> Case:
+    """Integers go in as well, and floats come out."""
+    whole = d.bool()
+    x = d.random.integers(-9, 9, (4, 3)).astype(d.of(np.int64, np.int32)) if whole else d.float(4, 3)
+    return Case(kind, [x], domain="ai.onnx.ml", attributes=attributes, smooth=not whole)
 
 
 @case("com.microsoft.MultiHeadAttention")

@@ -115,6 +115,44 @@ def test_pads_that_an_exporter_turns_round_as_a_matrix_are_followed():
         assert_agrees(model, View.of(model), batch(rows))
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.5])
+def test_a_length_that_is_computed_through_floats_is_a_whole_number_again(factor):
+    """As an older exporter writes ``int(x.shape[2] * factor)``, and then a range of as many places."""
+    net = Builder(0)
+    height = net.add("Gather", net.add("Shape", "x"), net.constant(np.int64(2)), axis=0)
+    scaled = net.add("Mul", net.add("Cast", height, to=1), net.constant(np.float32(factor)))
+    places = net.add("Range", net.constant(np.int64(0)), net.add("Cast", scaled, to=7), net.constant(np.int64(1)))
+    net.add(
+        "Conv",
+        net.add("Gather", "x", net.add("Mod", places, net.constant(np.int64(15))), axis=2),
+        net.weight(4, 3, 1, 1),
+    )
+    model = net.model(("x", ("batch", 3, 15, 16)), ("y", ("batch", 4, "height", 16)))
+    assert_agrees(model, View.of(model), (torch.randn(2, 3, 15, 16, generator=torch.Generator().manual_seed(0)),))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(
+    ("length", "scale"), [(10, 0.7), (10, 0.9), (10, 1.4), (3, 5 / 3), (10, 2.05), (2, 2.4), (7, 3.0)]
+)
+def test_pictures_are_resized_by_scales_as_onnx_has_it(mode, length, scale):
+    """Multiplied in float32, and sampled by the scale itself, which need not be the ratio of the lengths."""
+    net = Builder(0)
+    scales = net.constant(np.array([1, 1, scale, scale], np.float32))
+    asymmetric = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"} if mode == "nearest" else {}
+    net.add("Resize", "x", "", scales, mode=mode, **asymmetric)
+    model = net.model(("x", ("batch", 2, length, length)), ("y", ("batch", 2, "height", "width")))
+    x = torch.randn(2, 2, length, length, generator=torch.Generator().manual_seed(0))
+    assert_agrees(model, View.of(model), (x,))
+
+
+def test_the_power_of_a_lone_number_keeps_its_fraction():
+    net = Builder(0)
+    net.add("Pow", net.constant(np.float32(0.5)), net.add("Cast", "x", to=7))
+    model = net.model(("x", ("batch", 3)), ("y", ("batch", 3)))
+    assert_agrees(model, View.of(model), (torch.tensor([[0.0, 1.0, 3.0]]),))
+
+
 def test_in_evaluation_statistics_stay():
     model = convnet()
     view = View.of(model).eval()

@@ -7,6 +7,7 @@ fast sub-net evaluation for efficient neural network pruning", ECCV 2020 (arXiv 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -41,8 +42,8 @@ def recalibrated(model: onnx.ModelProto, samples: Samples, ctx: Context) -> onnx
 
     As "precise batch-norm" does (Y. Wu and J. Johnson, "Rethinking 'batch' in BatchNorm", arXiv 2105.07576, section
     3.1): every batch-norm takes the statistics of its batch, so that one pass settles all of them, and the moments of
-    all batches are averaged. Where the model fixes a batch of so few rows that they have no statistics, the batch-norms
-    are settled one after another, each behind those that are settled.
+    all batches are averaged. Where the model fixes a batch of so few rows that they have no statistics, such a
+    batch-norm has a pass of its own, behind those that are settled, and what lies behind it another.
 
     Args:
         model: A float model; without batch-norms, with constant statistics, the copy is equal.
@@ -56,27 +57,26 @@ def recalibrated(model: onnx.ModelProto, samples: Samples, ctx: Context) -> onnx
     copy.CopyFrom(model)
     norms = _norms(Graph(model))
     few = samples.take(range(min(ROWS, len(samples))))
-    if not norms:
-        return copy
-    if not _has_few_values(model, norms):
-        _settle(copy, norms, few, ctx)
-        return copy
-    for norm in norms:  # in the order in which they receive each other's outputs
-        _settle(copy, [norm], few, ctx)
+    scarce = _with_few_values(model, norms)
+    for alike, run in itertools.groupby(norms, lambda norm: norm.output[0] in scarce):
+        for part in [[norm] for norm in run] if alike else [list(run)]:
+            _settle(copy, part, few, ctx)
     return copy
 
 
-def _has_few_values(model: onnx.ModelProto, norms: Iterable[onnx.NodeProto]) -> bool:
-    """Say whether the model's own batch gives a batch-norm too few values for statistics: one row of a vector, say.
+def _with_few_values(model: onnx.ModelProto, norms: Iterable[onnx.NodeProto]) -> set[str]:
+    """Give the outputs of batch-norms to which the model's own batch brings too few values: one row of a vector, say.
 
-    Normalised by statistics of its own, what follows would receive next to nothing but a constant.
+    Normalised by statistics of its own, what follows one would receive next to nothing but a constant.
     """
     rows, specs = batch_size(model), Graph(infer_shapes(model)).specs
     if rows is None:
-        return False
-    shapes = [specs[node.input[0]].shape for node in norms if node.input[0] in specs]
-    counts = [math.prod(d for d in (rows, *shape[2:]) if isinstance(d, int)) for shape in shapes]
-    return min(counts, default=LEAST_VALUES) < LEAST_VALUES
+        return set()
+    shapes = {node.output[0]: specs[node.input[0]].shape for node in norms if node.input[0] in specs}
+    counts = {
+        name: math.prod(dim for dim in (rows, *shape[2:]) if isinstance(dim, int)) for name, shape in shapes.items()
+    }
+    return {name for name, count in counts.items() if count < LEAST_VALUES}
 
 
 def _settle(model: onnx.ModelProto, norms: Sequence[onnx.NodeProto], samples: Samples, ctx: Context) -> None:

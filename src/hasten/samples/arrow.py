@@ -30,6 +30,9 @@ from hasten.tensors import Array
 BATCH_ROWS = 256
 """Rows decoded at a time: memory is looked at between two batches."""
 
+MOST_WORDS, LONGEST_WORD = 1 << 16, 1 << 10
+"""Different strings of a column, and letters of each, beyond which it has texts and no classes."""
+
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -49,7 +52,7 @@ def read_csv_file(path: Path, room: Room) -> Columns:
         BadInput: it is empty, has two columns of one name, a value is missing or lines differ in length.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             first = next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as CSV: {error}") from error
@@ -148,6 +151,7 @@ def _quiet_panics() -> Iterator[None]:
 def _read(paths: Iterable[Path], open_file: Callable[[Path], Any], room: Room) -> Columns:
     pieces: dict[str, list[Column]] = {}
     words: dict[str, set[str]] = {}
+    free: set[str] = set()
     rows = used = 0
     for path in paths:
         for batch in _batches(path, open_file):
@@ -160,8 +164,12 @@ def _read(paths: Iterable[Path], open_file: Callable[[Path], Any], room: Room) -
                 if column is not None:
                     pieces.setdefault(name, []).append(column)
                     used += _bytes(column)
-                if _is_text(batch.field(name).type):
-                    words.setdefault(name, set()).update(str(word) for word in np.unique(_text(batch.column(name))))
+                if name not in free and _is_text(batch.field(name).type):
+                    found = words.setdefault(name, set())
+                    found.update(_words(batch.column(name)))
+                    if len(found) > MOST_WORDS or max(map(len, found), default=0) > LONGEST_WORD:
+                        free.add(name)
+                        del words[name]
             rows += take
             room.check(used, path.name, at_row=rows)
             if rows == room.limit and not words:  # the classes of a column of strings need the rest, too
@@ -285,6 +293,13 @@ def _text(column: Any) -> Array:
         return _text(dictionary_dictionary(column))
     values = [value for value in column.to_pylist() if value is not None]
     return np.asarray(values, dtype=np.str_)
+
+
+def _words(column: Any) -> set[str]:
+    """Give the strings that a column has, each once."""
+    if DataType.is_dictionary(column.type):
+        return _words(dictionary_dictionary(column))
+    return {value for value in column.to_pylist() if value is not None}
 
 
 def _is_text(kind: DataType) -> bool:

@@ -179,7 +179,11 @@ def read_function(reference: str, room: Room) -> Columns | Samples:
             f"{reference} gave a {type(value).__name__}; it must give Samples, a dictionary of arrays, "
             "or (inputs, labels)"
         )
-    arrays = {str(name): np.asarray(array) for name, array in value.items()}
+    try:
+        arrays = {str(name): np.asarray(array) for name, array in value.items()}
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal length, a tensor that has gradients
+        said = " ".join(str(error).split())[:200]
+        raise BadInput(f"{reference}: what it gave cannot be made an array: {said}") from error
     for name, array in arrays.items():
         if array.dtype.kind == "O" or not array.ndim:
             raise BadInput(f"{reference}: {name!r} is no array of numbers with one row a sample")

@@ -181,6 +181,11 @@ def _labels(columns: Columns, label: str | None) -> tuple[Array | None, tuple[st
     column = _usable(columns, label)
     if isinstance(column, Images):
         raise BadInput(f"the label column {label!r} holds images; labels are numbers or strings")
+    if column.dtype.kind == "S":
+        try:
+            column = np.char.decode(column.astype(np.bytes_), "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"the label column {label!r} holds bytes that are no UTF-8 text: {error.reason}") from error
     named = columns.classes if label == columns.label else None
     if column.dtype.kind not in "US":
         if named is not None and column.size and not 0 <= int(column.min()) <= int(column.max()) < len(named):
@@ -205,10 +210,18 @@ def _input(
         return _decode(first, names[0], spec, preprocess_for(spec, preprocess), room)
     if preprocess is not None and first.dtype == np.uint8 and first.ndim in (3, 4) and len(spec.shape) >= 3:
         chosen = preprocess_for(spec, preprocess)
+        if first.ndim == 4 and first.shape[3] not in (1, 3, 4):
+            raise BadInput(
+                f"column {names[0]!r} has pixels of shape {list(first.shape[1:])}; preprocessing takes height, width "
+                "and channels, in this order"
+            )
         made = np.stack([chosen.apply_pixels(np.asarray(row, np.uint8)) for row in first])
         return _fitted(made, spec, names[0]), chosen
     what = f"column {names[0]!r}" if len(names) == 1 else f"the columns {names[0]!r} to {names[-1]!r}"
     parts = [cast(_plain(_usable(columns, name)), spec.dtype, f"column {name!r}") for name in names]
+    if len({part.shape for part in parts}) > 1:
+        told = ", ".join(f"{name}: {len(part)}" for name, part in zip(names, parts, strict=True))
+        raise BadInput(f"{what} feed one input together, and differ in length ({told})")
     values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)  # [n, features]
     return _fitted(values, spec, what), None
 

@@ -219,22 +219,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         bench.note(f"nothing can be cut: {next(iter(reasons.values()), 'no layer is read by other layers alone')}")
         return None
     is_late = _lateness(bench)
-    known = bench.journal.recall(TABLE, Sensitivities)
-    if known is None:
-        bench.check_budget()
-    table = sensitivities(
-        task.source,
-        sites,
-        task.store,
-        task.samples("search"),
-        limits=task.build_limits,
-        calibrate=task.samples("calibrate"),
-        metric=task.metric.name,
-        deadline=is_late,
-        progress=bench.progress,
-        known=known,
-        keep=lambda table: bench.journal.record(TABLE, table),
-    )
+    table = _losses(bench, sites, is_late)
     sites = measured_sites(sites, table)
     if not sites:
         why = next(iter(table.failures.values()), "there was no time to measure what a width loses")
@@ -252,6 +237,36 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         progress=bench.progress,
     )
     return Ground(sites, table, cost_model(parts, alias, times))
+
+
+def _losses(bench: Bench, sites: Sequence[Site], is_late: Callable[[], bool]) -> Sensitivities:
+    """Measure what each width loses, or recall it; a search that is resumed with a larger budget measures the rest.
+
+    Raises:
+        BudgetSpent: there is no time for it. HastenError: the untouched model does not run.
+    """
+    task, done = bench.task, f"{TABLE}: measured within {bench.task.effort.budget_s} s"
+    known = bench.journal.recall(TABLE, Sensitivities)
+    if known is not None and bench.journal.recall(done, bool):
+        return known
+    if known is None:
+        bench.check_budget()
+    table = sensitivities(
+        task.source,
+        sites,
+        task.store,
+        task.samples("search"),
+        limits=task.build_limits,
+        calibrate=task.samples("calibrate"),
+        metric=task.metric.name,
+        deadline=is_late,
+        progress=bench.progress,
+        known=known,
+        keep=lambda table: bench.journal.record(TABLE, table),
+    )
+    bench.journal.record(TABLE, table)
+    bench.journal.record(done, True)  # resumed, it goes on by the same table, though there may be time for more
+    return table
 
 
 def _lateness(bench: Bench) -> Callable[[], bool]:

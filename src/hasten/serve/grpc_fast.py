@@ -85,7 +85,9 @@ class Calls:
                     raise ModelNotFound("the health of that service is not known here")
                 call.respond(side.health_reply(status))
             elif call.path == WATCH:
-                self._later(call, self._watch(call, side.parse(side.HealthCheckRequest, call.message).service))
+                name = side.parse(side.HealthCheckRequest, call.message).service
+                self._watched.add(call)
+                self._later(call, self._watch(call, name))
             else:
                 self._later(call, self._small(call))
         except ServeError as error:
@@ -149,16 +151,12 @@ class Calls:
 
     async def _watch(self, call: Call, name: str) -> None:
         told = None
-        self._watched.add(call)
-        try:
-            while call.connection is not None and call.trailers is None:
-                status = side.health_of(self._service.ready(), name)
-                if status != told:
-                    call.send(side.health_reply(status))
-                    told = status
-                await asyncio.sleep(WATCH_S)
-        finally:
-            self._watched.discard(call)
+        while call.connection is not None and call.trailers is None:
+            status = side.health_of(self._service.ready(), name)
+            if status != told:
+                call.send(side.health_reply(status))
+                told = status
+            await asyncio.sleep(WATCH_S)
 
     def end_watches(self) -> None:
         """End the calls that would go on for as long as their clients like: the server is ending."""
@@ -177,6 +175,7 @@ class Calls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if call.path == WATCH:
+            task.add_done_callback(lambda _: self._watched.discard(call))
             call.leave = task.cancel  # type: ignore[assignment]  # whether it was still running is not asked
 
     def cancel(self) -> None:

@@ -78,6 +78,8 @@ class Connection(asyncio.Protocol):
         self.pump = self._sending.pump
         self._came_bytes = 0
         self._looked_s = server.clock_s()
+        self._looking = False
+        """The deadline is that of bytes that are to come."""
         self._receiving = 0
         """Unary calls whose message has not come whole."""
         self._draining = False
@@ -125,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._sending.paused = True
         if self._transport is not None:
             self._transport.pause_reading()
+        self._looking = False
         self._arm(self._server.limits.write_s)
 
     def resume_writing(self) -> None:
@@ -139,7 +142,7 @@ class Connection(asyncio.Protocol):
         """Take frames."""
         if self._over:
             return
-        self._came_bytes += len(data)
+        self._came_bytes = self._came_bytes + len(data) if self._looking else len(data)
         self._server.turns.reads(perf_counter_ns())
         try:
             self._frames(self._rest + data if self._rest else data)
@@ -433,6 +436,7 @@ class Connection(asyncio.Protocol):
     def timed_out(self) -> None:
         """The deadline is over: of a greeting, of bytes that were to come, of an answer unread, or of idleness."""
         server, now_s = self._server, self._server.clock_s()
+        self.deadline_s = inf  # it is used up
         if self._sending.paused or not self._greeted or self._over:
             self.abort()
             return
@@ -462,10 +466,12 @@ class Connection(asyncio.Protocol):
         if self._over or self._sending.paused or not self._greeted:
             return
         if self._incomplete():
-            if self.deadline_s == inf or self.deadline_s > self._server.clock_s() + limits.body_s:
-                self._came_bytes, self._looked_s = 0, self._server.clock_s()
+            if not self._looking or self.deadline_s == inf:
+                self._looking, self._looked_s = True, self._server.clock_s()
                 self._arm(limits.body_s)
-        elif self._sending.unread_s:
+            return
+        self._looking = False
+        if self._sending.unread_s:
             self._server.wheel.arm(self, min(self._sending.unread_s.values()) + limits.write_s)
         elif self._calls:
             self._server.wheel.arm(self, inf)

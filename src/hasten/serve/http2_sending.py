@@ -112,9 +112,17 @@ class Sending:
         self._window += more
         if self._window > h2.LARGEST_WINDOW:
             raise Broken(Code.FLOW_CONTROL_ERROR, "a window that is too large")
+        self._read_on()
         for call in list(self._connection.calls.values()):
             if call.out:
                 self.pump(call)
+
+    def _read_on(self) -> None:
+        """The client reads: who only waits behind others, within a window of its own, is not unread."""
+        now_s = self._clock_s() if self.unread_s else 0.0
+        for number in self.unread_s:
+            if self._connection.calls[number].send_window > 0:
+                self.unread_s[number] = now_s
 
     def widen_call(self, call: Call, more: int) -> None:
         """Widen a call's window, or narrow it. Raises Broken where it is too large."""
@@ -126,6 +134,7 @@ class Sending:
 
     def resume(self) -> None:
         """The client reads again."""
+        self._read_on()
         for call in list(self._connection.calls.values()):
             if call.out or call.trailers is not None:
                 self.pump(call)

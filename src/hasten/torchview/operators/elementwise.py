@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any
 
+import numpy as np
 import torch
 
 from hasten.torchview.operators.operator import TORCH_DTYPES, Function, Operator, Site, Tensor, plain
@@ -56,8 +57,11 @@ def power(base: Any, exponent: Any) -> Tensor:
             return base * base
         if exponent == 0.5:
             return torch.sqrt(base)
-    dtype = base.dtype if isinstance(base, torch.Tensor) else exponent.dtype
-    return torch.pow(base, exponent).to(dtype)
+    if isinstance(base, torch.Tensor):
+        return torch.pow(base, exponent).to(base.dtype)
+    if isinstance(base, float) and not exponent.is_floating_point():
+        exponent = exponent.to(torch.float32)
+    return torch.pow(base, exponent)
 
 
 def where(condition: Tensor, a: Any, b: Any) -> Tensor:
@@ -100,8 +104,13 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _cast_host(value: Host, dtype: torch.dtype) -> Host:
-    kind = float if dtype.is_floating_point else bool if dtype is torch.bool else None
-    return value if kind is None else _over(kind)(value)
+    kind = float if dtype.is_floating_point else bool if dtype is torch.bool else _whole
+    return _over(kind)(value)
+
+
+def _whole(value: Any) -> int:
+    """Give a number of shape arithmetic as an integer, rounded to float32 before, as it would be: 30 * 0.7 are 21."""
+    return int(np.float32(value)) if isinstance(value, float) else int(value)
 
 
 def _bind_cast(site: Site) -> Function:

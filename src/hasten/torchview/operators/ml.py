@@ -19,6 +19,7 @@ def _bind_scaler(site: Site) -> Function:
     offset, scale = (list(site.get(name) or ()) for name in ("offset", "scale"))
 
     def run(x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(torch.float32)  # what it gives, whatever it takes
         return (x - x.new_tensor(offset)) * x.new_tensor(scale)
 
     return run
@@ -31,6 +32,7 @@ def _bind_normalizer(site: Site) -> Function:
         raise site.refuse(f"has norm = {norm!r}; known: {', '.join(kinds)}")
 
     def run(x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(torch.float32)
         size = torch.linalg.vector_norm(x, kinds[norm], -1, keepdim=True)
         return x / torch.where(size == 0, 1.0, size)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everyone calls it
 
@@ -60,6 +61,11 @@ Weigh = Callable[[Tensor], Tensor]
 """From distances (in samples of the input) to weights."""
 
 
+def _scaled(length: int, scale: float) -> int:
+    """Give a scaled length, multiplied in float32 as ONNX Runtime does: 10 by 0.7 are 7, and not 6."""
+    return math.floor(float(np.float32(length) * np.float32(scale)))
+
+
 @dataclass(frozen=True)
 class Resize:
     """The settings of a Resize node."""
@@ -79,7 +85,8 @@ class Resize:
             return x
         axes, factors, targets = self._targets(x, scales, sizes)
         work = [i for i, axis in enumerate(axes) if targets[i] != x.shape[axis] or factors[i] != 1.0]
-        fast = self._interpolate(x, [axes[i] for i in work], [targets[i] for i in work], scales is None)
+        by = [factors[i] for i in work] if scales else None
+        fast = self._interpolate(x, [axes[i] for i in work], [targets[i] for i in work], by)
         if fast is not None:
             return fast
         for i in work:
@@ -90,20 +97,28 @@ class Resize:
         axes = [axis % x.ndim for axis in self.axes] if self.axes is not None else list(range(x.ndim))
         lengths = [x.shape[axis] for axis in axes]
         if scales:
-            return axes, list(scales), [math.floor(n * s) for n, s in zip(lengths, scales, strict=True)]
+            return axes, list(scales), [_scaled(n, s) for n, s in zip(lengths, scales, strict=True)]
         factors = [size / n for size, n in zip(sizes, lengths, strict=True)]
         if self.policy == "stretch":
             return axes, factors, list(sizes)
         one = min(factors) if self.policy == "not_larger" else max(factors)
         return axes, [one] * len(axes), [math.floor(n * one + 0.5) for n in lengths]
 
-    def _interpolate(self, x: Tensor, axes: list[int], targets: list[int], by_size: bool) -> Tensor | None:
-        """Use PyTorch's kernel where it does the same: images, and whole factors or sizes."""
+    def _interpolate(
+        self, x: Tensor, axes: list[int], targets: list[int], factors: list[float] | None
+    ) -> Tensor | None:
+        """Use PyTorch's kernel where it does the same: images, and factors or sizes that are whole.
+
+        Its factor is the ratio of the lengths, which one that is given need not be: 10 by 2.05 are 20.
+        """
         if x.ndim != 4 or axes != [2, 3] or self.antialias or self.exclude_outside or self.policy != "stretch":
             return None
-        whole = all(target % x.shape[axis] == 0 for axis, target in zip(axes, targets, strict=True))
-        if not by_size and not whole:
-            return None  # the factor that ONNX gives is not the ratio of the lengths
+        lengths = [x.shape[axis] for axis in axes]
+        whole = all(target % length == 0 for length, target in zip(lengths, targets, strict=True))
+        if factors is not None:
+            ratios = [target / length for length, target in zip(lengths, targets, strict=True)]
+            if not whole or ratios != factors:
+                return None
         if self.mode == "nearest" and (self.coordinates, self.nearest) == ("asymmetric", "floor") and whole:
             return F.interpolate(x, tuple(targets), mode="nearest")
         if self.mode == "linear" and self.coordinates in ("half_pixel", "align_corners"):
