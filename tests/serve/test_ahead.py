@@ -16,6 +16,7 @@ from hasten.deployment import Serving, read_deployment
 from hasten.errors import ChildCrashed, ServerFault
 from hasten.protocol.messages import InferResponse
 from hasten.serve.child import ChildRunner
+from hasten.serve.costs import CostCurve
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.worker import Begun, Instance
@@ -33,6 +34,10 @@ async def started(folder: Path) -> tuple[Service, Instance, ChildRunner]:
     (instance,) = service.models()[0].pool._ready
     runner = instance._runner
     assert isinstance(runner, ChildRunner)
+    costs = CostCurve((1, LARGEST))  # whole batches are worth it, whatever the warm-up on a busy machine said
+    costs.update(1, 1_000_000)
+    costs.update(LARGEST, 2_000_000)
+    service.models()[0].line.batcher.costs = costs
     os.kill(runner.pid, signal.SIGSTOP)
     return service, instance, runner
 
