@@ -146,10 +146,7 @@ def read_deployment(path: Path, between: Callable[[], None] = lambda: None) -> t
         raise StoreError(
             f"{path} names artifact {deployment.artifact[:12]}, but {MANIFEST} says {artifact.digest[:12]}"
         )
-    try:
-        Store(path.parent).verify(artifact)
-    except OSError as error:  # not to be read, or renamed while it was looked at
-        raise StoreError(f"a file of {artifact.folder} cannot be read: {error}") from error
+    Store(path.parent).verify(artifact)
     return deployment, artifact
 
 

@@ -86,9 +86,12 @@ class Store:
         """Check every file against the manifest.
 
         Raises:
-            StoreError: names the file that differs.
+            StoreError: names the file that differs, or cannot be read.
         """
-        now = hash_files(artifact.folder)
+        try:
+            now = hash_files(artifact.folder)
+        except OSError as error:  # not to be read, or renamed while it was looked at
+            raise StoreError(f"a file of {artifact.folder} cannot be read: {error}") from error
         now.pop(MANIFEST, None)
         for name in sorted(now.keys() | artifact.files.keys()):
             if now.get(name) != artifact.files.get(name):

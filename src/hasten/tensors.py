@@ -160,14 +160,13 @@ def relative_error(reference: Array, got: Array) -> float:
         return float("inf")
     if reference.size == 0:
         return 0.0
-    a, b = np.asarray(reference).astype(np.float64), np.asarray(got).astype(np.float64)
-    finite = np.isfinite(a)
-    same_elsewhere = np.array_equal(a[~finite], b[~finite], equal_nan=True)
-    if not same_elsewhere or not np.isfinite(b[finite]).all():
+    pair = Pair.of(np.asarray(reference), np.asarray(got))
+    if not pair.finite:
         return float("inf")
-    if not finite.any():
+    if pair.masked.all():
         return 0.0
-    return float(np.abs(a[finite] - b[finite]).max() / max(float(np.abs(a[finite]).max()), 1e-12))
+    a, b = pair.reference[~pair.masked], pair.got[~pair.masked]
+    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
 
 
 def assert_agrees(reference: Feed, got: Feed, *, dtype: str | None = None, what: str = "output") -> None:

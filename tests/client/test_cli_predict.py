@@ -13,7 +13,7 @@ from arro3.io import read_parquet, write_parquet
 
 from hasten.cli import predict as verb
 from hasten.cli.app import run
-from hasten.cli.predict_output import WRITERS, write_npz_whole
+from hasten.cli.predict_output import WRITERS, check_alike, write_npz_whole
 from hasten.deployment import read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BadInput
@@ -144,6 +144,11 @@ def test_pieces_that_differ_in_shape_make_no_file(ending: str, widths: tuple[int
     with pytest.raises(BadInput, match=f"'y' differs in shape between rows .*{widths[0]}.*{widths[1]}"):
         WRITERS[out.suffix](out, paths, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npz", "1.npz"]
+
+
+def test_an_output_without_rows_makes_no_file() -> None:
+    with pytest.raises(BadInput, match="'y' is a lone number"):
+        check_alike({"y": np.float32(1).reshape(())}, {"y": np.float32(1).reshape(())})
 
 
 @pytest.mark.parametrize(("dtype", "labelled"), [(np.float32, True), (np.bool_, False), (np.int64, False)])

@@ -15,6 +15,7 @@ from hasten.graph.groups import Group  # noqa: E402
 from hasten.plan import Part  # noqa: E402
 from hasten.samples import Samples  # noqa: E402
 from hasten.search import compress as stage  # noqa: E402
+from hasten.search import train as training  # noqa: E402
 from hasten.search.journal import Journal  # noqa: E402
 from hasten.search.knobs import Knobs  # noqa: E402
 from hasten.search.optimize import JOURNAL, optimize  # noqa: E402
@@ -52,6 +53,7 @@ def small(monkeypatch):
     """
     monkeypatch.setattr(stage, "BUILT", 3)
     monkeypatch.setattr(stage, "CANDIDATES", 2)
+    monkeypatch.setattr(training, "CANDIDATES", 2)
     monkeypatch.setattr(stage, "WORTH", 0.5)
 
     def by_size(blocks, *rest, **settings):
@@ -130,11 +132,11 @@ def trained(speed, drop, seconds, *, epochs=(), mark):
 
 def test_an_epoch_takes_what_trials_with_training_take_more_than_others() -> None:
     trials = [trained(1.5, 0.1, 10.0, mark=1), trained(1.4, 0.1, 12.0, mark=2), trained(1.3, 0.1, 14.0, mark=3)]
-    assert stage.epoch_seconds(trials) is None
+    assert training.epoch_seconds(trials) is None
     trials += [trained(1.5, 0.02, 32.0, epochs=(0.2,), mark=4), trained(1.5, 0.02, 52.0, epochs=(0.2, 0.2), mark=5)]
-    assert stage.epoch_seconds(trials) == pytest.approx(100.0)
+    assert training.epoch_seconds(trials) == pytest.approx(100.0)
     broken = dataclasses.replace(trained(1.0, 0.0, 900.0, epochs=(0.1,), mark=6), outcome="failed")
-    assert stage.epoch_seconds([*trials, broken]) == pytest.approx(100.0)
+    assert training.epoch_seconds([*trials, broken]) == pytest.approx(100.0)
 
 
 class Short:
@@ -179,11 +181,11 @@ class Short:
 def test_trainings_are_as_long_as_there_is_time_for_and_stay_so_when_the_search_goes_on() -> None:
     trials = [trained(1.5, 0.1, 10.0, mark=1), trained(1.5, 0.02, 30.0, epochs=(0.2,), mark=2)]
     short = Short(250.0, trials)
-    assert stage._within_budget(short, 8.0) == pytest.approx(2.5)
-    assert stage._within_budget(Short(20.0, trials, short.kept), 8.0) == pytest.approx(2.5), "resumed"
-    assert stage._within_budget(Short(5000.0, trials), 8.0) == 8.0
-    assert stage._within_budget(Short(-10.0, trials), 8.0) == 0.0
-    assert stage._within_budget(Short(250.0, trials[:1]), 8.0) == 8.0, "nobody knows how long an epoch takes"
+    assert training._within_budget(short, 8.0) == pytest.approx(2.5)
+    assert training._within_budget(Short(20.0, trials, short.kept), 8.0) == pytest.approx(2.5), "resumed"
+    assert training._within_budget(Short(5000.0, trials), 8.0) == 8.0
+    assert training._within_budget(Short(-10.0, trials), 8.0) == 0.0
+    assert training._within_budget(Short(250.0, trials[:1]), 8.0) == 8.0, "nobody knows how long an epoch takes"
 
 
 def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fast_ruin() -> None:
@@ -191,7 +193,7 @@ def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fas
     unmeasured = dataclasses.replace(unmeasured, outcome="failed", measurement=None)
     short = Short(250.0, [ruin, mild, unmeasured])
     promises = {
-        item.plan.key: stage._promise(short, item.plan.key, speed, left=0.25)
+        item.plan.key: training._promise(short, item.plan.key, speed, left=0.25)
         for item, speed in ((ruin, 2.7), (mild, 1.35), (unmeasured, 0.0))
     }
     assert promises[mild.plan.key] > promises[ruin.plan.key] > promises[unmeasured.plan.key]
@@ -201,7 +203,7 @@ def test_where_no_plan_could_be_measured_nothing_is_trained_and_the_search_goes_
     failed = dataclasses.replace(trained(2.0, 0.0, 1.0, mark=1), outcome="failed", measurement=None)
     short = Short(250.0, [failed])
     found = trial(1.2, 0.0, mark=2)
-    stage._train(short, found, [failed.plan])
+    training.train(short, found, [failed.plan])
     assert short.notes == ["nothing more is trained: no plan with cut channels could be measured"]
 
 
@@ -219,7 +221,7 @@ def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
         short = Short(250.0, [])
         task = dataclasses.make_dataclass("Task", ["source", "metric"])
         short.task = task(kind(preprocess, None), kind(None, classes))
-        assert ("augment" in stage._finetune(short, 1.0, Knobs()).settings) == moved
+        assert ("augment" in training._finetune(short, 1.0, Knobs()).settings) == moved
 
 
 def test_a_search_that_is_resumed_keeps_its_table_and_one_with_more_time_completes_it(monkeypatch) -> None:
@@ -247,10 +249,10 @@ def test_candidates_are_chosen_for_much_and_for_little_that_training_wins_back()
     short = Short(250.0, trials)
     speeds = {item.key: speed for item, speed in zip(trials, drops, strict=True)}
     shares = [0.05, 0.1, 0.22, 0.5]
-    found = {speeds[key] for key in stage._hedged(short, list(speeds), speeds, shares)}
+    found = {speeds[key] for key in training._hedged(short, list(speeds), speeds, shares)}
     assert len(found) == 4
     assert 1.6 in found or 2.4 in found
-    assert {speeds[key] for key in stage._hedged(short, list(speeds)[:2], speeds, shares)} == {7.0, 3.3}
+    assert {speeds[key] for key in training._hedged(short, list(speeds)[:2], speeds, shares)} == {7.0, 3.3}
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,15 @@ def test_the_access_log_is_appended_to_a_file(toml: Path, tmp_path: Path, transp
     assert found["duration_ms"] > 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full: Linux has one")
+def test_an_access_log_on_a_full_disk_changes_neither_the_answers_nor_the_end(toml: Path) -> None:
+    with serving(toml, "--drain", "1ms", "--access-log", "/dev/full") as (process, told):
+        for _ in range(3):
+            assert call(str(told["http"]), "GET", "/v2", None)[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def test_calls_over_grpc_are_in_the_access_log_too(toml: Path, tmp_path: Path) -> None:
     log = tmp_path / "access.jsonl"
     with serving(toml, "--drain", "1ms", "--access-log", str(log)) as (process, told):

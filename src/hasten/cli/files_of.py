@@ -13,7 +13,7 @@ from hasten.host import this_host
 from hasten.samples import Samples
 from hasten.samples.arrow import parquet_pieces
 from hasten.samples.columns import Column, Columns, Images, Room, Unusable, is_array
-from hasten.samples.fit import assign, cast, label_column
+from hasten.samples.fit import assign, cast, label_column, side_by_side
 from hasten.samples.readers import open_columns
 from hasten.tensors import Array, Signature, TensorSpec
 
@@ -71,9 +71,9 @@ def _chosen(columns: Columns, names: Sequence[str]) -> Column:
     if len(parts) == 1:
         return parts[0]
     numbers = [part for part in parts if is_array(part)]
-    if len(numbers) < len(parts) or len({len(part) for part in numbers}) > 1:
-        raise BadInput(f"the columns {names[0]!r} to {names[-1]!r} are no numbers of one length, to be put together")
-    return np.stack(numbers, axis=1)
+    if len(numbers) < len(parts):
+        raise BadInput(f"the columns {names[0]!r} to {names[-1]!r} are not all numbers, to feed one input together")
+    return side_by_side(numbers, names)
 
 
 def len_of(column: Column) -> int:

@@ -36,7 +36,7 @@ from hasten.serve.reading import open_steps
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.store import write_atomically
-from hasten.tensors import Array, Feed
+from hasten.tensors import Feed
 
 PIECE_ROWS = 1024
 """Rows that are kept together: what an interruption costs at most, and what is in memory at once."""
@@ -286,14 +286,10 @@ async def _infer(service: Service, model: str, feed: Feed) -> InferResponse:
 
 
 def _joined(answers: list[InferResponse]) -> Part:
-    first = answers[0].outputs
-    arrays: dict[str, Array] = {}
-    for at, tensor in enumerate(first):
-        pieces = [answer.outputs[at].data for answer in answers]
-        if len({piece.shape[1:] for piece in pieces}) > 1 or not tensor.shape:
-            raise BadInput(f"output {tensor.name!r} differs in shape between rows; a file of columns needs one shape")
-        arrays[tensor.name] = np.concatenate(pieces)
-    return arrays
+    parts = [{tensor.name: tensor.data for tensor in answer.outputs} for answer in answers]
+    for part in parts:
+        check_alike(part, parts[0])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 __all__ = ["Parts", "key_of", "open_parts", "predict", "read_part", "read_pieces", "run_pieces"]

@@ -45,12 +45,14 @@ def read_part(path: Path) -> Part:
 
 
 def check_alike(part: Part, like: Part) -> None:
-    """Check that rows are as those of another piece.
+    """Check that outputs have rows, of the shape of another piece's.
 
     Raises:
-        BadInput: an output has another shape there.
+        BadInput: one has none, or of another shape.
     """
     for name, array in part.items():
+        if not array.ndim:
+            raise BadInput(f"output {name!r} is a lone number; a file of columns needs one for each row")
         if array.shape[1:] != like[name].shape[1:]:
             raise BadInput(
                 f"output {name!r} differs in shape between rows ({list(like[name].shape[1:])} and "

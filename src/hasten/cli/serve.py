@@ -69,7 +69,7 @@ class GuardOptions:
     """Where an OpenTelemetry collector takes spans, as http://HOST:4318; by default where OTEL_EXPORTER_OTLP_ENDPOINT
     says, or nowhere."""
     access_log: Path | None = None
-    """Where to append a line of JSON for each request; - is standard output."""
+    """Where to append a line of JSON for each request; --access-log=- writes to standard output."""
 
 
 PORTS = PortOptions()

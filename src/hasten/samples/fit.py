@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,11 +219,17 @@ def _input(
         return _fitted(made, spec, names[0]), chosen
     what = f"column {names[0]!r}" if len(names) == 1 else f"the columns {names[0]!r} to {names[-1]!r}"
     parts = [cast(_plain(_usable(columns, name)), spec.dtype, f"column {name!r}") for name in names]
+    return _fitted(side_by_side(parts, names), spec, what), None
+
+
+def side_by_side(parts: Sequence[Array], names: Sequence[str]) -> Array:
+    """Put columns together: one as it is, several numbers as [n, features]. Raises BadInput: they differ in length."""
+    if len(parts) == 1:
+        return parts[0]
     if len({part.shape for part in parts}) > 1:
         told = ", ".join(f"{name}: {len(part)}" for name, part in zip(names, parts, strict=True))
-        raise BadInput(f"{what} feed one input together, and differ in length ({told})")
-    values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)  # [n, features]
-    return _fitted(values, spec, what), None
+        raise BadInput(f"columns that feed one input together differ in length ({told})")
+    return np.stack(parts, axis=1)
 
 
 def _usable(columns: Columns, name: str) -> Array | Images:

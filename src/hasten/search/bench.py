@@ -410,7 +410,10 @@ class Bench:
         return result
 
 
-LOSSY: frozenset[str] = frozenset({"int8", "dynamic", "float16", "bfloat16", "pruned", "finetuned", "distilled"})
+TRAINED: frozenset[str] = frozenset({"pruned", "finetuned", "distilled"})
+"""Traits of what came of cutting and training."""
+
+LOSSY: frozenset[str] = TRAINED | {"int8", "dynamic", "float16", "bfloat16"}
 """Traits that say that a model computes something else than the original in float32."""
 
 _SIGN: Mapping[Outcome, str] = {

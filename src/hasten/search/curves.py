@@ -8,7 +8,7 @@ import msgspec
 
 from hasten.artifact import Artifact
 from hasten.errors import StoreError
-from hasten.search.bench import Bench
+from hasten.search.bench import TRAINED, Bench
 from hasten.search.compress import CELLS, PREDICTIONS
 from hasten.search.compression import Cell, Compression, Curve, CurvePoint, Prediction
 from hasten.search.result import Trial
@@ -28,7 +28,7 @@ def compression_of(bench: Bench) -> Compression | None:
 
 def _curves(bench: Bench, trial: Trial) -> list[Curve]:
     """Read the history that each training pass of a trial left beside its model."""
-    if trial.artifact is None or not {"finetuned", "pruned", "distilled"} & set(trial.traits):
+    if trial.artifact is None or not TRAINED & set(trial.traits):
         return []
     try:
         lineage = bench.task.store.get(trial.artifact).lineage

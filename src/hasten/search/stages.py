@@ -16,14 +16,11 @@ from hasten.measure.roofline import floor_ns
 from hasten.measurement import Measurement, Operator, Peaks
 from hasten.plan import Part, Plan
 from hasten.search import space
-from hasten.search.bench import Bench
+from hasten.search.bench import TRAINED, Bench
 from hasten.search.exclusions import find_exclusions
 from hasten.search.frontier import best_of, cost, levels, loss, simplicity
 from hasten.search.result import Trial
 from hasten.search.space import REFERENCE_ENGINE
-
-TRAINED = frozenset({"pruned", "finetuned", "distilled"})
-"""Traits of what came of cutting and training."""
 
 TOLERABLE_DROP = 0.01
 """Loss of quality from which int8 is worth repairing, where the goal sets no limit."""

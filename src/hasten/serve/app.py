@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from time import time
 from typing import IO, Literal
@@ -76,7 +77,7 @@ class Listening:
     code: Path | None = None
     """A folder whose Python files the steps of deployments may run. None: they run none."""
     access_log: Path | None = None
-    """Where to append a line of JSON for each request of the fast transport; ``-`` is standard output."""
+    """Where to append a line of JSON for each request; ``-`` is standard output."""
     shared_memory: bool = False
     """Let clients of this machine hand tensors over in shared memory that they name."""
     otel: str | None = None
@@ -292,12 +293,14 @@ def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]
 def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog | None:
     if listening.access_log is None:
         return None
-    stream: IO[bytes] = sys.stdout.buffer
-    if str(listening.access_log) != "-":
-        try:
-            stream = stack.enter_context(listening.access_log.open("ab"))
-        except OSError as error:
-            raise BadInput(f"the access log {listening.access_log} cannot be written: {error}") from error
+    name = listening.access_log
+    try:  # without a buffer: what could not be written must not come again when it is closed
+        if str(name) == "-":
+            stream: IO[bytes] = FileIO(sys.stdout.fileno(), "ab", closefd=False)
+        else:
+            stream = stack.enter_context(name.open("ab", buffering=0))
+    except OSError as error:
+        raise BadInput(f"the access log {name} cannot be written: {error}") from error
     return AccessLog(stream, time_s=time)
 
 
