@@ -16,6 +16,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,15 @@ def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+@cache
+def scales(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give mean and deviation, [1, 3, 1, 1] each, on the device: made once, as a CUDA graph may not copy them there."""
+    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (MEAN, STD))
+    return mean, std
+
+
 def normal(pictures: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(each, device=pictures.device).view(1, 3, 1, 1) for each in (MEAN, STD))
+    mean, std = scales(pictures.device)
     return (pictures.float() - mean) / std
 
 
