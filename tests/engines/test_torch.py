@@ -297,6 +297,13 @@ def test_a_device_that_is_not_here_is_refused(store: Store) -> None:
     assert "no CUDA device" in str(Torch(device="cuda").why_not(stored(mlp(), store)))
 
 
+def test_a_library_for_a_gpu_has_its_kernels_within() -> None:
+    """They are read from the folder that it was made in, else, which is gone when it is loaded."""
+    name = "aot_inductor.embed_kernel_binary"
+    assert torch_compiled.options_for("cuda")[name] is True
+    assert name not in torch_compiled.options_for("cpu")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_the_gpu_is_taken(mode: str, store: Store, ctx: Context) -> None:

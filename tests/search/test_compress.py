@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 
 from hasten.engines.onnxruntime import OnnxRuntime  # noqa: E402
+from hasten.errors import InvalidSetting, MissingDependency  # noqa: E402
 from hasten.graph.groups import Group  # noqa: E402
 from hasten.plan import Part  # noqa: E402
 from hasten.samples import Samples  # noqa: E402
@@ -219,9 +221,38 @@ def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
     kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes"])
     for preprocess, classes, moved in ((object(), True, True), (object(), False, False), (None, True, False)):
         short = Short(250.0, [])
-        task = dataclasses.make_dataclass("Task", ["source", "metric"])
-        short.task = task(kind(preprocess, None), kind(None, classes))
+        task = dataclasses.make_dataclass("Task", ["source", "metric", "effort"])
+        short.task = task(kind(preprocess, None), kind(None, classes), Effort())
         assert ("augment" in training._finetune(short, 1.0, Knobs()).settings) == moved
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", None), ("cuda:1", "cuda:1")])
+def test_trainings_of_a_search_run_where_it_was_asked_and_cpu_is_not_worth_a_word(device, told) -> None:
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes"])
+    short = Short(250.0, [])
+    task = dataclasses.make_dataclass("Task", ["source", "metric", "effort"])
+    short.task = task(kind(None, None), kind(None, True), Effort(device=device))
+    assert training._finetune(short, 1.0, Knobs()).settings.get("device") == told
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_the_device_is_a_gpu_where_there_is_one(found, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+    assert training.training_device("auto") == ("cuda" if found else "cpu")
+
+
+def test_a_device_that_is_not_here_is_refused_before_the_search() -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(InvalidSetting, match="device = 'cuda:99'"):
+        training.training_device("cuda:99")
+
+
+def test_without_torch_a_device_by_name_is_refused_with_the_command_that_mends_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert training.training_device("auto") == training.training_device("cpu") == "cpu"
+    with pytest.raises(MissingDependency, match=r"pip install 'hasten\[train\]'"):
+        training.training_device("cuda")
 
 
 def test_a_search_that_is_resumed_keeps_its_table_and_one_with_more_time_completes_it(monkeypatch) -> None:

@@ -66,6 +66,24 @@ def test_gradients_are_those_of_finite_differences(kind, data):
         assert torch.autograd.gradcheck(run, (*inputs, *weights), fast_mode=True)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch with CUDA")
+@pytest.mark.filterwarnings("ignore:RNN module weights")
+@pytest.mark.parametrize("kind", CASES)
+@given(data=st.data())
+@settings(max_examples=4, deadline=None, derandomize=True)
+def test_the_view_agrees_with_itself_on_a_gpu(kind, data):
+    made = CASES[kind](Draw(data))
+    view = View.of(made.model()).eval()
+    inputs = [to_torch(made.feed()[name]) for name in view.inputs]
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        here = [to_numpy(value) for value in view(*inputs)]
+        there = [to_numpy(value.cpu()) for value in view.to("cuda")(*(value.to("cuda") for value in inputs))]
+    for reference, array in zip(here, there, strict=True):
+        assert array.dtype == reference.dtype
+        assert relative_error(reference, array) < max(made.tolerance, 1e-4)
+
+
 def refused(model) -> str:
     with pytest.raises(Unsupported) as caught:
         View.of(model)

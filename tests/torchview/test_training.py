@@ -389,6 +389,31 @@ def test_mixed_precision_learns_too():
     assert {value.dtype for value in view.parameters()} == {torch.float32}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch with CUDA")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_on_a_gpu_learns_goes_on_to_the_same_bits_and_comes_back(precision, tmp_path):
+    how = replace(QUICK, device="cuda", precision=precision, augment="mirror-shift")
+    whole, resumed = small_convnet(), small_convnet()
+    expected = train(whole, pictures(), how, teacher=small_convnet())
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            small_convnet(),
+            pictures(),
+            how,
+            teacher=small_convnet(),
+            checkpoints=tmp_path,
+            progress=stop_at(3),
+            pace=EVERY_STEP,
+        )
+    assert train(resumed, pictures(), how, teacher=small_convnet(), checkpoints=tmp_path) == expected
+    assert same(state(resumed), state(whole))
+    assert {value.device.type for value in whole.parameters()} == {"cpu"}
+    learnt = pupil()
+    train(learnt, lesson(), replace(LONG, epochs=20.0, lr=1e-2, device="cuda", precision=precision))
+    assert accuracy(learnt, lesson(seed=5)) > 0.6
+
+
 def test_threads_and_the_random_state_of_the_caller_are_as_before():
     torch.manual_seed(7)
     threads, before = torch.get_num_threads(), torch.get_rng_state()

@@ -325,6 +325,23 @@ def test_it_compiles_to_one_graph(name):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch with CUDA")
+@pytest.mark.parametrize("name", ["mlp", "resnet", "bert"])
+def test_its_training_step_compiles_for_a_gpu(name):
+    view = View.of(graph(name)).to("cuda")
+    arguments = tuple(value.to("cuda") for value in inputs(name))
+    parameters = [p for p in view.parameters() if p.requires_grad]
+    losses, slopes = [], []
+    for run in (view, torch.compile(view, fullgraph=True, dynamic=False)):
+        losses.append(run(*arguments)[0].square().mean())
+        slopes.append(torch.autograd.grad(losses[-1], parameters))
+    assert torch.allclose(*losses, rtol=1e-3)
+    for eager, fused in zip(*slopes, strict=True):
+        assert float((eager - fused).norm()) <= 1e-2 * float(eager.norm()) + 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch with CUDA")
+@pytest.mark.filterwarnings("ignore:RNN module weights")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_trains_on_a_gpu(name):
     view, arguments = View.of(graph(name)), inputs(name)

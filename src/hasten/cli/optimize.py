@@ -96,6 +96,8 @@ class SearchOptions:
     """Samples to train on: with them, pruning, fine-tuning and quantization-aware training are tried too."""
     epochs: Annotated[float, units.read_by(units.positive)] = Effort().epochs
     """Of training, all candidates together."""
+    device: str = Effort().device
+    """Where is trained, as PyTorch names it: cpu, cuda or cuda:1; auto is cuda where PyTorch finds a GPU."""
 
 
 GOAL, SEARCH = GoalOptions(), SearchOptions()
@@ -150,7 +152,7 @@ def optimize(
             engines=options.engines,
             threads=options.threads,
             training=options.train,
-            effort=Effort(budget_s=options.budget, epochs=options.epochs),
+            effort=Effort(budget_s=options.budget, epochs=options.epochs, device=options.device),
             home=common.home,
             seed=options.seed,
             state=options.state,
@@ -183,7 +185,7 @@ def _python(
 ) -> list[str]:
     asked = ", ".join(f"{k}={v!r}" for k, v in vars(goal).items() if v != getattr(Goal(), k))
     source = f"hasten.Store(Path({str(common.home)!r})).get({model!r})" if is_digest(model) else repr(model)
-    told = {"budget_s": options.budget, "epochs": options.epochs}
+    told = {"budget_s": options.budget, "epochs": options.epochs, "device": options.device}
     effort = [f"{name}={value!r}" for name, value in told.items() if value != getattr(Effort(), name)]
     more = {
         "data": f"hasten.Data({', '.join(read)})" if (read := samples.python()) else None,

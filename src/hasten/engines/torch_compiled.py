@@ -34,7 +34,10 @@ OPTIONS: Mapping[str, Any] = {
     "aot_inductor.enable_line_tables": False,
     "aot_inductor.enable_frame_pointer": False,
 }
-"""Of ``torch._inductor.config``."""
+"""Of ``torch._inductor.config``; which of them there are depends on PyTorch's version."""
+
+GPU_OPTIONS: Mapping[str, Any] = {"aot_inductor.embed_kernel_binary": True}
+"""A library for a GPU has its kernels within: else it looks for them in the folder that it was made in."""
 
 HASH_NAME = re.compile(rb"c[a-z2-7]{51}(?=\.(?:wrapper|kernel|weights))")
 BUILD_ID = re.compile(rb"(\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0).{20}", re.DOTALL)
@@ -97,7 +100,7 @@ def build(
         program = torch.export.export(Computing(view, getattr(torch, precision)), example, strict=False)
         target = Path(scratch) / LIBRARY
         options = {
-            **OPTIONS,
+            **options_for(device),
             "aot_inductor.output_path": str(target),
             "_post_fusion_custom_pass": listen,
         }
@@ -107,6 +110,13 @@ def build(
     check_told(told, quantized if device == "cpu" else 0, precision)
     (Path(folder) / TOLD).write_bytes(msgspec.json.encode(told))
     return len(told.operators)
+
+
+def options_for(device: str) -> dict[str, Any]:
+    """Give the options of a build for a device, as far as this PyTorch has them."""
+    asked = {**OPTIONS, **({} if device == "cpu" else GPU_OPTIONS)}
+    known = torch._inductor.config.get_config_copy()
+    return {name: value for name, value in asked.items() if name in known}
 
 
 def check_told(told: Told, quantized: int, precision: str) -> None:

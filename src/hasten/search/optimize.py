@@ -40,6 +40,7 @@ from hasten.search.prepare import (
 from hasten.search.result import Certificate, Goal, Result, Verdict, read_result
 from hasten.search.stages import Limits, in_order, int8, lossless, machine_limits, sweep
 from hasten.search.task import TRAIN, Effort, Task, alone, task_id
+from hasten.search.train import training_device
 from hasten.search.verdict import choose
 from hasten.settings import values_of
 from hasten.store import Store, write_atomically
@@ -106,6 +107,8 @@ def optimize(
         source = with_preprocess(source, preprocess, store)
     loaded.check(source.signature)
     taught = None if training is None else read_training(training, source, data, preprocess)
+    if taught is not None:
+        effort = replace(effort, device=training_device(effort.device))
     choices = {
         "engines": names,
         "threads": counts,

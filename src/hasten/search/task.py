@@ -25,6 +25,9 @@ from hasten.store import Store, writing
 TRAIN = "train"
 """The split that passes train on, where the user gave one."""
 
+AUTO = "auto"
+"""The device that is trained on is looked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -46,6 +49,8 @@ class Effort:
     """Over which a child is killed; None: four fifths of this machine's."""
     epochs: float = 24.0
     """Of training, all candidates together, where there are samples to train on."""
+    device: str = AUTO
+    """Where is trained, as PyTorch names it: cpu, cuda, cuda:1; auto: cuda where PyTorch finds a GPU, else cpu."""
 
     @property
     def measuring_s(self) -> float:

@@ -21,7 +21,7 @@ from hasten.search.halving import rungs, successive_halving
 from hasten.search.knobs import Knobs, tune
 from hasten.search.result import Trial
 from hasten.search.stages import TOLERABLE_DROP, provable_drop
-from hasten.search.task import TRAIN
+from hasten.search.task import AUTO, TRAIN
 from hasten.torchview.recipe import Recipe
 
 CANDIDATES = 4
@@ -224,7 +224,32 @@ def _slower(knobs: Knobs) -> Knobs:
 def _finetune(bench: Bench, epochs: float, knobs: Knobs) -> Part:
     image = {"augment": "mirror-shift"} if _may_move(bench) else {}
     changed = {name: value for name, value in asdict(knobs).items() if value != getattr(Knobs(), name)}
-    return Part("finetune", {"epochs": round(epochs, 3), **image, **changed})
+    device = bench.task.effort.device
+    there = {} if device in (AUTO, Recipe.device) else {"device": device}
+    return Part("finetune", {"epochs": round(epochs, 3), **image, **changed, **there})
+
+
+def training_device(asked: str) -> str:
+    """Give the device to train on; of "auto" that of the first GPU, where PyTorch is here and finds one, else "cpu".
+
+    Raises:
+        InvalidSetting: PyTorch does not know the device, or does not find it here.
+        MissingDependency: a device is asked for by name, and torch is not installed.
+    """
+    if asked == Recipe.device:
+        return asked
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if asked == AUTO:
+            return Recipe.device
+        raise MissingDependency(f"what training on {asked} needs (torch)", "pip install 'hasten[train]'") from error
+    if asked == AUTO:
+        return "cuda" if torch.cuda.is_available() else Recipe.device
+    from hasten.torchview.machine import check_device
+
+    check_device(asked)
+    return asked
 
 
 def _may_move(bench: Bench) -> bool:

@@ -127,6 +127,7 @@ def run_fused(
     """
     count, hidden = len(layer.directions), weights[1].shape[1]
     x, states = _started(layer, x, weights[0], hidden, h, c)
+    states = tuple(state.contiguous() for state in states)  # cuDNN takes no others
     flat = _with_biases(layer, weights, b)
     backwards = layer.directions == ("reverse",)
     x = x.flip(0) if backwards else x
