@@ -472,6 +472,33 @@ def test_a_column_of_texts_is_no_column_of_classes(tmp_path, monkeypatch) -> Non
     assert read_samples(tmp_path / "t.csv", one).samples.classes == ("no", "yes")
 
 
+@pytest.mark.parametrize("kind", ["plain", "dictionary"])
+def test_a_long_text_beside_short_ones_takes_no_memory_and_is_told_where_it_is_wanted(kind, tmp_path) -> None:
+    """All texts of an array are as wide as the longest."""
+    texts = arro3.core.Array(["short"] * 255 + ["x" * 200_000], arro3.core.DataType.string())
+    if kind == "dictionary":
+        texts = texts.cast(arro3.core.DataType.dictionary(arro3.core.DataType.int32(), arro3.core.DataType.string()))
+    table = arro3.core.Table({"a": arro3.core.Array(np.arange(256, dtype=np.float32)), "remark": texts})
+    arro3.io.write_parquet(table, tmp_path / "t.parquet")
+    one = model(a=("float32", ("n",)))
+    tracemalloc.start()
+    assert read_samples(tmp_path / "t.parquet", one).unused == ("remark",)
+    assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    tracemalloc.stop()
+    with pytest.raises(BadInput, match=r"256 texts, all as wide as the longest, take 195\.3 MiB; leave it out"):
+        read_samples(tmp_path / "t.parquet", one, label="remark")
+
+
+def test_texts_that_fit_batch_by_batch_and_not_together_are_left_out(tmp_path, monkeypatch) -> None:
+    one = model(a=("float32", ("n",)))
+    long = "x" * 1000
+    (tmp_path / "t.csv").write_text("a,remark\n" + "".join(f"{n},{long if n == 0 else n}\n" for n in range(2000)))
+    monkeypatch.setattr(arrow, "BATCH_ROWS", 256)
+    with pytest.raises(BadInput, match="2000 texts, all as wide as the longest, take 7"):
+        read_samples(tmp_path / "t.csv", one, label="remark", memory_bytes=4 * 2**20)
+    assert len(read_samples(tmp_path / "t.csv", one, memory_bytes=4 * 2**20).samples) == 2000
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

@@ -33,6 +33,9 @@ BATCH_ROWS = 256
 MOST_WORDS, LONGEST_WORD = 1 << 16, 1 << 10
 """Different strings of a column, and letters of each, beyond which it has texts and no classes."""
 
+MAX_TEXT_BYTES = 64 * 2**20
+"""Of the texts of one batch of rows in memory."""
+
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -176,7 +179,7 @@ def _read(paths: Iterable[Path], open_file: Callable[[Path], Any], room: Room) -
                 break
     if not rows:
         raise BadInput(f"{', '.join(path.name for path in paths)}: there are no rows")
-    joined = {name: _join(name, parts) for name, parts in pieces.items()}
+    joined = {name: _join(name, parts, room.memory_bytes - used) for name, parts in pieces.items()}
     return Columns(by_name=joined, vocabularies={name: tuple(sorted(found)) for name, found in words.items()})
 
 
@@ -228,10 +231,12 @@ def _values(column: Any, name: str, first_row: int | None) -> Array:
     kind = column.type
     _check_whole(column, name, first_row)
     if DataType.is_dictionary(kind):
-        words = _values(dictionary_dictionary(column), name, None)
-        return np.asarray(words[dictionary_indices(column).to_numpy()])
+        words, places = _values(dictionary_dictionary(column), name, None), dictionary_indices(column).to_numpy()
+        if words.dtype.kind == "U":
+            _check_texts(len(places), words.itemsize, name)
+        return np.asarray(words[places])
     if _is_text(kind):
-        return _text(column)
+        return _text(column, name)
     if DataType.is_fixed_size_list(kind):
         flat = _values(list_flatten(column), name, None)
         return flat.reshape(len(column), kind.list_size, *flat.shape[1:])
@@ -268,7 +273,8 @@ def _check_whole(column: Any, name: str, first_row: int | None) -> None:
         raise BadInput(f"column {name!r} has no value {where}; fill it in, or leave that row out")
 
 
-def _join(name: str, parts: list[Column]) -> Column:
+def _join(name: str, parts: list[Column], free_bytes: int = MAX_TEXT_BYTES) -> Column:
+    """Join the pieces of a column; ``free_bytes`` is what texts, of which each is as wide as the longest, may take."""
     if unusable := [part for part in parts if isinstance(part, Unusable)]:
         return unusable[0]
     images = [part for part in parts if isinstance(part, Images)]
@@ -278,6 +284,11 @@ def _join(name: str, parts: list[Column]) -> Column:
     if len({array.shape[1:] for array in arrays}) > 1:
         shapes = sorted({str(list(array.shape[1:])) for array in arrays})
         return Unusable(f"column {name!r}: its arrays differ in shape ({', '.join(shapes)}); a tensor needs one")
+    if arrays[0].dtype.kind == "U" and len(arrays) > 1:
+        try:
+            _check_texts(sum(map(len, arrays)), max(array.itemsize for array in arrays), name, free_bytes)
+        except BadInput as error:
+            return Unusable(str(error))
     return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
@@ -287,12 +298,19 @@ def _bytes(column: Column) -> int:
     return column.nbytes if is_array(column) else 0
 
 
-def _text(column: Any) -> Array:
+def _text(column: Any, name: str) -> Array:
     """Give strings as a fixed-width array: NumPy objects could not be hashed, stored or sent."""
-    if DataType.is_dictionary(column.type):
-        return _text(dictionary_dictionary(column))
     values = [value for value in column.to_pylist() if value is not None]
+    _check_texts(len(values), max(map(len, values), default=0) * np.dtype("U1").itemsize, name)
     return np.asarray(values, dtype=np.str_)
+
+
+def _check_texts(count: int, width: int, name: str, free_bytes: int = MAX_TEXT_BYTES) -> None:
+    """Check that so many texts, each of them ``width`` bytes in memory as the longest is, are not too much."""
+    if count * width > free_bytes:
+        raise BadInput(
+            f"column {name!r}: {count} texts, all as wide as the longest, take {in_mib(count * width)}; leave it out"
+        )
 
 
 def _words(column: Any) -> set[str]:
