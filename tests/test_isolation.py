@@ -36,6 +36,21 @@ DTYPES = st.one_of(
 )
 
 
+def test_a_file_in_the_current_folder_is_not_imported_for_a_library(tmp_path):
+    (tmp_path / "psutil.py").write_text("raise SystemExit('this file was run')\n")
+    told = "from hasten.isolation import run_isolated; print(run_isolated('os:getcwd'))"
+    path = os.pathsep.join(str(Path(each).absolute()) for each in sys.path if each)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", told],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout.strip(), ran.stderr) == (str(tmp_path), "")
+
+
 class Parrot:
     """Lives in the child."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +14,21 @@ import numpy as np
 
 from hasten.errors import StoreError, Untrusted
 from hasten.store import write_atomically
-from hasten.tensors import Array, Feed, assert_agrees, relative_error
+from hasten.tensors import DTYPES, Array, Feed, assert_agrees, relative_error
 
 GOLDEN = "golden.npz"
 """The file beside the deployment's TOML: arrays ``inputs:NAME`` and ``outputs:NAME``, each [n, ...], and numbers
-``within:NAME``: how far an output may lie from its golden one, relative, where that is more than its dtype allows."""
+``within:NAME``: how far an output may lie from its golden one, relative, where that is more than its dtype allows.
+Of bfloat16 the bits are there as ``inputs.bits:NAME``."""
+
+BFLOAT16 = DTYPES["bfloat16"]
+OF_BITS = ".bits"
+
+DAMAGES = (
+    *(OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, NotImplementedError),  # zipfile's words for encryption and for features it does not have
+    *(SyntaxError, tokenize.TokenError, MemoryError),  # a header that is no literal, or that claims too much
+)
 
 LARGEST_BYTES = 256 << 20
 
@@ -57,8 +69,12 @@ def write_golden(folder: Path, golden: Golden) -> Path:
 
 def encode_golden(golden: Golden) -> bytes:
     """Give the file's bytes."""
-    arrays = {f"inputs:{name}": array for name, array in golden.inputs.items()}
-    arrays |= {f"outputs:{name}": array for name, array in golden.outputs.items()}
+    sides = {"inputs": golden.inputs, "outputs": golden.outputs}
+    arrays: dict[str, Array] = {}
+    for side, named in sides.items():
+        for name, array in named.items():
+            bits = array.dtype == BFLOAT16  # which NumPy's file format does not know
+            arrays[f"{side}{OF_BITS if bits else ''}:{name}"] = array.view(np.uint16) if bits else array
     arrays |= {f"within:{name}": np.array(limit) for name, limit in golden.within.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
@@ -85,12 +101,15 @@ def read_golden(folder: Path) -> Golden | None:
                 raise StoreError(f"{path} holds {total} bytes; at most {LARGEST_BYTES} are read")
             for entry in file.infolist():
                 side, _, name = entry.filename.removesuffix(".npy").partition(":")
+                of_bits, side = side.endswith(OF_BITS), side.removesuffix(OF_BITS)
                 if side not in found or not name:
                     raise StoreError(f"{path} holds {entry.filename!r}, which is no part of golden answers")
                 with file.open(entry) as stream:
-                    found[side][name] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+                    array = np.lib.format.read_array(stream, allow_pickle=False)
+                found[side][name] = array.view(BFLOAT16) if of_bits else array
+        within = {name: float(limit) for name, limit in found["within"].items()}
+    except DAMAGES as error:
         raise StoreError(f"{path} cannot be read: {error}; delete it or write it anew") from error
     if not found["inputs"] or not found["outputs"]:
         raise StoreError(f"{path} lacks inputs or outputs; write it anew")
-    return Golden(found["inputs"], found["outputs"], {name: float(limit) for name, limit in found["within"].items()})
+    return Golden(found["inputs"], found["outputs"], within)

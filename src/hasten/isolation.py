@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -37,6 +38,9 @@ from hasten.tensors import Array
 MEMORY_POLL_S = 0.25
 """How often a child's memory is looked at while it works: rare enough not to disturb a measurement."""
 
+PYTHON = (sys.executable, "-P", "-m")
+"""What runs a module as another process: a file that lies in the current folder is not imported for a library."""
+
 EXIT_S = 5.0
 """How long a child may take to end once it has closed its pipes."""
 
@@ -46,6 +50,11 @@ Progress = Callable[[str, float | None], None]
 
 TRAINING_S = 30 * 86400.0
 """The limit of a call that trains, where there is no budget: it shows its progress and can be interrupted."""
+
+
+def python_path() -> str:
+    """Give the ``PYTHONPATH`` by which a child finds what this process does."""
+    return os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +111,12 @@ class Child:
         threads = str(limits.threads or "")
         pinned = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if threads}
         process = subprocess.Popen(
-            [sys.executable, "-m", "hasten.isolation", str(request_read), str(reply_write)],
+            [*PYTHON, "hasten.isolation", str(request_read), str(reply_write)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=(request_read, reply_write),
-            env={**os.environ, **pinned, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, **pinned, "PYTHONPATH": python_path()},
             start_new_session=True,
         )
         os.close(request_read)

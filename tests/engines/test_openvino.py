@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from engines.quantized import halved, qdq_conv, single
 from hasten.artifact import Artifact
-from hasten.errors import StoreError, Unsupported
+from hasten.errors import SignatureMismatch, StoreError, Unsupported
 from hasten.store import Store
-from hasten.testing.models import convnet, encoder, mlp, random_samples, stored
+from hasten.testing.models import Builder, convnet, encoder, mlp, random_samples, stored
 from hasten.transform import Context, run_pass
 
 pytest.importorskip("openvino", reason="needs the extra 'openvino'")
@@ -101,7 +101,7 @@ def test_many_builds_of_one_model_are_one_artifact(store: Store) -> None:
         assert len(digests) == 1
 
 
-@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.UINT8])
+@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.BOOL, TensorProto.INT32, TensorProto.UINT8])
 def test_dtypes_of_inputs_and_outputs_are_kept(dtype: int, store: Store, ctx: Context) -> None:
     source = stored(single("Identity", dtype), store)
     session = OpenVino().open(run_pass(OpenVino(), source, store, ctx))
@@ -109,6 +109,33 @@ def test_dtypes_of_inputs_and_outputs_are_kept(dtype: int, store: Store, ctx: Co
     got = session.run({"x": array})["y"]
     assert got.dtype == array.dtype
     np.testing.assert_array_equal(got, array)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.DOUBLE, TensorProto.UINT64])
+def test_what_it_would_compute_in_thirty_two_bits_is_refused(dtype: int, store: Store) -> None:
+    assert "in 32 bits, and 'x' is one" in str(OpenVino().why_not(stored(single("Identity", dtype), store)))
+
+
+def test_an_integer_beyond_thirty_two_bits_is_refused_and_not_cut(store: Store, ctx: Context) -> None:
+    session = OpenVino().open(run_pass(OpenVino(), stored(single("Identity", TensorProto.INT64), store), store, ctx))
+    with pytest.raises(SignatureMismatch, match="'x' holds a number beyond 32 bits"):
+        session.run({"x": np.full((2, 4), 2**35)})
+    model = single("Identity", TensorProto.INT64)
+    model.graph.node[0].op_type = "Add"
+    model.graph.node[0].input.append("far")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2**40]), "far"))
+    with pytest.raises(Unsupported, match=f"the constant 'far' has {2**40}"):
+        run_pass(OpenVino(), stored(model, store), store, ctx)
+
+
+def test_a_slice_to_the_end_is_no_number_that_is_cut(store: Store, ctx: Context) -> None:
+    net = Builder(0)
+    ends = [net.constant(np.array([value])) for value in (1, np.iinfo(np.int64).max, 1)]
+    net.add("Slice", "x", *ends)
+    source = stored(net.model(("x", ("batch", 4)), ("y", ("batch", 3))), store)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    got = OpenVino().open(run_pass(OpenVino(), source, store, ctx)).run({"x": x})["y"]
+    np.testing.assert_array_equal(got, x[:, 1:])
 
 
 def test_arrays_that_are_not_contiguous_are_read_right(store: Store, ctx: Context) -> None:

@@ -60,7 +60,16 @@ def quantized_mlp() -> onnx.ModelProto:
     return net.model(("x", ("batch", 16)), ("y", ("batch", 16)))
 
 
-@pytest.mark.parametrize("make", [mlp, convnet, encoder, qdq_conv, quantized_mlp])
+def masked() -> onnx.ModelProto:
+    """Make x [batch, 16] -> Gather of places, Where of a mask -> MatMul -> y [batch, 4], constants of other dtypes."""
+    net = Builder(0)
+    taken = net.add("Gather", "x", net.constant(np.array([1, 3, 5, 7])), axis=1)
+    mask = net.constant(np.array([True, False, True, True]))
+    net.add("MatMul", net.add("Where", mask, taken, net.constant(np.float32(-1e4))), net.weight(4, 4))
+    return net.model(("x", ("batch", 16)), ("y", ("batch", 4)))
+
+
+@pytest.mark.parametrize("make", [mlp, convnet, encoder, qdq_conv, quantized_mlp, masked])
 def test_eager_agrees_with_onnxruntime(make, store: Store, ctx: Context) -> None:
     source = stored(make(), store)
     session = Torch().open(run_pass(Torch(), source, store, ctx))

@@ -54,6 +54,14 @@ def test_where_nothing_can_be_proven_every_row_goes_on() -> None:
     assert (chosen.threshold, chosen.asked) == (1.0, 1.0)
 
 
+def test_rows_that_are_as_sure_as_can_be_and_wrong_are_not_left_with_the_small_model() -> None:
+    """A row stays where it is as sure as the threshold, and none can be surer than 1: there is no threshold then."""
+    _, large, labels = world(2000, 0)
+    wrong = 100.0 * np.eye(5)[(labels + 1) % 5]
+    with pytest.raises(BadInput, match=r"no threshold is proven to lose at most 0\.01"):
+        choose_threshold(wrong, large, labels, max_drop=0.01, logits=True)
+
+
 def test_a_small_model_that_is_as_good_needs_nobody() -> None:
     _, large, labels = world(3000, 0)
     chosen = choose_threshold(large, large, labels, max_drop=0.01, logits=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import arro3.core
 import arro3.io
+import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hasten.errors import BadInput, SignatureMismatch, UnknownName
 from hasten.samples import Samples, arrow
+from hasten.samples.fit import cast
 from hasten.samples.preprocess import Preprocess
 from hasten.samples.readers import read_samples
 from hasten.tensors import Signature, TensorSpec
@@ -487,6 +489,50 @@ def test_a_long_text_beside_short_ones_takes_no_memory_and_is_told_where_it_is_w
     tracemalloc.stop()
     with pytest.raises(BadInput, match=r"256 texts, all as wide as the longest, take 195\.3 MiB; leave it out"):
         read_samples(tmp_path / "t.parquet", one, label="remark")
+
+
+def test_a_column_of_text_in_one_file_and_numbers_in_another_is_refused(tmp_path) -> None:
+    """Joined, numbers would be words that no class has."""
+    for name, labels, kind in (("a", [0, 1], "int64"), ("b", ["2", "3"], "string")):
+        columns = {"a": arro3.core.Array(np.arange(2, dtype=np.float32))}
+        columns["label"] = arro3.core.Array(labels, getattr(arro3.core.DataType, kind)())
+        arro3.io.write_parquet(arro3.core.Table(columns), tmp_path / f"{name}.parquet")
+    with pytest.raises(BadInput, match="'label': it holds text in some files and numbers in others"):
+        read_samples(tmp_path, model(a=("float32", ("n",))))
+
+
+def test_a_column_of_lists_that_hold_nothing_does_not_stop_the_others(tmp_path) -> None:
+    none = arro3.core.Array(np.zeros(0, np.int64))
+    lists = arro3.core.list_array(np.zeros(1, np.int32), none)
+    columns = {
+        "a": arro3.core.Array(np.arange(3, dtype=np.float32)),
+        "e": arro3.core.list_array(np.zeros(4, np.int32), lists),
+    }
+    arro3.io.write_parquet(arro3.core.Table(columns), tmp_path / "t.parquet")
+    assert read_samples(tmp_path / "t.parquet", model(a=("float32", ("n",)))).unused == ("e",)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([100_000, 1]), np.array([1e30, 1.0], ml_dtypes.bfloat16), np.array([1e5, 1.0])]
+)
+def test_a_number_that_the_models_float16_cannot_hold_is_refused(values) -> None:
+    with pytest.raises(SignatureMismatch, match="too large for the model's float16"):
+        cast(values, "float16", "it")
+    assert cast(np.array([np.inf, 1.0]), "float16", "it").tolist() == [np.inf, 1.0]
+
+
+def test_pixels_that_grow_are_refused_before_memory_is_taken(tmp_path) -> None:
+    np.savez(tmp_path / "t.npz", image=np.zeros((100, 32, 32, 3), np.uint8))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=r"100 images of \[3, 256, 256\]"):
+        read_samples(
+            tmp_path / "t.npz",
+            model(image=("float32", ("n", 3, 256, 256))),
+            preprocess=Preprocess(resize=(256, 256)),
+            memory_bytes=2**20,
+        )
+    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    tracemalloc.stop()
 
 
 def test_texts_that_fit_batch_by_batch_and_not_together_are_left_out(tmp_path, monkeypatch) -> None:

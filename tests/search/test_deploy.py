@@ -3,14 +3,16 @@
 import asyncio
 import io
 import shutil
+import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
 
 from hasten.deployment import parse_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import Untrusted
+from hasten.errors import StoreError, Untrusted
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.protocol.messages import InferRequest, Tensor
 from hasten.samples.preprocess import Preprocess
@@ -82,6 +84,25 @@ def test_a_search_over_photos_leaves_a_deployment_that_takes_a_photo_and_names_i
         assert got["score"][0, 0] == got["y"][0, best] > 0.25
 
     asyncio.run(work())
+
+
+def test_golden_answers_of_bfloat16_come_back_as_they_were(tmp_path) -> None:
+    x = np.array([[1.0, -2.5, 3.0]], ml_dtypes.bfloat16)
+    write_golden(tmp_path, Golden({"x": x}, {"y": x}))
+    back = read_golden(tmp_path)
+    assert (back.inputs["x"].dtype, back.inputs["x"].tolist()) == (x.dtype, x.tolist())
+    back.check({"y": x})
+    with pytest.raises(Untrusted):
+        back.check({"y": x + 1})
+
+
+def test_a_header_that_claims_more_than_there_is_memory_is_damage(tmp_path) -> None:
+    held = io.BytesIO()
+    np.lib.format.write_array_header_1_0(held, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+    with zipfile.ZipFile(tmp_path / "golden.npz", "w") as file:
+        file.writestr("inputs:x.npy", held.getvalue())
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_golden(tmp_path)
 
 
 def test_golden_answers_say_how_far_others_may_lie(tmp_path) -> None:

@@ -235,6 +235,14 @@ def test_probabilities_are_taken_as_they_are_and_scores_by_their_softmax() -> No
     assert divergence({"y": scores + 3}, {"y": other - 1})[1] == pytest.approx(expected)
 
 
+def test_classes_of_images_are_on_their_axis() -> None:
+    """A shift of every score of a place changes no probability, whatever it is over the width."""
+    scores = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    shift = np.random.default_rng(1).standard_normal((2, 1, 4, 5))
+    assert divergence({"y": scores}, {"y": scores + shift})[1] == pytest.approx(0.0, abs=1e-12)
+    assert (divergence({"y": scores}, {"y": scores + shift.swapaxes(1, 3)[:, :3]})[1] or 0) > 0.01
+
+
 def test_outputs_without_classes_have_an_error_only() -> None:
     assert divergence({"y": np.array([3.0, 4.0])}, {"y": np.array([3.0, 3.0])}) == (pytest.approx(1 / 25), None)
 

@@ -56,6 +56,12 @@ def test_the_best_classes_come_first_by_name_and_of_equals_the_lower_number() ->
     assert "y" in got
 
 
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    around = Around(folder=Path(), classes=("ant", "bee", "cat"))
+    got = after(Argmax(input="y"), around, y=scores([0.1, np.nan, 5.0], [2.0, 2.0, 1.0]))
+    assert got["class"].tolist() == [2, 0]
+
+
 def test_names_come_from_a_file_or_are_numbers_where_there_are_none(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("Ameise\nBär\n", encoding="utf-8")
     around = Around(folder=tmp_path)

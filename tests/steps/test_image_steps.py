@@ -123,6 +123,30 @@ def test_exif_that_cannot_be_read_turns_nothing(junk: bytes) -> None:
     assert DecodeImage().decode(data).shape == (8, 4, 3)
 
 
+def test_an_orientation_that_is_infinite_turns_nothing() -> None:
+    infinite = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIf", 0x0112, 11, 1, np.inf) + bytes(4)
+    assert DecodeImage().decode(encoded(noise(8, 4), "JPEG", exif=b"Exif\0\0" + infinite)).shape == (8, 4, 3)
+
+
+def test_colours_of_sixteen_bits_are_refused_as_grays_are() -> None:
+    with pytest.raises(BadRequest, match=r"RGB;16B; hasten reads those of 8 bits"):
+        DecodeImage().decode(png(2, 2, bytes(2 * (1 + 2 * 6)), bits=16))
+
+
+def test_two_images_of_different_sizes_are_read_side_by_side() -> None:
+    model = Signature(
+        tuple(TensorSpec(name, "uint8", ("batch", 8, 8, 3)) for name in "ab"),
+        (TensorSpec("y", "float32", ("batch", 2)),),
+    )
+    steps = tuple({"step": "resize", "input": name, "height": 8, "width": 8} for name in "ab")
+    pipeline = open_pipeline({"pre": steps}, model, AROUND, where="it")
+    assert pipeline is not None
+    a, b = np.zeros((1, 48, 64, 3), np.uint8), np.zeros((1, 20, 30, 3), np.uint8)
+    pipeline.signature.check({"a": a, "b": b})
+    got = pipeline.prepare({"a": a, "b": b}, lambda: False, 1 << 20)
+    assert {array.shape for array in got.values()} == {(1, 8, 8, 3)}
+
+
 def test_transparency_is_dropped_as_training_does_or_laid_on_a_colour() -> None:
     clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     assert DecodeImage().decode(encoded(clear))[0, 0].tolist() == [10, 20, 30]
@@ -142,14 +166,17 @@ def test_gray_and_colour_become_what_the_model_wants() -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """Write a PNG of a few hundred bytes that claims to be huge."""
+    return png(width, height, bytes(1000))
+
+
+def png(width: int, height: int, data: bytes, *, bits: int = 8) -> bytes:
+    """Write a PNG of colours with these bytes in its rows."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("size", [(8000, 8000), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])

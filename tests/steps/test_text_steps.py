@@ -76,6 +76,30 @@ def test_all_rows_have_the_models_length_where_it_is_fixed(folder: Path) -> None
     assert got["input_ids"][1, -1] == 3, "what is cut still ends in [SEP]"
 
 
+def saved(folder: Path, home: Path, change: Any) -> Path:
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    change(own)
+    own.save(str(home / "tokenizer.json"))
+    return home
+
+
+def test_a_tokenizer_that_cuts_at_the_start_cuts_there(folder: Path, tmp_path: Path) -> None:
+    home = saved(folder, tmp_path, lambda own: own.enable_truncation(9, direction="left"))
+    wanted = Tokenizer.from_file(str(home / "tokenizer.json"))
+    wanted.enable_truncation(5, direction="left")
+    got = prepared(opened(home, length=5, padding="max", max_length=5), b"the cat sat on the mat")
+    assert got["input_ids"].tolist() == [wanted.encode("the cat sat on the mat").ids]
+
+
+def test_a_tokenizer_that_fills_up_on_the_left_does(folder: Path, tmp_path: Path) -> None:
+    home = saved(folder, tmp_path, lambda own: own.enable_padding(direction="left"))
+    got = prepared(opened(home, length=8, padding="max", max_length=8), b"cat")
+    assert got["input_ids"][0, :5].tolist() == [0] * 5
+    assert got["attention_mask"].tolist() == [[0] * 5 + [1] * 3]
+    with pytest.raises(StoreError, match='use padding = "max"'):
+        opened(home)
+
+
 def test_a_pair_of_texts_has_types(folder: Path) -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
     pipeline = opened(folder, names=names, pair="other", types="token_type_ids")

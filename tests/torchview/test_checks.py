@@ -63,6 +63,12 @@ def test_a_graph_whose_batch_length_is_declared_only_passes():
     check_rows_independent(View.of(net.model(("x", (1, 8)), ("y", (1, 4)))), samples())
 
 
+def test_a_graph_without_weights_is_looked_at_too():
+    net = Builder(0)
+    net.add("Relu", "x")
+    check_rows_independent(View.of(net.model(("x", ("batch", 8)), ("y", ("batch", 8)))), samples())
+
+
 def test_a_missing_input_is_named():
     with pytest.raises(SignatureMismatch, match="the samples have no input 'x'; they have"):
         check_rows_independent(across_the_batch("norm"), Samples({"other": np.zeros((4, 8), np.float32)}))

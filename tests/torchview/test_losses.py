@@ -46,6 +46,30 @@ def test_distillation_is_the_divergence_of_softened_classes(temperature, seed):
     assert float(got) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def test_a_class_that_both_mask_out_costs_nothing_and_leaves_gradients_finite():
+    masked = logits(5, 4)
+    masked[:, 3] = -np.inf
+    other = masked + logits(5, 4, seed=1)
+    objective = settled(masked, taught=other)
+    student = torch.from_numpy(masked).requires_grad_()
+    loss = objective.loss([student], None, [torch.from_numpy(other)])
+    loss.backward()
+    whole = settled(masked[:, :3], taught=other[:, :3])
+    expected = whole.loss([torch.from_numpy(masked[:, :3])], None, [torch.from_numpy(other[:, :3])])
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert bool(student.grad.isfinite().all())
+
+
+def test_values_that_are_infinite_in_both_cost_nothing():
+    y, t = logits(6, 4), logits(6, 4, seed=1)
+    y[0, 0] = t[0, 0] = np.inf
+    student = torch.from_numpy(y).requires_grad_()
+    loss = settled(y, taught=t, loss="mse").loss([student], None, [torch.from_numpy(t)])
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert bool(student.grad.isfinite().all())
+
+
 def test_a_hot_distillation_pulls_as_hard_as_a_cold_one():
     gradients = []
     for temperature in (10.0, 100.0):

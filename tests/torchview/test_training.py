@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 import lessons  # noqa: E402
-from lessons import EVERY_STEP, LONG, accuracy, lesson, pictures, pupil, small_convnet, teacher  # noqa: E402
+from lessons import EVERY_STEP, LONG, accuracy, lesson, pictures, pupil, rows, small_convnet, teacher  # noqa: E402
 
 from hasten.errors import BadInput, BuildFailed, InvalidSetting, SignatureMismatch, UnknownName, Unsupported  # noqa: E402
 from hasten.graph.model import read_model  # noqa: E402
 from hasten.passes.quantize_static import QuantizeStatic  # noqa: E402
 from hasten.samples import Samples  # noqa: E402
+from hasten.settings import build  # noqa: E402
 from hasten.testing.models import Builder, convnet, mlp, stored  # noqa: E402
 from hasten.torchview.batches import Split, epoch_order  # noqa: E402
 from hasten.torchview.checks import outputs_of, step_sizes_of  # noqa: E402
@@ -68,6 +69,42 @@ def test_a_teacher_is_learned_from_without_any_label():
     history = train(view, samples, replace(LONG, epochs=20.0, lr=1e-2), teacher=teacher())
     assert accuracy(view, lesson(seed=5)) > 0.6
     assert history.epochs[history.best - 1].agreement > history.start.agreement + 0.2
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_lose_at_first_and_is_told_so():
+    told = []
+    train(
+        pupil(),
+        Samples({"x": rows(16)}),
+        replace(QUICK, batch=4, epochs=1.0),
+        teacher=pupil(),
+        progress=lambda text, share: told.append(text),
+        pace=EVERY_STEP,
+    )
+    assert "loss 0," in next(text for text in told if text.startswith("epoch"))
+
+
+def test_weights_in_half_precision_are_refused_before_the_first_step():
+    net = Builder(0)
+    half = net.add("MatMul", net.add("Cast", "x", to=10), net.constant(np.ones((16, 4), np.float16)))
+    net.add("Cast", half, to=1)
+    view = View.of(net.model(("x", ("batch", 16)), ("y", ("batch", 4))))
+    with pytest.raises(Unsupported, match=r"small steps vanish in weights of torch\.float16; train the float32 model"):
+        train(view, lesson(), QUICK)
+
+
+def test_a_batch_of_one_row_leaves_the_statistics_of_vectors_as_they_are():
+    net = Builder(0)
+    net.batch_norm(net.add("MatMul", "x", net.weight(16, 4)), 4)
+    view = View.of(net.model(("x", ("batch", 16)), ("y", ("batch", 4))))
+    before = {name: value.clone() for name, value in view.named_buffers()}
+    train(view, lesson(), replace(QUICK, batch=1, epochs=0.02))
+    assert all(torch.equal(value, before[name]) for name, value in view.named_buffers())
+
+
+def test_patience_of_no_epochs_is_refused():
+    with pytest.raises(InvalidSetting, match="patience"):
+        build(Training, {"patience": 0})
 
 
 def test_the_teacher_stays_as_it_is():

@@ -6,7 +6,6 @@ import contextlib
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import msgspec
 from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment, Serving, write_deployment
 from hasten.errors import BuildFailed
+from hasten.isolation import PYTHON
 
 START_S = 120.0
 END_S = 20.0
@@ -36,7 +36,7 @@ def served(
     changed = replace(deployment, serving=serving, settings=deployment.settings if settings is None else settings)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder, tempfile.TemporaryFile() as said:
         path = write_deployment(changed, artifact, Path(folder) / "bundle")
-        command = [sys.executable, "-m", "hasten", "serve", str(path), "--port", "0", "--grpc-port", "-1", "--json"]
+        command = [*PYTHON, "hasten", "serve", str(path), "--port", "0", "--grpc-port", "-1", "--json"]
         process = subprocess.Popen([*command, "--drain", "1ms"], stdout=subprocess.PIPE, stderr=said)
         out = cast(IO[bytes], process.stdout)
         try:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 from msgspec import Meta
 
 from hasten.artifact import Artifact
@@ -135,7 +136,7 @@ class OnnxRuntime:
         """Give the model without its inner shapes, which ONNX Runtime infers anew, and with its batch fixed."""
         try:
             model = onnx.load(source.entry, load_external_data=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DecodeError) as error:
             raise StoreError(f"{source.entry} cannot be read: {error}") from error
         del model.graph.value_info[:]
         if self.batch is not None:

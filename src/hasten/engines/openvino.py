@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import onnx
 from msgspec import Meta
+from onnx import numpy_helper
 
 from hasten.artifact import Artifact
 from hasten.engines.batch import open_batch, why_not_batch
 from hasten.engines.built import built_from, check_built
 from hasten.engines.feeds import FeedCheck
 from hasten.engines.openvino_profile import executed, read_operators
-from hasten.errors import BuildFailed, HastenError, StoreError, Unsupported
+from hasten.errors import BuildFailed, HastenError, SignatureMismatch, StoreError, Unsupported
 from hasten.measurement import Operator
 from hasten.settings import Choice, Doc
 from hasten.tensors import Array, Feed, Signature
@@ -35,6 +37,13 @@ ARITHMETIC = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMu
 """The layers that hold nearly all arithmetic: in them the precision must be the one that was asked for."""
 NO_ARRAYS = ("bfloat16", "string")
 """Dtypes that its Python interface cannot hand over as NumPy arrays."""
+NARROWED = ("float64", "uint64")
+"""Dtypes that the CPU plugin computes in 32 bits, without a word."""
+CHECKED = ("int64", "uint32")
+"""Dtypes of inputs that it computes as int32: right for numbers that fit, which ids and lengths do."""
+INT32 = np.iinfo(np.int32)
+ENDLESS = 1 << 62
+"""An int64 as large as this means "to the end", as in a Slice; it is cut to the largest int32, which means that too."""
 FAILURES = (
     RuntimeError,
     openvino.frontend.GeneralFailure,
@@ -80,19 +89,22 @@ class OpenVino:
         for spec in (*source.signature.inputs, *source.signature.outputs):
             if spec.dtype in NO_ARRAYS:
                 return f"its Python interface takes no {spec.dtype} arrays, and {spec.name!r} is one"
+            if spec.dtype in NARROWED:
+                return f"it computes {spec.dtype} in 32 bits, and {spec.name!r} is one"
         return None if self.batch is None else why_not_batch(source.signature, self.batch)
 
     def apply(self, source: Artifact, ctx: Context) -> Artifact:
         """Convert to OpenVINO's format, compile once, and check what it will run.
 
         Raises:
-            Unsupported: it has no conversion for an operator, or would compute in another precision than asked.
-            BuildFailed: it refuses the model for another reason.
+            Unsupported: it has no conversion for an operator, would compute in another precision than asked, or cut a
+                constant of 64 bits to 32. BuildFailed: it refuses the model for another reason.
         """
         core = openvino.Core()
         if CAPABILITIES[self.precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise Unsupported(NAME, f"this processor has no {self.precision} arithmetic; it would emulate or ignore it")
         model = _converted(source)
+        _check_constants(source)
         if self.batch is not None:
             name = open_batch(source.signature)
             shapes = {
@@ -158,6 +170,7 @@ class OpenVinoSession:
         self._request = compiled.create_infer_request()
         self._outputs = [(spec.name, compiled.output(spec.name)) for spec in signature.outputs]
         self._check = FeedCheck(signature)
+        self._checked = [spec.name for spec in signature.inputs if spec.dtype in CHECKED]
 
     @property
     def signature(self) -> Signature:
@@ -168,9 +181,13 @@ class OpenVinoSession:
         """Run once. The arrays that come back are the caller's to keep.
 
         Raises:
-            SignatureMismatch: ``feed`` does not fit the signature. BuildFailed: OpenVINO failed, or it is closed.
+            SignatureMismatch: ``feed`` does not fit the signature, or holds a number that OpenVINO's int32 does not.
+            BuildFailed: OpenVINO failed, or it is closed.
         """
         self._check(feed)
+        for name in self._checked:
+            if feed[name].size and not INT32.min <= feed[name].min() <= feed[name].max() <= INT32.max:
+                raise SignatureMismatch(f"input {name!r} holds a number beyond 32 bits, in which {NAME} computes it")
         if self._request is None:
             raise BuildFailed(NAME, "this session is closed; open the model again")
         results = _translated(self._request.infer, feed, share_inputs=True)
@@ -187,6 +204,28 @@ def _converted(source: Artifact) -> Any:
         raise StoreError(f"{source.entry} is not there; import the model again")
     frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
     return _translated(lambda: frontend.convert(frontend.load(str(source.entry))))
+
+
+def _check_constants(source: Artifact) -> None:
+    """Check that no integer of the graph is cut. Raises Unsupported."""
+    graph = onnx.load(source.entry, load_external_data=False).graph
+    held = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
+    held += [
+        attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == onnx.TensorProto.INT64
+    ]
+    for tensor in held:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        values = numpy_helper.to_array(tensor)
+        cut = ((values < INT32.min) & (values > -ENDLESS)) | ((values > INT32.max) & (values < ENDLESS))
+        if cut.any():
+            raise Unsupported(
+                NAME, f"it computes int64 in 32 bits, and the constant {tensor.name!r} has {values[cut][0]}"
+            )
 
 
 def _rename(model: Any, source: Artifact) -> None:

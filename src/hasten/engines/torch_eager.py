@@ -45,7 +45,7 @@ class Eager:
         facts = EagerFacts.of(with_float_constants(model))
         view = View(facts).eval().requires_grad_(False).to(device)
         program = prepare(facts)
-        tensors = {name: view.tensor(name).detach() for _, name in program.tensors}
+        tensors = {name: view.constant(name).detach() for _, name in program.tensors}
         if precision != "float32":
             for name in _weights_of_products(facts) & tensors.keys():
                 tensors[name] = tensors[name].to(getattr(torch, precision))

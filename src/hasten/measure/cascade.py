@@ -51,7 +51,8 @@ def choose_threshold(
         logits: The scores are logits.
 
     Raises:
-        BadInput: rows are missing or too few. InvalidSetting: ``max_drop`` is no share.
+        BadInput: rows are missing or too few, or nothing is proven and yet some rows have the highest confidence there
+            is. InvalidSetting: ``max_drop`` is no share.
     """
     if not 0 < max_drop < 1:
         raise InvalidSetting(f"max_drop is {max_drop}, and must be above 0 and below 1")
@@ -73,5 +74,10 @@ def choose_threshold(
             break
         chosen = ChosenThreshold(
             threshold=threshold, asked=float(1 - stays.mean()), drop=(lost - gained) / n, drop_high=high, rows=n
+        )
+    if chosen.asked == 1.0 and (sure >= chosen.threshold).any():
+        raise BadInput(
+            f"no threshold is proven to lose at most {max_drop:g}: not even where the first member's confidence is "
+            f"{ordered[0]:.6g}; give more rows, allow a larger drop, or serve the last member alone"
         )
     return chosen

@@ -23,6 +23,7 @@ from hasten.artifact import Json
 from hasten.errors import BuildFailed
 from hasten.graph.model import Graph, read_model
 from hasten.isolation import report_progress
+from hasten.metrics import class_axis
 from hasten.passes.activations import Reference, batch_size, fixed_batch
 from hasten.passes.placement import named, quantizable_nodes
 from hasten.passes.qdq import Scale, Weight, quantize_weight, weight_axis
@@ -276,15 +277,16 @@ def _add(total: _Difference, exact: Feed, got: Feed) -> None:
         squared, magnitude = pair.squares()
         total.squared += squared
         total.magnitude += magnitude
-        if a.ndim >= 2 and a.shape[-1] >= 2:
-            p, q = _log_softmax(a), _log_softmax(b)
+        axis = class_axis(a)
+        if a.ndim >= 2 and a.shape[axis] >= 2:
+            p, q = _log_softmax(a, axis), _log_softmax(b, axis)
             total.divergence += float((np.exp(p) * (p - q)).sum())
-            total.rows += a.size // a.shape[-1]
+            total.rows += a.size // a.shape[axis]
 
 
-def _log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+def _log_softmax(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    shifted = values - values.max(axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
 
 
 ENDLESS = sys.float_info.max

@@ -242,6 +242,8 @@ def _values(column: Any, name: str, first_row: int | None) -> Array:
         return flat.reshape(len(column), kind.list_size, *flat.shape[1:])
     if DataType.is_list(kind) or DataType.is_large_list(kind):
         lengths = np.diff(list_offsets(column).to_numpy())
+        if not len(lengths):
+            raise BadInput(f"column {name!r}: its lists hold nothing; a tensor needs one length")
         if len(odd := np.flatnonzero(lengths != lengths[0])):
             where = "" if first_row is None else f" (row {first_row + int(odd[0])})"
             raise BadInput(
@@ -281,6 +283,8 @@ def _join(name: str, parts: list[Column], free_bytes: int = MAX_TEXT_BYTES) -> C
     if images:
         return Images([item for part in images for item in part.items])
     arrays = [part for part in parts if is_array(part)]
+    if len({array.dtype.kind in "US" for array in arrays}) > 1:
+        return Unusable(f"column {name!r}: it holds text in some files and numbers in others; give it one type")
     if len({array.shape[1:] for array in arrays}) > 1:
         shapes = sorted({str(list(array.shape[1:])) for array in arrays})
         return Unusable(f"column {name!r}: its arrays differ in shape ({', '.join(shapes)}); a tensor needs one")

@@ -151,8 +151,8 @@ def cast(array: Array, dtype: str, what: str) -> Array:
             raise SignatureMismatch(f"{what} holds {low} to {high}, which the model's {dtype} cannot hold")
     with np.errstate(over="ignore"):
         made = array.astype(wanted)
-    narrower = to_float and array.dtype.kind == "f" and wanted.itemsize < array.dtype.itemsize
-    if narrower and np.isinf(made.astype(np.float64)).sum() > np.isinf(array.astype(np.float64)).sum():
+    may_overflow = array.dtype.kind != "b" if dtype == "float16" else wanted.itemsize < array.dtype.itemsize
+    if to_float and may_overflow and np.isinf(made.astype(np.float64)).sum() > np.isinf(array.astype(np.float64)).sum():
         raise SignatureMismatch(f"{what} holds values that are too large for the model's {dtype}")
     return made
 
@@ -215,7 +215,7 @@ def _input(
                 f"column {names[0]!r} has pixels of shape {list(first.shape[1:])}; preprocessing takes height, width "
                 "and channels, in this order"
             )
-        made = np.stack([chosen.apply_pixels(np.asarray(row, np.uint8)) for row in first])
+        made = _prepared(first, chosen, room)
         return _fitted(made, spec, names[0]), chosen
     what = f"column {names[0]!r}" if len(names) == 1 else f"the columns {names[0]!r} to {names[-1]!r}"
     parts = [cast(_plain(_usable(columns, name)), spec.dtype, f"column {name!r}") for name in names]
@@ -288,6 +288,16 @@ def _decode(
                 raise BadInput(f"its shape is {list(image.shape)}, the first image's {list(shape)}; declare a resize")
         made[row] = image
     return _fitted(made, spec, f"column {name!r}"), preprocess
+
+
+def _prepared(pixels: Array, preprocess: Preprocess, room: Room) -> Array:
+    """Prepare pixels [n, H, W] or [n, H, W, C] row by row, into one array whose size is checked before."""
+    shape, dtype = preprocess.shape(pixels.shape[1], pixels.shape[2]), DTYPES[preprocess.dtype]
+    room.check(len(pixels) * int(np.prod(shape)) * dtype.itemsize, f"{len(pixels)} images of {list(shape)}")
+    made = np.empty((len(pixels), *shape), dtype)
+    for row, each in enumerate(pixels):
+        made[row] = preprocess.apply_pixels(np.asarray(each, np.uint8))
+    return made
 
 
 @contextlib.contextmanager

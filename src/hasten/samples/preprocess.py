@@ -186,8 +186,9 @@ def _static(dims: tuple[int | str, ...]) -> tuple[int, int] | None:
 
 def eight_bits(image: Image.Image) -> None:
     """Check that an image has pixels of 8 bits. Raises BadInput."""
-    if image.mode.startswith(("I", "F")):
-        raise BadInput(f"the image has pixels of mode {image.mode}; hasten reads those of 8 bits")
+    packed = [str(part[3]) for part in getattr(image, "tile", ())]  # colours of 16 bits have the mode of 8
+    if image.mode.startswith(("I", "F")) or any(";16" in each for each in packed):
+        raise BadInput(f"the image has pixels of mode {', '.join([image.mode, *packed])}; hasten reads those of 8 bits")
 
 
 def centre(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,10 +70,12 @@ class Ground:
     table: Sensitivities
     costs: CostModel
     """Over the same sites in the same order, by the names in the graph that the engine runs."""
+    classes: bool
+    """What is judged are classes: what a cut loses is the divergence of their probabilities, else the error."""
 
     def problem(self) -> Problem:
         """Give the knapsack."""
-        by: Loss = "kl" if all(row.kl is not None for row in self.table.rows) else "error"
+        by: Loss = "kl" if self.classes and all(row.kl is not None for row in self.table.rows) else "error"
         return Problem(losses(self.sites, self.table, by=by), self.costs.terms(), self.costs.fixed_ns)
 
 
@@ -147,7 +149,7 @@ def _pruned(bench: Bench, found: Trial) -> list[Plan]:
     bench.note(
         f"predicted against measured: off by {before:.1%} before the refit, {mean_error(refitted, measured):.1%} after"
     )
-    ground = Ground(ground.sites, ground.table, refitted)
+    ground = replace(ground, costs=refitted)
     _record(bench, ground, first, scale, plans, measured)
     again = _worth(ground, front(ground.problem()))
     kept = [item for item in again if not is_hopeless(bench, plans.get(item.choice))]
@@ -190,7 +192,7 @@ def survey(bench: Bench, found: Trial) -> Ground | None:
         deadline=is_late,
         progress=bench.progress,
     )
-    return Ground(sites, table, cost_model(parts, alias, times))
+    return Ground(sites, table, cost_model(parts, alias, times), bench.task.metric.classes)
 
 
 def _losses(bench: Bench, sites: Sequence[Site], is_late: Callable[[], bool]) -> Sensitivities:

@@ -24,7 +24,7 @@ from hasten.graph.groups import Group, channel_groups
 from hasten.graph.importance import Order, largest, unit_norms
 from hasten.graph.model import read_model
 from hasten.isolation import Child, Limits, Progress
-from hasten.metrics import Metric, first, load_metric
+from hasten.metrics import Metric, class_axis, first, load_metric
 from hasten.passes.activations import Reference, batch_size, fixed_batch
 from hasten.passes.recalibrate import recalibrated
 from hasten.passes.widths import Scores, Stairs
@@ -267,8 +267,8 @@ def losses(sites: Sequence[Site], table: Sensitivities, *, by: Loss) -> tuple[tu
 def divergence(reference: Feed, got: Feed) -> tuple[float, float | None]:
     """Give the relative squared error of outputs and the KL divergence of their classes, each the mean over outputs.
 
-    Classes are on the last axis of a float output of two dimensions or more. Where every row is a distribution already
-    it is taken as it is; else the softmax of it is.
+    Classes are on ``metrics.class_axis`` of a float output of two dimensions or more. Where every row is a
+    distribution already it is taken as it is; else the softmax of it is.
 
     Returns:
         The error, infinite where a value is not finite in one of them alone; and the divergence in nats, None where no
@@ -280,11 +280,13 @@ def divergence(reference: Feed, got: Feed) -> tuple[float, float | None]:
             continue
         pair = Pair.of(array, got[name])
         a, b = pair.reference, pair.got
+        has_classes = a.ndim >= 2 and a.shape[class_axis(a)] >= 2
         if not pair.finite:
-            return float("inf"), float("inf") if a.ndim >= 2 and a.shape[-1] >= 2 else None
+            return float("inf"), float("inf") if has_classes else None
         difference, whole = pair.squares()
         errors.append(difference / max(whole, 1e-30))
-        if a.ndim >= 2 and a.shape[-1] >= 2:
+        if has_classes:
+            a, b = (np.moveaxis(each, class_axis(each), -1) for each in (a, b))
             shares = _is_distribution(a)
             p, q = _log_probabilities(a, shares), _log_probabilities(b, shares)
             divergences.append(float((np.exp(p) * (p - q)).sum(axis=-1).mean()))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from hasten.errors import MissingDependency, Unsupported
+from hasten.metrics import METRICS
 from hasten.plan import Part, Plan
 from hasten.search.bench import Bench
 from hasten.search.frontier import cost, loss
@@ -63,8 +64,9 @@ def train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     for plan in candidates:
         bench.run(plan)
     speeds = {key: _speed(bench, key) for key in by_key}
-    cut_plans = sorted((p for p in candidates if _cuts(p) and speeds[p.key]), key=lambda p: -speeds[p.key])
-    settled = _settled(bench, [plan for plan in cut_plans if not is_hopeless(bench, plan)])
+    hopeful = [plan for plan in candidates if _cuts(plan) and speeds[plan.key] and not is_hopeless(bench, plan)]
+    cut_plans = sorted(hopeful, key=lambda plan: -speeds[plan.key])
+    settled = _settled(bench, cut_plans)
     knobs = settled.knobs
     wanted = bench.task.effort.epochs - settled.epochs
     allowed = _within_budget(bench, wanted)
@@ -224,9 +226,10 @@ def _slower(knobs: Knobs) -> Knobs:
 def _finetune(bench: Bench, epochs: float, knobs: Knobs) -> Part:
     image = {"augment": "mirror-shift"} if _may_move(bench) else {}
     changed = {name: value for name, value in asdict(knobs).items() if value != getattr(Knobs(), name)}
-    device = bench.task.effort.device
+    metric, device = bench.task.metric, bench.task.effort.device
+    of_values = {"loss": "mse"} if metric.name in METRICS and not metric.classes else {}
     there = {} if device in (AUTO, Recipe.device) else {"device": device}
-    return Part("finetune", {"epochs": round(epochs, 3), **image, **changed, **there})
+    return Part("finetune", {"epochs": round(epochs, 3), **image, **of_values, **changed, **there})
 
 
 def training_device(asked: str) -> str:

@@ -18,6 +18,7 @@ from hasten.serve.statistics import Statistics
 from hasten.serve.surroundings import Members
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.steps.confidence import confidence, shares
+from hasten.steps.top_k import best
 from hasten.tensors import Array
 
 Numbers = npt.NDArray[np.int64]
@@ -213,6 +214,6 @@ def combined(how: Ensemble, scores: list[Array]) -> Array:
     each = np.stack([shares(array, logits=how.softmax) for array in scores])  # [members, rows, classes]
     weights = np.asarray(how.weights or [1.0] * len(scores), np.float64)
     if how.combine == "vote":
-        each = np.eye(each.shape[2])[each.argmax(axis=2)]
+        each = np.eye(each.shape[2])[best(each, 1)[..., 0]]
     mean: Array = np.tensordot(weights / weights.sum(), each, axes=1).astype(np.float32)
     return mean

@@ -33,7 +33,7 @@ from hasten.artifact import Artifact
 from hasten.deployment import Deployment
 from hasten.engine import Engine
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, Unsupported
-from hasten.isolation import die_with_parent
+from hasten.isolation import PYTHON, die_with_parent, python_path
 from hasten.plan import Part, load_part
 from hasten.serve.runner import Ahead
 from hasten.store import read_artifact
@@ -180,11 +180,11 @@ class ChildRunner:
         (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hasten.serve.child", str(to_read), str(from_write), str(memory)],
+                [*PYTHON, "hasten.serve.child", str(to_read), str(from_write), str(memory)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=(to_read, from_write, memory),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={**os.environ, "PYTHONPATH": python_path()},
                 start_new_session=True,
             )
         except OSError as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
-
 from hasten.settings import Doc
 from hasten.steps.softmax import scores_spec
 from hasten.steps.step import Around, Opened, Place, Specs, Values, with_new
+from hasten.steps.top_k import best
 from hasten.tensors import Feed, TensorSpec
 
 
@@ -39,6 +38,6 @@ class Argmax:
 
         def apply(values: Feed) -> Values:
             left = {name: value for name, value in values.items() if self.keep or name != self.input}
-            return {**left, self.output: np.argmax(values[self.input], axis=-1).astype(np.int64)}
+            return {**left, self.output: best(values[self.input], 1)[..., 0]}
 
         return Opened(apply)

@@ -125,5 +125,5 @@ def _orientation(image: Image.Image) -> int:
     """Read the flag of a decoded image; EXIF that cannot be read says nothing, as in every viewer."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, struct.error, UserWarning):
+    except (OSError, ValueError, ArithmeticError, SyntaxError, TypeError, LookupError, struct.error, UserWarning):
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -165,13 +165,14 @@ def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[Sp
     Gives the client's tensors that steps read, those that go to the model as they are, and the opened steps.
     """
     outer: dict[str, TensorSpec] = {}
+    shared = {dim for spec in wanted.values() for dim in spec.shape}
     given: dict[str, TensorSpec] = {}
     opened = []
     made: set[str] = set()
     for each in steps:
         for spec in each.step.takes(wanted):
             if spec.name not in given and spec.name not in made:
-                outer[spec.name] = given[spec.name] = spec
+                outer[spec.name] = given[spec.name] = _apart(spec, outer, shared)
         before = given.keys()
         after, ready = each.fitted(given, around)
         made |= before - after.keys() | after.keys()
@@ -186,6 +187,12 @@ def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[Sp
     for name in untouched.keys() & outer.keys():
         raise StoreError(f"{last}: the model takes {wanted[name]}, and the steps use that name for something else")
     return outer, untouched, opened
+
+
+def _apart(spec: TensorSpec, others: Specs, shared: Set[int | str]) -> TensorSpec:
+    """Give a tensor's open axes names of their own where others have them too, but for those that the model shares."""
+    taken = {dim for other in others.values() for dim in other.shape if isinstance(dim, str)} - shared
+    return replace(spec, shape=tuple(f"{spec.name}.{dim}" if dim in taken else dim for dim in spec.shape))
 
 
 def _check_fit(last: str, made: TensorSpec, wanted: TensorSpec) -> None:

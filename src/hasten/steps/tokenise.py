@@ -75,6 +75,11 @@ class Tokenise:
     def open(self, around: Around, given: Specs) -> Opened:
         """Read the tokenizer."""
         tokenizer = read_tokenizer(around, self.file)
+        left = (tokenizer.padding or {}).get("direction") == "left"
+        if left and self.padding == "longest":
+            raise SignatureMismatch(
+                'the tokenizer fills up on the left, and rows of a batch at their end; use padding = "max"'
+            )
         tokenizer.no_padding()
         if self.truncate:
             self._truncating(tokenizer)
@@ -85,8 +90,8 @@ class Tokenise:
             text = self._text(self.input, values)
             pair = None if self.pair is None else self._text(self.pair, values)
             found = tokenizer.encode(text, pair, add_special_tokens=self.special)
-            left = {name: value for name, value in values.items() if name not in self.inputs}
-            return {**left, **self._arrays(found)}
+            others = {name: value for name, value in values.items() if name not in self.inputs}
+            return {**others, **self._arrays(found, left=left)}
 
         fills = {self.ids: self.pad, **({self.mask: 0} if self.mask else {}), **({self.types: 0} if self.types else {})}
         return Opened(apply, fills if self.padding == "longest" else {})
@@ -97,7 +102,9 @@ class Tokenise:
             raise SignatureMismatch(
                 f"max_length = {self.max_length} leaves no room beside the tokenizer's own {needed} tokens"
             )
-        tokenizer.enable_truncation(self.max_length)
+        own = tokenizer.truncation or {}
+        kept = {name: own[name] for name in ("strategy", "direction", "stride") if name in own}
+        tokenizer.enable_truncation(self.max_length, **kept)
 
     def _text(self, name: str, values: Feed) -> str:
         data = values[name].item()
@@ -110,7 +117,7 @@ class Tokenise:
         except UnicodeDecodeError as error:
             raise BadRequest(f"the text is no UTF-8: {error.reason} at byte {error.start}") from error
 
-    def _arrays(self, found: Encoding) -> Values:
+    def _arrays(self, found: Encoding, *, left: bool) -> Values:
         length = len(found.ids)
         if length > self.max_length:
             raise BadRequest(f"the text has {length} tokens; at most {self.max_length} are taken")
@@ -122,7 +129,7 @@ class Tokenise:
         for name, (numbers, fill) in columns.items():
             if name is not None:
                 made[name] = np.full(room, fill, DTYPES[self.dtype])
-                made[name][:length] = numbers
+                made[name][room - length if left else 0 :][:length] = numbers
         return made
 
 

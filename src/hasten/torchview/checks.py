@@ -103,11 +103,11 @@ def _tried(view: View, samples: Samples, rows: Rows) -> Mapping[str, Array]:
 
 
 def _outputs(view: View, samples: Samples, rows: Rows) -> dict[str, Array]:
-    training, device = view.training, next(iter(view.parameters())).device
+    training = view.training
     view.eval()
     try:
         with torch.no_grad():
-            made = view(*inputs_of(samples, rows, view.inputs, device).values())
+            made = view(*inputs_of(samples, rows, view.inputs, view.device).values())
     finally:
         view.train(training)
     return {name: to_numpy(value) for name, value in zip(view.outputs, made, strict=True)}

@@ -33,6 +33,9 @@ from hasten.torchview.view import View
 if TYPE_CHECKING:
     from hasten.torchview.training import Training
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Dtypes of weights that are not trained."""
+
 SETTLED_SHARE = 0.8
 """In the last fifth of a quantization-aware training batch-norm keeps its statistics and dropout rests: what the
 integers round to then changes by the weights alone (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2)."""
@@ -112,6 +115,8 @@ class State:
         named = [(name, value) for name, value in task.view.named_parameters() if value.requires_grad]
         if not named:
             raise Unsupported("train", "the model has no float weights to train")
+        if low := next((value.dtype for _, value in named if value.dtype in HALVES), None):
+            raise Unsupported("train", f"small steps vanish in weights of {low}; train the float32 model, then cast it")
         if task.regressors is not None:
             named += task.regressors.named_parameters()
         optimizer = make_optimizer(
@@ -358,7 +363,8 @@ def _told(task: Task, state: State, made: int, seconds: float) -> str:
     speed = made / max(seconds, 1e-9)
     left = round((task.steps - state.step) / speed)
     epoch, index = divmod(state.step - 1, task.per_epoch)
-    loss = state.summed / (index + 1) if state.summed else state.epochs[-1].loss
+    ended = state.epochs and (state.step % task.per_epoch == 0 or state.step == task.steps)
+    loss = state.epochs[-1].loss if ended else state.summed / (index + 1)
     return (
         f"epoch {epoch + 1}/{math.ceil(task.training.epochs)}: loss {loss:.4g}, "
         f"{speed * min(task.training.batch, len(task.split.train)):.0f} samples/s, {left // 60}:{left % 60:02d} left"

@@ -28,6 +28,9 @@ IGNORED = -100
 LEAST_PROBABILITY = 1e-12
 """What a probability of zero counts as: its logarithm must stay finite."""
 
+LARGEST_LOGIT = 1e30
+"""What an infinite logit counts as: differences of two must be numbers."""
+
 SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may be from one: float16 has 11 bits."""
 
@@ -78,7 +81,9 @@ class Objective:
                 pair = (self.logits(outputs[index], 0), self.logits(taught[index], 1))
                 total = total + distillation(*pair, temperature=self.temperature)
             else:
-                total = total + functional.mse_loss(outputs[index].float(), taught[index].float()) / variance
+                own, other = outputs[index].float(), taught[index].float()
+                alike = own.isinf() & (own == other)
+                total = total + functional.mse_loss(*(v.masked_fill(alike, 0.0) for v in (own, other))) / variance
         return total
 
     def _from_labels(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -124,9 +129,10 @@ class Objective:
 def class_logits(output: Tensor, axis: int, *, single: bool = False, probabilities: bool = False) -> Tensor:
     """Give logits [n, classes, ...] in float32, from an output whose classes are on ``axis``.
 
-    The logarithm of probabilities are logits. A single number a sample becomes two classes, 0 and itself.
+    The logarithm of probabilities are logits. A single number a sample becomes two classes, 0 and itself. An infinite
+    logit, as of a class that is masked out, becomes a very large one: alike in both, it is then no difference.
     """
-    values = output.float()
+    values = output.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     if single:
         values = values.squeeze(axis) if values.ndim > axis else values
         if probabilities:
@@ -324,7 +330,9 @@ def _sums_to_one(values: Array, axis: int) -> bool:
 
 
 def _variance(values: Array) -> float:
-    found = float(values.astype(np.float64).var())
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    found = float(finite.var()) if finite.size else 0.0
     return found if found > _tiny() else 1.0
 
 

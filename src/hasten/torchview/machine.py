@@ -31,7 +31,10 @@ def computing(device: str, threads: int | None, modules: Sequence[nn.Module]) ->
         cudnn.deterministic, cudnn.benchmark = True, False
         with torch.random.fork_rng(devices=[device] if kind == "cuda" else [], enabled=True):
             for module in modules:
-                module.to(device, memory_format=torch.channels_last)
+                module.to(device)
+                for value in (*module.parameters(), *module.buffers()):
+                    if value.ndim == 4:  # the format has no other rank
+                        value.data = value.data.contiguous(memory_format=torch.channels_last)
                 module.eval()
             yield
     finally:

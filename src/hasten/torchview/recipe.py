@@ -43,7 +43,9 @@ class Recipe:
     average: Annotated[
         float, Doc("decay of a running average of the parameters, which is kept; 0: none"), Meta(ge=0, lt=1)
     ] = 0.0
-    patience: Annotated[int | None, Doc("epochs without gain on held-out rows, then it ends; none: never")] = None
+    patience: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Doc("epochs without gain on held-out rows, then it ends; none: never")
+    ] = None
     precision: Annotated[Literal["float32", "bfloat16"], Doc("bfloat16: mixed precision by autocast")] = "float32"
     device: Annotated[str, Doc("where PyTorch computes: cpu, cuda, cuda:1, ...")] = "cpu"
-    threads: Annotated[int | None, Doc("processor threads; none: as PyTorch is set")] = None
+    threads: Annotated[Annotated[int, Meta(ge=1)] | None, Doc("processor threads; none: as PyTorch is set")] = None

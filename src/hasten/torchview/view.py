@@ -87,6 +87,15 @@ class View(torch.nn.Module):  # type: ignore[misc]
             raise UnknownName("initializer that is trained or a running statistic", initializer, self._kept)
         return self._tensor(name)
 
+    def constant(self, name: str) -> Tensor:
+        """Give any constant of the program, trained or not, by its name in the graph. Raises KeyError."""
+        return self._tensor(name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, also where it has no parameter."""
+        return self._place.device
+
     def model(self) -> onnx.ModelProto:
         """Give the graph with the parameters as they are now; those that did not change, to the bit."""
         copy = onnx.ModelProto()

@@ -25,9 +25,10 @@ def batch_norm(
     """Normalize over all axes but 1: by the running statistics, or while training by the batch's.
 
     Training also moves the running statistics, in place, by 1 - momentum of ONNX; the variance that they get is the
-    unbiased one, as in ``torch.nn.BatchNorm2d``.
+    unbiased one, as in ``torch.nn.BatchNorm2d``. One value a channel has no variance: the running statistics stay.
     """
-    return F.batch_norm(x, mean, variance, scale, bias, training, 1.0 - momentum, epsilon)
+    several = x.numel() > x.shape[1]
+    return F.batch_norm(x, mean, variance, scale, bias, training and several, 1.0 - momentum, epsilon)
 
 
 def layer_norm(
