@@ -35,6 +35,13 @@ def test_the_objective_holds_at_the_highest_rate_and_breaks_a_tenth_above() -> N
     assert 0 < found.rate < found.saturated
 
 
+@pytest.mark.parametrize("q", [0.75, 0.98, 0.995, 0.999])
+def test_any_percentile_may_be_the_objectives(q: float) -> None:
+    few = replace(LOAD, requests=1000)
+    found = highest_rate(planted.service(), Objective(q=q, limit_ns=20 * LIMIT.limit_ns), few)
+    assert 0.5 * found.saturated < found.rate <= 1.05 * found.saturated
+
+
 def test_an_objective_below_the_bare_time_is_held_by_no_rate() -> None:
     assert highest_rate(planted.service(), Objective(q=0.99, limit_ns=0.5e6), LOAD).rate == 0.0
 

@@ -81,6 +81,7 @@ def raw_server(answer: Callable[[int], bytes | None] = lambda k: ANSWER, **more:
         made.die()
         while made._open:
             await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what was cut last is closed then
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()

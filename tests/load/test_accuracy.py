@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from hasten.cli.app import run as hasten
 from hasten.client.client import Client
 from hasten.deployment import read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadInput, InvalidSetting, ServeError, ServerFault, UnknownName
+from hasten.errors import BadInput, InvalidSetting, ServeError, ServerFault, UnknownName, Untrusted
 from hasten.load import accuracy
-from hasten.load.accuracy import Accuracy, measure_accuracy, meets
+from hasten.load.accuracy import Accuracy, _estimate, measure_accuracy, meets
 from hasten.load.target import Protocol, Target
 from hasten.measurement import Estimate
+from hasten.metrics import load_metric
 from hasten.samples import Samples
 from hasten.serve.app import Listening, Open
 from serve.bundles import bundle
@@ -87,6 +89,22 @@ def test_what_is_no_proportion_has_an_interval_too(metric: str, opened: Open, pl
         assert "class" in str(error)
         return
     assert found.value.low < found.value.value < found.value.high
+
+
+def test_a_metric_that_is_not_defined_for_the_labels_is_no_result() -> None:
+    scores = np.random.default_rng(0).uniform(size=(50, 1)).astype(np.float32)
+    with pytest.raises(Untrusted, match="auc of these 50 samples is nan"):
+        _estimate(load_metric("auc"), {"y": scores}, np.zeros(50, np.int64))
+
+
+def test_an_interval_takes_no_memory_for_each_draw_of_each_sample() -> None:
+    values = np.random.default_rng(0).standard_normal((20_000, 1)).astype(np.float32)
+    tracemalloc.start()
+    found = _estimate(load_metric("mse"), {"y": values}, values + 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.value == pytest.approx(1.0, rel=1e-3)
+    assert peak < 200e6
 
 
 def test_a_target_quality_is_proven_missed_or_open() -> None:

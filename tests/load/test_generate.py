@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,12 @@ pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 from hasten.errors import BadInput, BadRequest, InvalidSetting, ModelNotFound, NoAnswer
 from hasten.load.arrivals import read_arrivals
-from hasten.load.figures import figures_of
+from hasten.load.clock import precise_loop
+from hasten.load.connect import Place
+from hasten.load.figures import figures_of, why_invalid
 from hasten.load.generate import generate, open_load
+from hasten.load.http1 import Http1Sender
+from hasten.load.objective import Objective
 from hasten.load.payloads import payloads_of, payloads_of_files, probe, probe_http
 from hasten.load.record import read_run, write_run
 from hasten.load.run import PHASES, LoadRun
@@ -208,6 +214,35 @@ def test_a_server_that_closes_new_connections_without_a_word_gives_errors() -> N
         run = run_raw(server.url, "constant:rate=40")
     assert (run.requests.outcome == ERROR).all()
     assert "closed the connection without a word" in run.conditions["errors"]  # type: ignore[operator]
+
+
+def test_the_next_address_of_a_name_is_tried_where_nobody_listens_at_the_first() -> None:
+    """As of localhost, which may be ::1 and 127.0.0.1, and one of them is served."""
+    with raw_server() as server:
+        loop = precise_loop()
+
+        async def found(host: str, port: int, **more: object) -> list[tuple[object, ...]]:
+            kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+            return [(*kind, ("127.0.0.2", port)), (*kind, ("127.0.0.1", port))]
+
+        loop.getaddrinfo = found  # type: ignore[method-assign, assignment]
+        sender = Http1Sender(http(f"http://somewhere:{server.port}"), payloads_of_files(http(server.url), []), loop)
+        loop.run_until_complete(sender.open())
+        assert sender._place == Place("127.0.0.1", server.port, socket.AF_INET)
+        sender.close()
+        while sender._open:
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def test_what_waits_for_a_connection_waits_for_the_server_and_not_for_the_generator() -> None:
+    """The pool is full since a server hangs: the generator was on time, and the requests are misses."""
+    with raw_server(lambda k: b"") as server:
+        goal = Target(url=server.url, protocol="http", connections=1)
+        run = generate(goal, plan("constant:rate=40", 0.5, 0.5), payloads_of_files(goal, []))
+    assert (run.requests.outcome == TIMEOUT).all()
+    assert int((run.requests.sent_ns - run.requests.scheduled_ns).max()) < 300_000_000
+    assert why_invalid(run, Objective(q=0.9, limit_ns=10e9)) is None
 
 
 def test_an_answer_that_ends_with_its_connection_is_whole() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hasten.cli.app import run as hasten
+from hasten.cli.compare import remarks_of
 from hasten.errors import BadInput
 from hasten.load.compare import Block, Sides, compared, recorded_sides
 from hasten.load.record import write_run
@@ -94,6 +96,19 @@ def test_two_recorded_runs_are_compared_by_the_verb(tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "recorded apart" in shown
     assert "B does better" in shown
+
+
+def test_a_recorded_run_that_was_cut_short_is_not_compared() -> None:
+    with pytest.raises(BadInput, match=r"B, http.*, was cut short: it was stopped; record it again"):
+        recorded_sides(run_of([MS] * 1000), run_of([MS] * 1000, cut_short="it was stopped"))
+
+
+def test_runs_that_are_not_alike_are_remarked_on() -> None:
+    a = run_of([MS] * 1000)
+    b = replace(a, requests=replace(a.requests, rows=np.full(1000, 8)), timeout_s=1.0)
+    said = " ".join(remarks_of(recorded_sides(a, b), ([a], [b]), 0))
+    assert "different numbers of rows (2 and 8)" in said
+    assert "They differ in timeout_s: 10.0 and 1.0" in said
 
 
 @pytest.mark.parametrize(("other", "said"), [("http://127.0.0.1:1", "not one of each"), ("nowhere", "not one of each")])

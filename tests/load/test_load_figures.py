@@ -91,6 +91,14 @@ def test_a_closed_loop_is_never_late() -> None:
     assert (found.issue_delay_p99_ns, found.invalid) == (None, None)
 
 
+def test_a_closed_loop_proves_no_objective() -> None:
+    """It stops asking while the server stalls (coordinated omission)."""
+    found = figures_of(run_of([MS] * 5000, arrivals="closed:concurrency=1"), P99)
+    assert found.verdict is not None
+    assert found.verdict.state == "INVALID"
+    assert "use --arrivals poisson" in found.verdict.why
+
+
 def test_a_run_in_which_nothing_was_sent_has_figures() -> None:
     found = figures_of(run_of([0.0] * 3, outcomes=[UNSENT] * 3, cut_short="x"), P99)
     assert found.percentiles == ()

@@ -155,6 +155,15 @@ def test_a_server_that_nobody_reaches_for_a_second_ends_the_run_and_one_that_com
     pace = go(course(due, duration_ns=8 * 10**8), Notes(flickers))
     assert pace.cut_short is None
 
+    def slow(notes: Notes, index: int) -> None:
+        if index == 0:
+            notes.recorder.fail(index, "refused", unreached=True)
+        else:
+            asyncio.get_running_loop().call_later(0.5, answered, notes, index)
+
+    pace = go(course(due[:200], duration_ns=4 * 10**8), Notes(slow))
+    assert pace.cut_short is None, "one attempt that failed says nothing of those that still wait for their answers"
+
 
 def test_a_generator_that_cannot_keep_the_rate_gives_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hasten.load.pace.LATE_S", 0.02)

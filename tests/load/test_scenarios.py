@@ -88,6 +88,14 @@ def test_the_servers_figure_is_its_rate_where_the_objective_is_proven() -> None:
         judge(run, scenario_of("server"))
 
 
+def test_an_objective_changes_no_figure_but_the_servers_which_has_its_own_percentile() -> None:
+    run = run_of([5 * MS] * 61_000, gap_s=0.01, arrivals="closed:concurrency=1")
+    plain, asked = (judge(run, scenario_of("single-stream"), slo) for slo in (None, read_objective("p99 <= 15ms")))
+    assert asked == plain
+    with pytest.raises(InvalidSetting, match="judged by its p99"):
+        judge(run_of([5 * MS] * 61_000), scenario_of("server"), read_objective("p50 <= 15ms"))
+
+
 def test_offline_counts_samples_and_wants_enough_of_them() -> None:
     run = run_of([5 * MS] * 61_000, gap_s=0.01)
     found = judge(run, scenario_of("offline"))

@@ -56,7 +56,7 @@ def test_a_class_that_both_mask_out_costs_nothing_and_leaves_gradients_finite():
     loss.backward()
     whole = settled(masked[:, :3], taught=other[:, :3])
     expected = whole.loss([torch.from_numpy(masked[:, :3])], None, [torch.from_numpy(other[:, :3])])
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert bool(student.grad.isfinite().all())
 
 

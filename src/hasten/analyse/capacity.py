@@ -16,7 +16,8 @@ from hasten.analyse.batch_costs import BatchCosts
 from hasten.analyse.simulate import Arrivals, Setup, Simulated, closed, poisson, simulate
 from hasten.errors import BadInput, InvalidSetting
 from hasten.load.objective import Objective
-from hasten.measure.percentiles import Percentile, percentiles
+from hasten.measure.percentiles import QUANTILES, Percentile, percentiles
+from hasten.measure.statistics import runs_needed
 
 REQUESTS = 12_000
 """Requests of one simulation: a p99 stands on the slowest 120 of them."""
@@ -70,10 +71,14 @@ class Load:
         return poisson(rate, self.requests, seed=self.seed, rows=self.rows)
 
 
-def point_at(setup: Setup, rate: float, load: Load, *, limit_ns: float | None = None) -> Point:
-    """Simulate one rate."""
+def point_at(
+    setup: Setup, rate: float, load: Load, *, limit_ns: float | None = None, objective: Objective | None = None
+) -> Point:
+    """Simulate one rate; an objective's percentile is among those told, and its limit the one of the goodput."""
     found = simulate(setup, load.at(rate), seed=load.seed)
-    return _point(found, setup, rate, limit_ns)
+    if objective is None:
+        return _point(found, setup, rate, limit_ns, QUANTILES)
+    return _point(found, setup, rate, objective.limit_ns, sorted({*QUANTILES, objective.q}))
 
 
 def saturated_rate(setup: Setup, load: Load) -> float:
@@ -95,7 +100,8 @@ def curve(setup: Setup, load: Load, *, limit_ns: float | None = None) -> tuple[P
 
 
 def highest_rate(setup: Setup, objective: Objective, load: Load, *, precision: float = PRECISION) -> Highest:
-    """Predict the highest rate at which ``objective`` holds."""
+    """Predict the highest rate at which ``objective`` holds; at least as many requests as prove one are simulated."""
+    load = replace(load, requests=max(load.requests, math.ceil(runs_needed(objective.q, 0) / (1 - WARM_SHARE)) + 1))
     top = saturated_rate(setup, load)
     if setup.costs.bare_ns > objective.limit_ns:
         return Highest(rate=0.0, saturated=top, point=None)
@@ -103,7 +109,7 @@ def highest_rate(setup: Setup, objective: Objective, load: Load, *, precision: f
     best: Point | None = None
     while high - low > precision * high and high > top / 1000:
         rate = (low + high) / 2
-        point = point_at(setup, rate, load, limit_ns=objective.limit_ns)
+        point = point_at(setup, rate, load, objective=objective)
         value = point.value_ns(objective.q)
         if value is not None and value <= objective.limit_ns:
             low, best = rate, point
@@ -191,7 +197,7 @@ def replicas_for(rate: float, setup: Setup, objective: Objective, load: Load, *,
     if count > most:
         raise BadInput(f"{rate:g} requests/s would take {count} replicas, and more than {most} are not considered")
     shown = sorted({max(1, count + step) for step in (-2, -1, 0, 1, 2)})
-    points = tuple(point_at(setup, rate / k, load, limit_ns=objective.limit_ns) for k in shown)
+    points = tuple(point_at(setup, rate / k, load, objective=objective) for k in shown)
     holding = [
         k
         for k, point in zip(shown, points, strict=True)
@@ -201,7 +207,7 @@ def replicas_for(rate: float, setup: Setup, objective: Objective, load: Load, *,
     return Replicas(rate=rate, count=found, cores=None if found is None else found * setup.cores, by_count=points)
 
 
-def _point(found: Simulated, setup: Setup, rate: float, limit_ns: float | None) -> Point:
+def _point(found: Simulated, setup: Setup, rate: float, limit_ns: float | None, quantiles: Sequence[float]) -> Point:
     first = int(len(found.due_ns) * WARM_SHARE)
     response = found.response_ns[first:]
     answered = np.isfinite(response)
@@ -215,7 +221,7 @@ def _point(found: Simulated, setup: Setup, rate: float, limit_ns: float | None) 
         rate=rate,
         throughput=float(answered.sum()) / seconds,
         goodput=float(good.sum()) / seconds,
-        percentiles=percentiles(response),
+        percentiles=percentiles(response, quantiles),
         mean_batch=float(batch.mean()) if len(batch) else 0.0,
         busy=min(busy / (seconds * 1e9 * setup.instances), 1.0),
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,9 @@ FILE = "host.npy"
 LARGEST_BYTES = 256 << 20
 FAMILY_EVERY = 100
 """Looking for the server's children reads all of /proc, so it is done once in so many samples."""
+
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""In which a process's own count of its time goes."""
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -107,27 +111,87 @@ class HostSamples:
 
 
 @dataclass
+class Spent:
+    """Nanoseconds on a core, and waiting for one, of processes whose threads come and go: both only ever rise.
+
+    Each thread's growth since it was last seen is added up. What threads spent that lived between two samples alone is
+    in the process's own count, which is coarser.
+    """
+
+    _threads: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    _grown: dict[int, int] = field(default_factory=dict)
+    """By process: what its threads spent, as far as it was seen."""
+    _unseen: dict[int, int] = field(default_factory=dict)
+    """By process: what its own count is ahead of that from the start."""
+    _most: dict[int, int] = field(default_factory=dict)
+    """By process: what it spent so far."""
+    _waiting: int = 0
+    _told: bool = True
+
+    def until_now(self, pids: Sequence[int]) -> tuple[int, int]:
+        """Give both so far; -1 each where this system does not tell."""
+        for pid in pids:
+            grown, waited = self._of_threads(pid)
+            self._grown[pid] = so_far = self._grown.get(pid, 0) + grown
+            self._waiting += waited
+            if (whole := _process_ns(pid)) is not None:
+                unseen = self._unseen.setdefault(pid, whole - so_far)
+                so_far = max(so_far, whole - unseen - TICK_NS)
+            self._most[pid] = max(self._most.get(pid, 0), so_far)
+        return (sum(self._most.values()), self._waiting) if self._told else (-1, -1)
+
+    def _of_threads(self, pid: int) -> tuple[int, int]:
+        cpu = waiting = 0
+        try:
+            tasks = list((PROC / str(pid) / "task").iterdir())
+        except OSError:
+            return 0, 0  # it has just ended
+        for task in tasks:
+            try:
+                on_core, queued, _ = (int(each) for each in (task / "schedstat").read_text().split())
+            except ProcessLookupError:
+                continue
+            except FileNotFoundError:
+                self._told = self._told and not task.exists()  # a thread that has ended, or no such file here at all
+                continue
+            except (OSError, ValueError):
+                self._told = False
+                continue
+            was = self._threads.get(task, (0, 0))
+            self._threads[task] = (on_core, queued)
+            cpu += max(on_core - was[0], 0)
+            waiting += max(queued - was[1], 0)
+        return cpu, waiting
+
+
+@dataclass
 class Sampling:
     """Samples as they come; ``samples()`` gives those so far."""
 
     pid: int
     _rows: list[tuple[int, ...]] = field(default_factory=list)
     _family: list[psutil.Process] = field(default_factory=list)
+    _spent: Spent = field(default_factory=Spent)
 
     def take(self) -> bool:
-        """Take one sample; False where the process is gone."""
+        """Take one sample; False where the process is gone. A child that is gone is left out from then on."""
         try:
             if len(self._rows) % FAMILY_EVERY == 0:
                 server = psutil.Process(self.pid)
                 self._family = [server, *server.children(recursive=True)]
-            spent = [_schedule(process.pid) for process in self._family]
-            rss = sum(process.memory_info().rss for process in self._family)
-            cores = len({core for process in self._family for core in process.cpu_affinity()})
+            rss, seen = 0, set()
+            for process in list(self._family):
+                try:
+                    rss += process.memory_info().rss
+                    seen.update(process.cpu_affinity())
+                except psutil.NoSuchProcess:
+                    if process.pid == self.pid:
+                        return False
+                    self._family.remove(process)
         except (psutil.Error, OSError):
             return False
-        known = all(one is not None for one in spent)
-        cpu = sum(one[0] for one in spent if one) if known else -1
-        waiting = sum(one[1] for one in spent if one) if known else -1
+        cores = len(seen)
+        cpu, waiting = self._spent.until_now([process.pid for process in self._family])
         steal = getattr(psutil.cpu_times(), "steal", None)
         steal_ns = -1 if steal is None else int(steal * 1e9)
         self._rows.append((time.time_ns(), cpu, waiting, _throttled_ns(self.pid), steal_ns, rss, cores))
@@ -158,17 +222,13 @@ def sampling(pid: int, *, every_s: float = EVERY_S) -> Iterator[Sampling]:
         thread.join()
 
 
-def _schedule(pid: int) -> tuple[int, int] | None:
-    """Give nanoseconds on a core, and waiting for one, of all threads of a process; None where it is not told."""
-    cpu = waiting = 0
+def _process_ns(pid: int) -> int | None:
+    """Give nanoseconds on a core of a process, its ended threads among them, in steps of ``TICK_NS``; None: gone."""
     try:
-        for task in (PROC / str(pid) / "task").iterdir():
-            on_core, queued, _ = (task / "schedstat").read_text().split()
-            cpu += int(on_core)
-            waiting += int(queued)
-    except (OSError, ValueError):
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return None
-    return cpu, waiting
+    return (int(fields[11]) + int(fields[12])) * TICK_NS
 
 
 def _throttled_ns(pid: int) -> int:

@@ -109,7 +109,7 @@ def look_at(load: OpenLoad, look: Look, *, progress: Progress) -> Looked:
     found = None if look.objective is None else service.search(look.objective, bare_ns)
     means = mean_parts(before, after) if before and after else ()
     analysis = analyse_run(run, objective=look.objective, host=host, means=means)
-    points = tuple(load_point(one, look.objective) for one in (*runs, saturated))
+    points = tuple(load_point(one, look.objective) for one in (*runs, saturated) if len(times_of(one)))
     usual = [one for one, share in zip(runs, SHARES, strict=False) if share <= USUAL_UP_TO]
     costs, lacking = _costs(usual, run, alone, saturated, (before, after))
     capacity = None if costs is None else _capacity(costs, points, look, found)

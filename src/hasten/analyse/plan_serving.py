@@ -213,6 +213,8 @@ def _overheads(
             clients = 4 * (serving.instances or 1) * costs.sizes[-1]
             saturated = run(Closed(concurrency=clients), ANCHOR_S)
             rate = rate_of(saturated).value
+            if rate <= 0:
+                raise BadInput(f"{candidate.path} answered nothing in {ANCHOR_S:g} s of load; a run takes too long")
             usual = run(Poisson(rate=float(f"{0.6 * rate:.3g}")), ANCHOR_S)
     seen = costs_of([usual], alone=alone, saturated=saturated)
     instances = len(seen.busy_ns)

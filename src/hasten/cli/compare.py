@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -147,8 +148,13 @@ def remarks_of(sides: Sides, runs: tuple[list[LoadRun], list[LoadRun]], invalid:
     hosts = [run.conditions.get("host") for run in (a, b)]
     if hosts[0] != hosts[1]:
         said.append("They were recorded on different machines: the ratio is of machines as well.")
-    different = [name for name in ("arrivals", "protocol", "model") if getattr(a, name) != getattr(b, name)]
+    named = ("arrivals", "protocol", "model", "version", "timeout_s")
+    different = [name for name in named if getattr(a, name) != getattr(b, name)]
     said += [f"They differ in {name}: {getattr(a, name)} and {getattr(b, name)}." for name in different]
+    rows = [np.unique(run.requests.rows) for run in (a, b)]
+    if not np.array_equal(rows[0], rows[1]):
+        told = " and ".join(", ".join(map(str, each[:5])) for each in rows)
+        said.append(f"Their requests have different numbers of rows ({told}): rates are of requests, not of rows.")
     if invalid:
         said.append(f"In {invalid} of {len(runs[0]) + len(runs[1])} runs the generator's own delay moved a percentile.")
     return said

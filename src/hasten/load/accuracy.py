@@ -6,6 +6,7 @@ over all samples, on the same system under test and over the same protocol as th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from scipy import stats
 from hasten.client.client import Client
 from hasten.deployment import FILE, read_deployment
 from hasten.engine import Engine
-from hasten.errors import BadInput, InvalidSetting, ServeError, ServerFault
+from hasten.errors import BadInput, InvalidSetting, ServeError, ServerFault, Untrusted
 from hasten.isolation import Progress
 from hasten.load.target import Target
 from hasten.measurement import Estimate
@@ -34,6 +35,8 @@ UNDER_WAY = 8
 
 LARGEST_ANSWERS_BYTES = 2 << 30
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 4_000_000
+"""Samples that are drawn at a time: each takes some bytes."""
 
 Infer = Callable[[Feed], Feed]
 
@@ -179,13 +182,22 @@ def _estimate(metric: Metric, outputs: Feed, labels: Array) -> Estimate:
             return Estimate(value=value, low=float(interval.low), high=float(interval.high), n=n)
         if np.ptp(scores) == 0 or n < 2:
             return Estimate(value=value, low=value, high=value, n=n)
-        told = stats.bootstrap((scores,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0)
+        told = stats.bootstrap(
+            (scores,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            random_state=0,
+            batch=max(1, DRAWN_AT_ONCE // n),
+        )
         low, high = (float(end) for end in told.confidence_interval)
         return Estimate(value=value, low=low, high=high, n=n)
     if metric.statistic is None:
         raise BadInput(f"the metric {metric.name!r} has neither a score nor a statistic")
     of = metric.statistic(outputs, labels)
+    if not math.isfinite(whole := float(of(np.ones(n)))):
+        raise Untrusted(f"{metric.name} of these {n} samples is {whole}: it is not defined for their labels")
     draw = np.random.default_rng(0)
     drawn = [of(draw.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(RESAMPLES)]
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return Estimate(value=of(np.ones(n)), low=float(low), high=float(high), n=n)
+    return Estimate(value=whole, low=float(low), high=float(high), n=n)

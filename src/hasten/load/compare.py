@@ -99,7 +99,10 @@ def run_sides(
 
 
 def recorded_sides(a: LoadRun, b: LoadRun, *, seed: int = 0) -> Sides:
-    """Cut two recorded runs into stretches. Raises BadInput: one has too few requests for that."""
+    """Cut two recorded runs into stretches. Raises BadInput: one has too few requests for that, or was cut short."""
+    for name, run in (("A", a), ("B", b)):
+        if run.cut_short is not None:
+            raise BadInput(f"{name}, {run.url}, was cut short: {run.cut_short}; record it again")
     return Sides(a=stretches_of(a, "A"), b=stretches_of(b, "B"), paired=False, seed=seed)
 
 

@@ -6,10 +6,14 @@ import asyncio
 import errno
 import resource
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from hasten.client.values import Address
 from hasten.errors import NoAnswer
+
+T = TypeVar("T")
 
 OPEN_S = 10.0
 """How long the first connection to a server may take."""
@@ -27,14 +31,29 @@ class Place:
     family: int
 
 
-async def find_place(address: Address, loop: asyncio.AbstractEventLoop) -> Place:
-    """Ask the name service, once for all connections. Raises NoAnswer."""
+async def find_places(address: Address, loop: asyncio.AbstractEventLoop) -> list[Place]:
+    """Ask the name service, once for all connections; a name may have several addresses. Raises NoAnswer."""
     try:
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise NoAnswer(f"{address.url} is not known: {error.strerror or error}") from error
-    family, _, _, _, where = found[0]
-    return Place(str(where[0]), address.port, int(family))
+    return [Place(str(where[0]), address.port, int(family)) for family, _, _, _, where in found]
+
+
+async def first_reached(address: Address, loop: asyncio.AbstractEventLoop, reach: Callable[[Place], Awaitable[T]]) -> T:
+    """Try a server's addresses in turn, and give what the first one that is reached gives.
+
+    Raises:
+        NoAnswer: the name is not known. OSError: none was reached within ``OPEN_S``; why the last one was not.
+    """
+    failed: OSError = ConnectionRefusedError()
+    async with asyncio.timeout(OPEN_S):
+        for place in await find_places(address, loop):
+            try:
+                return await reach(place)
+            except OSError as error:
+                failed = error
+    raise failed
 
 
 def connection_limit(wanted: int) -> int:

@@ -89,9 +89,12 @@ def figures_of(run: LoadRun, objective: Objective | None = None) -> Figures:
         issue_delay_p50_ns=None if delays is None else quantile(delays, 0.5),
         issue_delay_p99_ns=None if delays is None else quantile(delays, 0.99),
         invalid=invalid,
-        verdict=None if objective is None else judged(times, objective, invalid),
+        verdict=None if objective is None else judged(times, objective, UNASKED if closed else invalid),
     )
 
+
+UNASKED = "a closed loop does not ask while the server stalls, and so misses it; use --arrivals poisson:rate=..."
+"""Why response times of a closed loop prove no objective (coordinated omission)."""
 
 _COUNTED = {"ok": OK, "refused": REFUSED, "timeouts": TIMEOUT, "errors": ERROR, "unsent": UNSENT}
 

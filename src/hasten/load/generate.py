@@ -25,7 +25,7 @@ from hasten.artifact import Json
 from hasten.errors import InvalidSetting
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.isolation import Child, Limits, Reply
-from hasten.load.arrivals import Closed
+from hasten.load.arrivals import MOST_REQUESTS, Closed
 from hasten.load.cores import away_from_server, cores_for
 from hasten.load.payloads import Payload
 from hasten.load.record import COLUMNS
@@ -37,7 +37,11 @@ LEAD_S = 0.05
 """Between the order to run and the first request: the plan must be in every process by then."""
 LEAD_FOR_REQUEST_S = 2e-7
 SPARE_S = 120.0
-"""What a run may take beyond its plan and its last timeout: reading what servers told of a million requests."""
+"""What a run may take beyond its plan and its last timeout."""
+SPARE_FOR_REQUEST_S = 5e-4
+"""And for each request: reading what the server told of it, on a busy machine."""
+FASTEST_CLOSED = 30_000
+"""Requests a second that no closed loop of one process goes beyond."""
 OPEN_S = 300.0
 """What reaching a target may take: a session is opened there, and run once."""
 
@@ -69,8 +73,11 @@ class OpenLoad:
         began_ns = time.perf_counter_ns() + int(lead_s * 1e9)
         began_unix_ns = time.time_ns() + int(lead_s * 1e9)
         told = _Told(progress, len(parts))
+        closed_most = min(MOST_REQUESTS, int(FASTEST_CLOSED * plan.duration_s))
+        most = closed_most if isinstance(plan.arrivals, Closed) else sum(len(part["due_ns"]) for part, _ in parts)
+        limit_s = plan.duration_s + plan.timeout_s + SPARE_S + SPARE_FOR_REQUEST_S * most
         calls = [
-            self._pool.submit(self._call, number, plan, began_ns, arrays, concurrency, told)
+            self._pool.submit(self._call, number, plan, (began_ns, limit_s), arrays, concurrency, told)
             for number, (arrays, concurrency) in enumerate(parts)
         ]
         replies = self._wait(calls)
@@ -128,12 +135,19 @@ class OpenLoad:
         return parts
 
     def _call(
-        self, number: int, plan: LoadPlan, began_ns: int, arrays: dict[str, Ints], concurrency: int, told: _Told
+        self,
+        number: int,
+        plan: LoadPlan,
+        clock: tuple[int, float],
+        arrays: dict[str, Ints],
+        concurrency: int,
+        told: _Told,
     ) -> Reply:
+        began_ns, limit_s = clock
         return self._children[number].call(
             "run",
             arrays=arrays,
-            timeout_s=plan.duration_s + plan.timeout_s + SPARE_S,
+            timeout_s=limit_s,
             progress=lambda text, share: told.take(number, text, share),
             concurrency=concurrency,
             duration_ns=int(plan.duration_s * 1e9),

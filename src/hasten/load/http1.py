@@ -10,7 +10,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from hasten.client.http import trusted
 from hasten.errors import NoAnswer
-from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, find_place
+from hasten.load.connect import Place, connect_failure, connection_limit, first_reached
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, Recorder
 from hasten.load.target import Target
@@ -45,15 +45,18 @@ class Http1Sender:
 
     async def open(self) -> None:
         """Find the server and open a first connection. Raises NoAnswer."""
-        self._place = await find_place(self._address, self._loop)
-        first = Connection(self)
-        self._open.add(first)
+
+        async def reach(place: Place) -> Connection:
+            self._place = place
+            made = Connection(self)
+            await self._reach(made)
+            return made
+
         try:
-            async with asyncio.timeout(OPEN_S):
-                await self._reach(first)
+            first = await first_reached(self._address, self._loop, reach)
         except OSError as error:  # a TimeoutError is one
-            self._open.discard(first)
             raise NoAnswer(f"{self._url} gives no answer: {connect_failure(error)}") from error
+        self._open.add(first)
         self._idle.append(first)
 
     def begin(self, recorder: Recorder) -> None:
@@ -65,7 +68,11 @@ class Http1Sender:
         self.recorder = recorder
 
     def send(self, index: int, payload: int) -> None:
-        """Let a request go over the connection used last, or over a new one; at the limit it waits for one."""
+        """Let a request go over the connection used last, or over a new one; at the limit it waits for one.
+
+        It is noted as gone now: what it waits here is for the server, which has not answered those before it.
+        """
+        self.recorder.let_go(index)
         if self._idle:
             connection = self._idle.pop()
             self._carriers[index] = connection
@@ -117,7 +124,7 @@ class Http1Sender:
 
     def again(self, index: int, payload: int) -> None:
         """Send once more, over a new connection: the server had closed the kept one before the request came."""
-        self._connect(index, payload, note=False)
+        self._connect(index, payload)
 
     def failed(self, index: int, reason: str, *, unreached: bool) -> None:
         """A request has no answer."""
@@ -134,9 +141,7 @@ class Http1Sender:
 
     # connecting
 
-    def _connect(self, index: int, payload: int, *, note: bool = True) -> None:
-        if note:
-            self.recorder.let_go(index)
+    def _connect(self, index: int, payload: int) -> None:
         connection = Connection(self)
         self._open.add(connection)
         self._carriers[index] = connection
@@ -200,7 +205,6 @@ class Connection(asyncio.BufferedProtocol):
     def carry(self, index: int, payload: int, wire: bytes) -> None:
         """Send a request over a kept connection."""
         self.index = index
-        self._sender.recorder.let_go(index)
         self.write(payload, wire)
 
     def write(self, payload: int, wire: bytes) -> None:
@@ -222,6 +226,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
         self._transport = transport  # type: ignore[assignment]
+        self._sender.recorder.reached()
         held = transport.get_extra_info("socket")
         if held is not None:
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -239,7 +244,7 @@ class Connection(asyncio.BufferedProtocol):
                 sender.again(index, self._payload)
             else:
                 what = "ended its answer early" if self._received else "closed the connection without a word"
-                sender.failed(index, what, unreached=not self._received)
+                sender.failed(index, what, unreached=False)
         sender.lost(self)
         self._parser = None  # type: ignore[assignment]  # it refers back to this object
 

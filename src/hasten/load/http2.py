@@ -14,7 +14,7 @@ from hpack import Decoder, HPACKError
 
 from hasten.client.http import trusted
 from hasten.errors import NoAnswer
-from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, find_place
+from hasten.load.connect import OPEN_S, Place, connect_failure, connection_limit, first_reached
 from hasten.load.http2_connection import LARGEST_BLOCK_BYTES, Connection
 from hasten.load.payloads import Payload
 from hasten.load.recorder import ERROR, OK, REFUSED, TIMEOUT, Recorder
@@ -43,16 +43,22 @@ class Http2Sender:
         """Those that take calls."""
         self._carriers: dict[int, Connection] = {}
         self._waiting: dict[int, int] = {}
+        self._refused: set[int] = set()
+        """Calls that were turned away once."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._place: Place | None = None
 
     async def open(self) -> None:
         """Find the server and open a first connection. Raises NoAnswer: nobody is there, or it speaks no HTTP/2."""
-        self._place = await find_place(self.address, self.loop)
-        first = Connection(self)
+
+        async def reach(place: Place) -> Connection:
+            self._place = place
+            made = Connection(self)
+            await self._reach(made)
+            return made
+
         try:
-            async with asyncio.timeout(OPEN_S):
-                await self._reach(first)
+            first = await first_reached(self.address, self.loop, reach)
         except OSError as error:  # a TimeoutError is one
             raise NoAnswer(f"{self.address.url} gives no answer: {connect_failure(error)}") from error
         try:
@@ -69,16 +75,20 @@ class Http2Sender:
             connection.withdraw(index)
         self._carriers.clear()
         self._waiting.clear()
+        self._refused.clear()
         self.recorder = recorder
 
     def send(self, index: int, payload: int) -> None:
-        """Let a call go over the first connection that has room."""
+        """Let a call go over the first connection that has room, or wait for one; it is noted as gone now."""
+        self.recorder.let_go(index)
+        self._place_call(index, payload)
+
+    def _place_call(self, index: int, payload: int) -> None:
         connection = self._with_room()
         if connection is None:
             self._waiting[index] = payload
             return
         self._carriers[index] = connection
-        self.recorder.let_go(index)
         connection.call(index, payload)
 
     def withdraw(self, index: int) -> None:
@@ -120,20 +130,22 @@ class Http2Sender:
         self.recorder.fail(index, reason, unreached=unreached)
         self._next_waiting()
 
-    def refuse(self, index: int) -> None:
-        """A call was turned away before it was looked at (REFUSED_STREAM, ENHANCE_YOUR_CALM)."""
+    def refuse(self, index: int, payload: int | None = None) -> None:
+        """A call was turned away before it was looked at (REFUSED_STREAM, ENHANCE_YOUR_CALM).
+
+        Where it has its ``payload`` it may go once more, as gRPC's clients send it (RFC 9113, 8.7; gRFC A6).
+        """
         self._carriers.pop(index, None)
+        if payload is not None and index not in self._refused:
+            self._refused.add(index)
+            self._place_call(index, payload)
+            return
         self.recorder.answer(index, REFUSED, -1, 0)
         self._next_waiting()
 
     def again(self, index: int, payload: int) -> None:
-        """Send a call once more that the server said it never looked at (RFC 9113, 6.8)."""
-        connection = self._with_room()
-        if connection is None:
-            self.refuse(index)
-        else:
-            self._carriers[index] = connection
-            connection.call(index, payload)
+        """Send a call over another connection that was never looked at (RFC 9113, 6.8), or has not left yet."""
+        self._place_call(index, payload)
 
     def lost(self, connection: Connection) -> None:
         """A connection takes no more calls."""
@@ -143,7 +155,7 @@ class Http2Sender:
     def _next_waiting(self) -> None:
         if self._waiting:
             first = next(iter(self._waiting))
-            self.send(first, self._waiting.pop(first))
+            self._place_call(first, self._waiting.pop(first))
 
     # connecting
 

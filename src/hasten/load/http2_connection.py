@@ -38,7 +38,7 @@ class Pool(Protocol):
     def fail(self, index: int, reason: str, *, unreached: bool = False) -> None:
         """A call has no answer."""
 
-    def refuse(self, index: int) -> None:
+    def refuse(self, index: int, payload: int | None = None) -> None:
         """A call was turned away before it was looked at."""
 
     def again(self, index: int, payload: int) -> None:
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._numbers: dict[int, int] = {}
         self._early: dict[int, int] = {}
-        """Calls that wait for the connection to be open."""
+        """Calls that wait for the server's first SETTINGS: it may take fewer than there are."""
         self._next = 1
         self._streams_allowed = GRPC_STREAMS
         self._window = h2.FIRST_WINDOW
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
     def call(self, index: int, payload: int) -> None:
         """Let a call go."""
         self.room -= 1
-        if self._transport is None:
+        if not self.greeted.done():
             self._early[index] = payload
         else:
             self._start(index, payload)
@@ -162,9 +162,7 @@ class Connection(asyncio.Protocol):
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours = {HEADER_TABLE_ID: 0, h2.WINDOW_ID: WINDOW, h2.FRAME_ID: FRAME_BYTES, h2.LIST_ID: LARGEST_BLOCK_BYTES}
         self._write(h2.PREFACE + h2.settings(ours) + h2.window_update(0, WINDOW - h2.FIRST_WINDOW))
-        early, self._early = self._early, {}
-        for index, payload in early.items():
-            self._start(index, payload)
+        self._sender.recorder.reached()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone, and its calls with it."""
@@ -268,7 +266,9 @@ class Connection(asyncio.Protocol):
             return
         self._forget(number, stream)
         code = int.from_bytes(payload, "big")
-        if code in (Code.REFUSED_STREAM, Code.ENHANCE_YOUR_CALM):
+        if code == Code.REFUSED_STREAM:
+            self._sender.refuse(stream.index, stream.payload)
+        elif code == Code.ENHANCE_YOUR_CALM:
             self._sender.refuse(stream.index)
         else:
             self._sender.fail(stream.index, f"reset the call (HTTP/2 code {code})")
@@ -290,7 +290,18 @@ class Connection(asyncio.Protocol):
         self._write(h2.frame(h2.SETTINGS, h2.ACK, 0))
         if not self.greeted.done():
             self.greeted.set_result(None)
+            self._start_early()
         self._pump_all()
+
+    def _start_early(self) -> None:
+        """Start what waited, as far as the server takes it; the rest goes elsewhere."""
+        early, self._early = self._early, {}
+        for place, (index, payload) in enumerate(early.items()):
+            if place < self._streams_allowed:
+                self._start(index, payload)
+            else:
+                self.room += 1
+                self._sender.again(index, payload)
 
     def _window_update(self, flags: int, number: int, payload: bytes) -> None:
         more = int.from_bytes(payload, "big") & 0x7FFFFFFF

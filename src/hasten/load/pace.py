@@ -171,7 +171,7 @@ class Pace:
         if passed - self._course.timeout_ns >= 0:
             self._time_out(passed - self._course.timeout_ns)
         unreached = self.recorder.unreached_ns
-        if unreached and now - unreached > DEAD_S * NS:
+        if unreached and self.recorder.unreached_last_ns - unreached > DEAD_S * NS:
             reason = next(iter(self.recorder.reasons.most_common(1)), ("no answer", 0))[0]
             self.stop(f"the server is gone: for {DEAD_S:g} s every attempt failed: {reason}")
         if self._course.concurrency and passed >= self._course.duration_ns:

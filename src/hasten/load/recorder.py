@@ -46,6 +46,8 @@ class Recorder:
         self.missed = 0
         self.unreached_ns = 0
         """Since when nothing was reached at that address; 0: the last attempt reached something."""
+        self.unreached_last_ns = 0
+        """When an attempt reached nothing last."""
         self.reasons: Counter[str] = Counter()
 
     def room(self, requests: int) -> None:
@@ -74,7 +76,7 @@ class Recorder:
         self.outcome[index] = outcome
         self.status[index] = status
         self.received[index] = received_bytes
-        self.unreached_ns = 0
+        self.reached()
         if outcome == OK:
             self.answered += 1
         else:
@@ -87,11 +89,16 @@ class Recorder:
         self.missed += 1
         if reason in self.reasons or len(self.reasons) < MOST_REASONS:
             self.reasons[reason] += 1
-        if unreached and not self.unreached_ns:
-            self.unreached_ns = perf_counter_ns()
-        elif not unreached:
-            self.unreached_ns = 0
+        if unreached:
+            self.unreached_last_ns = perf_counter_ns()
+            self.unreached_ns = self.unreached_ns or self.unreached_last_ns
+        else:
+            self.reached()
         self.ended(index)
+
+    def reached(self) -> None:
+        """Note that somebody is there: a connection was opened, or answered."""
+        self.unreached_ns = 0
 
     def time_out(self, index: int) -> None:
         """Note that its time is over."""

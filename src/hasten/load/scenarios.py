@@ -106,9 +106,17 @@ def batch_for(scenario: Scenario, asked: int) -> int:
 
 
 def check_objective(scenario: Scenario, objective: Objective | None) -> None:
-    """See that a scenario has what its figure needs. Raises InvalidSetting: the server scenario has no objective."""
-    if scenario.name == "server" and objective is None:
+    """See that a scenario has what its figure needs.
+
+    Raises:
+        InvalidSetting: the server scenario has no objective, or one of another percentile than its own.
+    """
+    if scenario.name != "server":
+        return
+    if objective is None:
         raise InvalidSetting('the server scenario needs its objective; give --slo "p99 <= 15ms"')
+    if objective.q != scenario.q:
+        raise InvalidSetting(f'the server scenario is judged by its p99, not by {objective}; give --slo "p99 <= 15ms"')
 
 
 def judge(run: LoadRun, scenario: Scenario, objective: Objective | None = None) -> ScenarioResult:
@@ -165,7 +173,7 @@ def _figure(
         ok = run.requests.outcome == OK
         last_s = float(run.requests.done_ns[ok].max()) / 1e9 if ok.any() else 0.0
         return (float(run.requests.rows[ok].sum()) / last_s if last_s else None), []
-    if objective is None:
+    if scenario.name != "server" or objective is None:
         value = early_estimate_ns(times, scenario.q)
         needed = runs_needed(scenario.q, 0)
         rule = Rule(rule=f"early stopping: {needed} queries", kept=len(times) >= needed, found=f"{len(times)}")
