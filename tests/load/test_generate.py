@@ -229,6 +229,8 @@ def test_the_next_address_of_a_name_is_tried_where_nobody_listens_at_the_first()
         sender = Http1Sender(http(f"http://somewhere:{server.port}"), payloads_of_files(http(server.url), []), loop)
         loop.run_until_complete(sender.open())
         assert sender._place == Place("127.0.0.1", server.port, socket.AF_INET)
+        while not server.connections:  # it takes in what was opened, in its own thread
+            loop.run_until_complete(asyncio.sleep(0))
         sender.close()
         while sender._open:
             loop.run_until_complete(asyncio.sleep(0))
