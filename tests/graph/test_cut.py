@@ -8,7 +8,7 @@ import pytest
 from channel_graphs import Middle, between, closed, integers, keeps, number, outputs  # beside this file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hasten.errors import InvalidSetting, UnknownName
 from hasten.graph.cut import cut, masked
@@ -125,7 +125,24 @@ def _tiled(net: Builder, h: str) -> str:
     return net.add("Slice", net.add("Tile", h, integers(net, 1, 1, 2, 1)), *(integers(net, n) for n in (0, 8, 2)))
 
 
+def _halved(net: Builder, h: str) -> str:
+    """As ``x[:, : x.shape[1] // 2]`` and the rest are written."""
+    whole = net.add("Gather", net.add("Shape", h), integers(net, 1), axis=0)
+    half, axis = net.add("Div", whole, integers(net, 2)), integers(net, 1)
+    low = net.add("Slice", h, integers(net, 0), half, axis)
+    return net.add("Concat", net.add("Slice", h, half, whole, axis), low, axis=1)
+
+
+def _as_large_as(net: Builder, h: str) -> str:
+    """As ``interpolate(small, size=like.shape)`` is written by channels too."""
+    small = net.add("Conv", h, net.weight(8, 8, 3, 3), pads=[1] * 4, strides=[2, 2])
+    up = net.add("Resize", small, "", "", net.add("Shape", h), mode="nearest")
+    return net.add("Concat", h, up, axis=1)
+
+
 MIDDLES: dict[str, tuple[Middle, int, int]] = {
+    "halved": (_halved, 8, 8),
+    "as large as another": (_as_large_as, 16, 8),
     "grouped": (_grouped, 12, 8),
     "grouped transposed": (_grouped_transposed, 12, 8),
     "transposed": (_transposed, 6, 16),
@@ -184,6 +201,37 @@ def test_older_spellings_of_split_and_slice_are_put_right(opset):
         return net.add("Concat", net.add("Slice", "b", *(integers(net, n) for n in (1, 5, 1))), "a", axis=1)
 
     check(between(middle, reads=7, opset=opset), {"first": [0, 2], "first/2": [1, 2]})
+
+
+def test_channels_beside_zeros_of_their_number_are_left_alone():
+    """As ``cat([x, zeros_like(x)], 1)``: the zeros stay as many as they were."""
+
+    def middle(net: Builder, h: str) -> str:
+        return net.add("Concat", h, net.add("ConstantOfShape", net.add("Shape", h)), axis=1)
+
+    assert channel_groups(between(middle, reads=16)) == ()
+
+
+def test_channels_whose_places_of_maxima_are_an_output_are_left_alone():
+    def middle(net: Builder, h: str) -> str:
+        net.nodes.append(helper.make_node("MaxPool", [h], ["m", "places"], name="pool", kernel_shape=[1, 1]))
+        return "m"
+
+    model = between(middle)
+    assert channel_groups(model)
+    model.graph.output.append(helper.make_tensor_value_info("places", TensorProto.INT64, ("batch", 8, 8, 8)))
+    assert channel_groups(model) == ()
+
+
+def test_one_channel_that_is_left_is_not_squeezed_away():
+    def middle(net: Builder, h: str) -> str:
+        return net.add("Unsqueeze", net.add("Squeeze", net.add("GlobalAveragePool", h)), integers(net, 2, 3))
+
+    model = between(middle, sides=1)
+    check_batches = (2, 3)  # a batch of one would be squeezed away in the original
+    smaller, zeroed = cut(model, {"first": [3]}), masked(model, {"first": [3]})
+    for batch in check_batches:
+        np.testing.assert_allclose(outputs(smaller, batch=batch), outputs(zeroed, batch=batch), atol=CLOSE)
 
 
 def test_quantized_weights_are_cut_with_their_scales():

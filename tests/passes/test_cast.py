@@ -47,6 +47,16 @@ def test_onnxruntime_gives_the_same_within_float16(name):
     assert relative_error(run(before, feed)[0], run(after, feed)[0]) < TOLERANCES["float16"].relative
 
 
+def test_names_that_the_graph_has_already_are_not_given_twice():
+    def build(net: Builder) -> None:
+        net.nodes.append(helper.make_node("Neg", ["x"], ["x_float16"], name="x_float16/Cast"))
+        net.add("Add", net.add("MatMul", "x", net.weight(4, 4)), "x_float16")
+
+    model = graph_of(build, ("b", 4), ("b", 4))
+    assert cast(model, "float16") > 0
+    onnx.checker.check_model(model, full_check=True)
+
+
 @pytest.mark.parametrize("name", ["mobile-dynamic", "bert-length"])
 def test_an_exported_graph_is_cast_after_fold_and_fuse(name):
     before = exported(name)

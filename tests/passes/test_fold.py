@@ -245,6 +245,62 @@ def test_a_branch_that_is_always_taken_takes_the_place_of_its_if():
     assert run(model, {"x": np.ones((1, 4), np.float32)})[0].tolist() == [[-2.0] * 4]
 
 
+def test_nodes_of_a_branch_that_is_taken_get_names_of_their_own():
+    """Names of nodes are unique within each graph alone, and ONNX Runtime wants them unique in the whole."""
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["a"], name="first")],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("a", 1, None)],
+    )
+
+    def build(net: Builder) -> None:
+        net.add("Abs", "x")
+        net.nodes[-1].name = "first"
+        taken = net.add("If", net.constant(np.array(True)), then_branch=inner, else_branch=inner)
+        net.add("Add", net.nodes[0].output[0], taken)
+
+    model = graph_of(build, ("b", 4), ("b", 4))
+    assert fold(model) > 0
+    names = [node.name for node in model.graph.node if node.name]
+    assert len(names) == len(set(names))
+    assert run(model, {"x": np.full((1, 4), -2.0, np.float32)})[0].tolist() == [[4.0] * 4]
+
+
+def test_numbers_beyond_their_dtype_are_left_to_the_runtime():
+    def build(net: Builder) -> None:
+        length = net.add("Gather", net.add("Shape", "x"), net.constant(np.array([1])), axis=0)
+        far = net.add("Cast", net.add("Mul", length, net.constant(np.array([2**40]))), to=TensorProto.INT32)
+        net.add("Add", "x", net.add("Cast", far, to=TensorProto.FLOAT))
+
+    before = graph_of(build, ("b", 4), ("b", 4))
+    assert_same(before, applied(fold, before))
+
+
+def test_a_length_with_two_axes_before_it_keeps_them():
+    def build(net: Builder) -> None:
+        size = net.add("Unsqueeze", net.add("Size", "x"), net.constant(np.array([0, 1])))
+        net.add("Mul", "x", net.add("Cast", size, to=TensorProto.FLOAT))
+
+    before = graph_of(build, (4,), (1, 4))
+    assert_same(before, applied(fold, before))
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic", "nearest"])
+def test_a_constant_that_is_resized_to_aligned_corners_by_odd_scales_is_what_the_runtime_makes(mode):
+    def build(net: Builder) -> None:
+        scales = net.constant(np.array([1, 1, 1.26, 1.635], np.float32))
+        grown = net.add(
+            "Resize", net.weight(1, 4, 8, 8), "", scales, mode=mode, coordinate_transformation_mode="align_corners"
+        )
+        net.add("Add", "x", grown)
+
+    before = graph_of(build, ("b", 4, 10, 13), ("b", 4, 10, 13))
+    after = copy.deepcopy(before)
+    fold(after)
+    assert_same(before, after)
+
+
 def test_arithmetic_on_known_dimensions_becomes_a_number():
     def build(net: Builder) -> None:
         shape = net.add("Shape", "x", start=1)

@@ -143,6 +143,40 @@ def test_what_only_looks_like_gelu_stays(root, one, half):
     assert fuse_gelu(graph_of(build, ("b", 8), ("b", 8))) == 0
 
 
+def test_a_gelu_whose_constants_have_more_axes_keeps_them():
+    def build(net: Builder) -> None:
+        def wide(value: float) -> str:
+            return net.constant(np.full((1, 1, 1), value, np.float32))
+
+        inner = net.add("Add", net.add("Erf", net.add("Mul", "x", wide(math.sqrt(0.5)))), wide(1.0))
+        net.add("Mul", net.add("Mul", "x", wide(0.5)), inner)
+
+    before = graph_of(build, ("b", 4), (1, "b", 4))
+    after = copy.deepcopy(before)
+    fuse(after)
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("target", ["standard", "onnxruntime"])
+def test_a_query_for_all_samples_is_left_as_it_is(target):
+    """The fused operators repeat no batch."""
+
+    def build(net: Builder) -> None:
+        def heads(x: str, length: int, perm: list[int]) -> str:
+            shape = net.constant(np.array([0, length, 2, 4]))
+            return net.add("Transpose", net.add("Reshape", net.add("MatMul", x, net.weight(8, 8)), shape), perm=perm)
+
+        query = heads(net.weight(1, 3, 8), 3, [0, 2, 1, 3])
+        scores = net.add("MatMul", query, heads("x", 5, [0, 2, 3, 1]))
+        mixed = net.add("MatMul", net.add("Softmax", scores, axis=-1), heads("x", 5, [0, 2, 1, 3]))
+        net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), net.constant(np.array([0, 3, 8])))
+
+    before = graph_of(build, (4, 5, 8), (4, 3, 8))
+    after = copy.deepcopy(before)
+    fuse(after, Fuse(target=target))
+    assert_same(before, after)
+
+
 def test_a_gelu_of_arithmetic_takes_the_right_tensor():
     def build(net: Builder) -> None:
         shifted = net.add("Add", "x", number(net, 1))

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from hasten.errors import Unsupported
 from hasten.graph.cut import cut, masked
 from hasten.graph.groups import channel_groups
 from hasten.graph.importance import largest
@@ -71,6 +72,13 @@ def trained() -> onnx.ModelProto:
     view = View.of(network())
     train(view, digits()[0], Training(epochs=5, batch=64, lr=1e-2))
     return view.model()
+
+
+def test_fewer_samples_than_the_models_batch_weigh_nothing_and_are_refused() -> None:
+    net = Builder(0)
+    net.add("MatMul", net.add("Relu", net.add("MatMul", "x", net.weight(6, 8))), net.weight(8, 4))
+    with pytest.raises(Unsupported, match="takes batches of 8, and there are only 6 samples"):
+        scores_of(net.model(("x", (8, 6)), ("y", (8, 4))), samples_of(6, 6, labels=4))
 
 
 def test_it_is_the_squared_sum_of_activation_times_gradient_behind_the_activation() -> None:

@@ -114,7 +114,7 @@ def _pooling(channels: Channels, node: onnx.NodeProto) -> Sequence[Labels]:
     x = channels.of(node.input[0])
     for axis in x[2:]:
         channels.stay(axis, f"{said(node)} slides over it")
-    if any(name in channels.graph.consumers for name in node.output[1:]):
+    if any(name in channels.graph.consumers or name in channels.graph.outputs for name in node.output[1:]):
         channels.stay(x[1], f"{said(node)} gives places that count over all channels")
     return [(*x[:2], *_positions(channels, node))]
 

@@ -198,7 +198,9 @@ def _only_shapes(channels: Channels, node: onnx.NodeProto, name: str) -> bool:
     """Tell whether a length ends up in shapes alone. ``name`` is the input of ``node`` that holds it."""
     if not is_standard(node):
         return False
-    if node.op_type in TAKES_A_SHAPE and (node.input[0] != name or node.op_type in ("ConstantOfShape", "Range")):
+    if node.op_type in ("ConstantOfShape", "Range"):
+        return False  # what it makes would stay as long as it was
+    if node.op_type in TAKES_A_SHAPE and node.input[0] != name:
         return True
     if node.op_type not in ARITHMETIC_ON_LENGTHS or channels.graph.dtypes.get(node.output[0]) not in ("int64", "int32"):
         return False

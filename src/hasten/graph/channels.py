@@ -29,6 +29,9 @@ Ints = npt.NDArray[np.int64]
 Labels = tuple[Ints, ...]
 """Of one tensor: for each axis, the label of each entry along it."""
 
+MANY = 1 << 12
+"""Entries of two axes that are joined, from which repeated pairs are left out."""
+
 WHOLE_NUMBERS = frozenset(("int64", "bool", "string", "uint64"))
 """Constants of these types are indices, shapes or masks: they have no channels."""
 
@@ -106,7 +109,8 @@ class Channels:
     count: int = 0
     _joins: list[tuple[Ints, Ints]] = field(default_factory=list)
     _stays: list[tuple[Ints, str]] = field(default_factory=list)
-    _classes: tuple[tuple[int, int], Ints] | None = None
+    _classes: tuple[tuple[int, int], Ints] = ((0, 0), np.zeros(0, np.int64))
+    """Of how many labels and joins, and the class of each label by these."""
 
     @property
     def graph(self) -> Graph:
@@ -127,8 +131,11 @@ class Channels:
     def join(self, a: Ints, b: Ints) -> None:
         """Say that entries go together, one by one. The shorter one is repeated, as NumPy does."""
         if a is not b and a.size and b.size:
-            one, two = np.broadcast_arrays(a, b)
-            self._joins.append((one.reshape(-1), two.reshape(-1)))
+            one, two = (each.reshape(-1) for each in np.broadcast_arrays(a, b))
+            if one.size > MANY:  # of a folded axis nearly all say the same
+                pairs = np.unique(one * self.count + two)
+                one, two = pairs // self.count, pairs % self.count
+            self._joins.append((one, two))
 
     def stay(self, labels: Ints, why: str) -> None:
         """Say that entries stay, and why."""
@@ -151,12 +158,17 @@ class Channels:
 
     def classes(self) -> Ints:
         """Give the class of each label, [count]: labels that were joined, over any number of steps, are in one."""
-        state = (self.count, len(self._joins))
-        if self._classes is None or self._classes[0] != state:
-            a, b = (np.concatenate([*(pair[i] for pair in self._joins), np.zeros(0, np.int64)]) for i in (0, 1))
-            edges = coo_array((np.ones(len(a), np.bool_), (a, b)), shape=(self.count, self.count))
-            self._classes = (state, connected_components(edges, directed=False)[1].astype(np.int64))
-        return self._classes[1]
+        (count, joined), found = self._classes
+        if (count, joined) != (self.count, len(self._joins)):
+            known = int(found.max(initial=-1)) + 1
+            total = known + self.count - count
+            own = np.concatenate([found, np.arange(known, total)])  # the classes so far, and new labels by themselves
+            new = self._joins[joined:]
+            a, b = (own[np.concatenate([*(pair[i] for pair in new), np.zeros(0, np.int64)])] for i in (0, 1))
+            edges = coo_array((np.ones(len(a), np.bool_), (a, b)), shape=(total, total))
+            found = connected_components(edges, directed=False)[1].astype(np.int64)[own]
+            self._classes = ((self.count, len(self._joins)), found)
+        return found
 
     def reasons(self) -> dict[int, str]:
         """Give the classes that stay, each with the first reason that was found."""

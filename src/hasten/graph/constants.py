@@ -71,6 +71,9 @@ def may_fold(graph: Graph, node: onnx.NodeProto, max_bytes: int) -> bool:
     """Tell whether a node is of a kind and of a size that may be computed ahead. Looks at no weights."""
     if not is_standard(node) or node.op_type in NEVER or any(subgraphs(node)):
         return False
+    by_scales = node.op_type == "Resize" and (len(node.input) < 4 or not node.input[3])
+    if by_scales and attribute(node, "coordinate_transformation_mode", "") == "align_corners":
+        return False  # the reference counts from another last pixel than the runtimes do
     if any(name in graph.outputs for name in node.output):
         return False  # an output that is an initializer is refused by some engines
     given = sum(_tensor_bytes(graph.initializers[name]) for name in node.input if name in graph.initializers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def settle_splits(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _slice(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:
     """Along cut axes the bounds move with what is kept before them; others stay as they were written."""
-    kept, bounds = shrunk.kept(node.input[0]), slice_bounds(shrunk.channels, node)
+    kept, bounds = shrunk.kept(node.input[0]), slice_bounds(shrunk.channels, shrunk.channels.bound.twin(node))
     if bounds is None or all(kept[axis].all() for axis, *_ in bounds):
         return None
     moved = []
@@ -127,20 +127,48 @@ def _expand(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto 
     shape, hint = edit.graph.constant(node.input[1]), f"{node.output[0]}_shape"
     if shape is not None:
         return _with(node, {}, {1: _integers(edit, np.where(mask, lengths, shape), hint)})
-    inputs = [edit.constant(np.array(mask), hint), _integers(edit, lengths, hint), node.input[1]]
+    return _replaced(edit, node, 1, mask, lengths)
+
+
+def _replaced(
+    edit: Edit, node: onnx.NodeProto, place: int, mask: Sequence[bool], lengths: Sequence[int]
+) -> onnx.NodeProto:
+    """Put lengths where ``mask`` says so into a shape that is computed."""
+    hint = f"{node.output[0]}_shape"
+    inputs = [edit.constant(np.array(mask), hint), _integers(edit, lengths, hint), node.input[place]]
     where = edit.make("Where", inputs, edit.name(hint))
     edit.insert(where, before=node)
-    return _with(node, {}, {1: where.output[0]})
+    return _with(node, {}, {place: where.output[0]})
+
+
+def _squeeze(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Axes that are not named are those of one entry before the cut: one that is left of many stays."""
+    if attribute(node, "axes") is not None or (len(node.input) > 1 and node.input[1]):
+        return None
+    before, after = shrunk.channels.shape(node.input[0]), shrunk.shape(node.input[0])
+    axes = [axis for axis, n in enumerate(before) if n == 1]
+    if len(axes) == after.count(1):
+        return None
+    if edit.graph.opset < 13:
+        return _with(node, {"axes": axes})
+    named = copied(node)
+    del named.input[1:]
+    named.input.append(_integers(edit, axes, f"{node.output[0]}_axes"))
+    return named
 
 
 def _resize(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:
-    """Sizes that are written down are written anew; scales, and sizes that are computed, hold for any length."""
-    sizes = edit.graph.constant(node.input[3]) if len(node.input) > 3 else None
-    if sizes is None or not sizes.size:
+    """Sizes of cut axes are written anew, beside those that are computed; scales hold for any length."""
+    if len(node.input) < 4 or not node.input[3]:
         return None
-    shape = shrunk.shape(node.output[0])
-    axes = attribute(node, "axes") or range(len(shape))
-    kept = shrunk.kept(node.output[0])
+    shape, kept = shrunk.shape(node.output[0]), shrunk.kept(node.output[0])
+    axes = list(attribute(node, "axes") or range(len(shape)))
+    sizes = edit.graph.constant(node.input[3])
+    if sizes is None:
+        mask = [not kept[axis].all() for axis in axes]
+        return _replaced(edit, node, 3, mask, [shape[axis] for axis in axes]) if any(mask) else None
+    if not sizes.size:
+        return None
     fresh = [int(old) if kept[axis].all() else shape[axis] for axis, old in zip(axes, sizes.tolist(), strict=True)]
     return _with(node, {}, {3: _integers(edit, fresh, f"{node.output[0]}_sizes")})
 
@@ -196,5 +224,6 @@ _REPAIRS: Mapping[str, Repair] = {
     "Expand": _expand,
     "Resize": _resize,
     "Reshape": _reshape,
+    "Squeeze": _squeeze,
 }
 """Operators that are told lengths. All others take them from their inputs."""

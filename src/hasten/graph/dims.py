@@ -170,7 +170,9 @@ def _to_scalar(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
 
 def _to_list(shapes: Shapes, node: onnx.NodeProto) -> Known | None:
     value = shapes.value(node.input[0])
-    return Known(value.entries) if value is not None and value.scalar else None
+    axes = attribute(node, "axes") if len(node.input) < 2 else shapes.graph.constant(node.input[1])
+    one = axes is not None and np.size(axes) == 1
+    return Known(value.entries) if one and value is not None and value.scalar else None
 
 
 def _reshape(shapes: Shapes, node: onnx.NodeProto) -> Known | None:

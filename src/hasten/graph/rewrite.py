@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,7 @@ class Edit:
         """Give a name that no tensor and no node has yet."""
         if self._taken is None:
             self._taken = all_names(self.graph.model.graph)
-        name, n = hint, 1
-        while name in self._taken:
-            name, n = f"{hint}_{n}", n + 1
+        name = fresh_name(hint, self._taken)
         self._taken.add(name)
         return name
 
@@ -156,6 +154,14 @@ def rename_uses(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
         outer = {old: new for old, new in names.items() if old not in own}
         for inner in graph.node:
             rename_uses(inner, outer)
+
+
+def fresh_name(hint: str, taken: Container[str]) -> str:
+    """Give ``hint``, with a number behind it where it is taken."""
+    name, n = hint, 1
+    while name in taken:
+        name, n = f"{hint}_{n}", n + 1
+    return name
 
 
 def all_names(graph: onnx.GraphProto) -> set[str]:

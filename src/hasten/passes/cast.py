@@ -20,7 +20,7 @@ from hasten.graph.model import (
     write_model,
 )
 from hasten.graph.opset import raise_opset
-from hasten.graph.rewrite import copied, remove_dead, rename_uses
+from hasten.graph.rewrite import all_names, copied, fresh_name, remove_dead, rename_uses
 from hasten.passes.cast_rules import Low, Sides, constant_of_shape, converted, sides_of, why_float32
 from hasten.settings import Choice, Doc
 from hasten.tensors import DTYPES
@@ -101,6 +101,7 @@ class Casting:
         self._keep_io = keep_io
         self._kept = kept
         self._low: set[str] = set()
+        self._taken = all_names(graph.model.graph)
         self._twins: dict[tuple[str, bool], str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._element = onnx.helper.np_dtype_to_tensor_dtype(DTYPES[to])
@@ -151,20 +152,27 @@ class Casting:
     def _border(self, node: onnx.NodeProto, i: int) -> None:
         """Let a node make an output's twin, and a Cast the output, which keeps name and dtype."""
         name = node.output[i]
-        twin = self._twins[name, True] = f"{name}_{self._to}"
+        twin = self._twins[name, True] = self._new(f"{name}_{self._to}")
         self._twins[name, False] = name
         node.output[i] = twin
         self._nodes.append(
-            onnx.helper.make_node("Cast", [twin], [name], name=f"{name}/Cast", to=onnx.TensorProto.FLOAT)
+            onnx.helper.make_node("Cast", [twin], [name], name=self._new(f"{name}/Cast"), to=onnx.TensorProto.FLOAT)
         )
 
     def _lower(self, node: onnx.NodeProto, i: int) -> None:
         """Let a node that stays in float32 make an output's twin, and a Cast the output, in the low dtype."""
         name = node.output[i]
-        twin = self._twins[name, False] = f"{name}_float32"
+        twin = self._twins[name, False] = self._new(f"{name}_float32")
         self._twins[name, True] = name
         node.output[i] = twin
-        self._nodes.append(onnx.helper.make_node("Cast", [twin], [name], name=f"{name}/Cast", to=self._element))
+        cast = onnx.helper.make_node("Cast", [twin], [name], name=self._new(f"{name}/Cast"), to=self._element)
+        self._nodes.append(cast)
+
+    def _new(self, hint: str) -> str:
+        """Give a name that the graph does not have."""
+        name = fresh_name(hint, self._taken)
+        self._taken.add(name)
+        return name
 
     def _is_float(self, name: str) -> bool:
         return self._graph.dtypes.get(name) == "float32"
@@ -175,14 +183,15 @@ class Casting:
             return self._twins[name, low]
         if low == (name in self._low):
             return name
-        twin = f"{name}_{self._to if low else 'float32'}"
+        twin = self._new(f"{name}_{self._to if low else 'float32'}")
         self._twins[name, low] = twin
         value = self._graph.constant(name)
         if value is not None:
             self._graph.model.graph.initializer.append(converted(value, self._to, twin))
         else:
             element = self._element if low else onnx.TensorProto.FLOAT
-            self._nodes.append(onnx.helper.make_node("Cast", [name], [twin], name=f"{twin}/Cast", to=element))
+            named = self._new(f"{twin}/Cast")
+            self._nodes.append(onnx.helper.make_node("Cast", [name], [twin], name=named, to=element))
         return twin
 
     def _retarget(self, node: onnx.NodeProto) -> None:

@@ -93,6 +93,9 @@ def fold_shapes(model: onnx.ModelProto) -> int:
         value = shapes.value(node.output[0])
         if value is not None and value.static:
             dtype = DTYPES[graph.dtypes.get(node.output[0], "int64")]
+            limits = np.iinfo(str(dtype))
+            if any(not limits.min <= int(entry) <= limits.max for entry in value.entries):
+                continue  # it wraps around, as each runtime does it
             entries = np.array(value.entries, dtype=dtype)
             edit.set_constant(node.output[0], entries.reshape(()) if value.scalar else entries)
             edit.remove(node)
@@ -198,6 +201,7 @@ def _inline(edit: Edit, node: onnx.NodeProto, branch: onnx.GraphProto) -> None:
         inner[tensor.name] = edit.constant(np.asarray(onnx.numpy_helper.to_array(tensor)), tensor.name)
     nodes = [copied(item) for item in branch.node]
     for item in nodes:
+        item.name = edit.name(item.name) if item.name else ""  # each graph has names of its own
         rename_uses(item, inner)
         for i, name in enumerate(item.output):
             item.output[i] = inner.get(name, name)

@@ -38,15 +38,22 @@ def fuse_hard_swish(model: onnx.ModelProto) -> int:
 
 
 def _fuse(model: onnx.ModelProto, kind: str, version: int, find: _Finder) -> int:
-    if not any(find(Graph(model))) or not raise_opset(model, version):
+    first = Graph(model)
+    if not any(_same_rank(first, node, source) for node, source, _ in find(first)) or not raise_opset(model, version):
         return 0
     edit = Edit(Graph(model))
     done: set[int] = set()
     for node, source, attributes in find(edit.graph):
-        if id(node) not in done:
+        if id(node) not in done and _same_rank(edit.graph, node, source):
             done.add(id(node))
             edit.replace(node, edit.make(kind, [source], node.output[0], **attributes))
     return edit.commit()
+
+
+def _same_rank(graph: Graph, node: onnx.NodeProto, source: str) -> bool:
+    """Tell whether an output has the rank of what it is made of: a constant of more axes gives it more."""
+    specs = [graph.specs.get(name) for name in (node.output[0], source)]
+    return len({len(spec.shape) for spec in specs if spec is not None}) < 2
 
 
 def _gelus(graph: Graph) -> Iterator[Match]:

@@ -109,6 +109,8 @@ def _attention(graph: Graph, softmax: onnx.NodeProto) -> Attention | None:
     value = _heads(graph, product.input[1], [0, 2, 1, 3])
     if query is None or key is None or value is None:
         return None
+    if key.batch != value.batch or (query.batch != key.batch and 1 in (query.batch, key.batch)):
+        return None  # one is repeated for the other, which the fused operators do not do
     if not query.heads == key.heads == value.heads or query.depth != key.depth or key.length != value.length:
         return None
     if _shape(graph, root.output[0])[1:] != (query.length, value.heads * value.depth):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.errors import Untrusted
+from hasten.errors import Unsupported, Untrusted
 from hasten.graph.groups import Group, Slot
 from hasten.isolation import Progress
 from hasten.passes.activations import batch_size
@@ -77,6 +77,10 @@ def taylor_scores(
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     scores = {group.name: np.zeros(group.size) for group in groups}
     chunks = [chunk for chunk in in_turn(rows, size) if not fixed or len(chunk) == fixed]
+    if not chunks:
+        raise Unsupported(
+            "prune-channels", f"the model takes batches of {fixed}, and there are only {len(rows)} samples to weigh by"
+        )
     for step, chunk in enumerate(chunks):
         loss = criterion.loss(view, samples, chunk, generator_of(seed, step))
         gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
