@@ -209,6 +209,32 @@ def test_where_no_plan_could_be_measured_nothing_is_trained_and_the_search_goes_
     assert short.notes == ["nothing more is trained: no plan with cut channels could be measured"]
 
 
+def test_a_candidate_that_a_longer_training_brings_nothing_stays_as_it_was(monkeypatch) -> None:
+    """A high rate can undo what a short training won back: what that one had reached may still win."""
+    candidates = [trained(speed, 0.2, 10.0, mark=mark).plan for mark, speed in ((1, 2.0), (2, 1.5))]
+    short = Short(1e9, [trained(speed, 0.2, 10.0, mark=mark) for mark, speed in ((1, 2.0), (2, 1.5))])
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes", "name"])
+    short.task = dataclasses.make_dataclass("Task", ["source", "metric", "effort", "goal", "splits"])(
+        kind(None, True, ""),
+        kind(None, True, "accuracy"),
+        dataclasses.replace(QUICK, epochs=5.0),
+        Goal(max_drop=0.01),
+        {"certify": 5000, "train": 640},
+    )
+
+    def run(plan):
+        rungs = sum(part.name == "finetune" for part in plan.passes)
+        if plan.key not in short.trials:
+            made = dataclasses.replace(trial(1.8, 0.1), plan=plan)
+            ended = {"outcome": "failed", "measurement": None, "reason": "nothing was gained"}
+            short.trials[plan.key] = dataclasses.replace(made, **ended) if rungs > 1 else made
+        return short.trials[plan.key]
+
+    monkeypatch.setattr(short, "run", run)
+    training.train(short, trial(1.2, 0.0, mark=3), candidates)
+    assert [text[:37] for text in short.notes] == ["stays as it was after 1 trainings: pr"]
+
+
 def test_groups_that_are_one_in_another_form_of_the_graph_are_not_taken_apart() -> None:
     """Two layers whose equal biases were merged: a cut of one would be priced as a cut of the other."""
     one, other, third = (Group(name, 8, (), (name,), exact=True) for name in "abc")

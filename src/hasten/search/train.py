@@ -88,11 +88,16 @@ def train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     by_key = {key: plan for key, plan in by_key.items() if key in chosen or not _cuts(plan)}
 
     def evaluate(key: str, effort: float) -> float:
-        done = [each for each in ladder if each <= effort * 1.001]
-        trial = bench.run(_tuned(bench, by_key[key], done, knobs))
-        if trial.outcome != "measured":
-            raise Unsupported("training", trial.reason or "it was not measured")
-        return _score(bench, trial, speeds[key], left=RECOVERY ** (len(ladder) - len(done)))
+        wanted = [each for each in ladder if each <= effort * 1.001]
+        reached = _reached(bench, by_key[key], wanted[:-1], knobs)
+        if len(reached) == len(wanted) - 1:
+            trial = bench.run(_tuned(bench, by_key[key], wanted, knobs))
+            if trial.outcome == "measured":
+                return _score(bench, trial, speeds[key], left=RECOVERY ** (len(ladder) - len(wanted)))
+            if not reached:
+                raise Unsupported("training", trial.reason or "it was not measured")
+            bench.note(f"stays as it was after {len(reached)} trainings: {by_key[key]}: {trial.reason}")
+        return _score(bench, bench.trials[_tuned(bench, by_key[key], reached, knobs).key], speeds[key], left=1.0)
 
     made = successive_halving(
         sorted(by_key, key=lambda key: -promises[key]),
@@ -107,8 +112,7 @@ def train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     if "int8" in found.traits:
         for key in [key for key in made.ranking if _cuts(by_key[key])][:2]:
             bench.check_budget()
-            done = [each for each in ladder if any(t.candidate == key and t.epochs >= each * 0.999 for t in made.tries)]
-            plan = _tuned(bench, by_key[key], done, knobs)
+            plan = _tuned(bench, by_key[key], _reached(bench, by_key[key], ladder, knobs), knobs)
             bench.run(plan.with_passes(*plan.passes, _finetune(bench, ladder[-1] * QAT_SHARE, _slower(knobs))))
 
 
@@ -216,6 +220,17 @@ def _tuned(bench: Bench, plan: Plan, epochs: Sequence[float], knobs: Knobs) -> P
         return plan.with_passes(*plan.passes, *(_finetune(bench, each, _slower(knobs)) for each in epochs))
     rest = [part for part in plan.passes if part.name != "prune-channels"]
     return plan.with_passes(*cuts, *(_finetune(bench, each, knobs) for each in epochs), *rest)
+
+
+def _reached(bench: Bench, plan: Plan, ladder: Sequence[float], knobs: Knobs) -> list[float]:
+    """Give the rungs that a candidate was trained up to: one that gained nothing ends them, and leaves it as it was."""
+    done: list[float] = []
+    for each in ladder:
+        trial = bench.trials.get(_tuned(bench, plan, [*done, each], knobs).key)
+        if trial is None or trial.outcome != "measured":
+            break
+        done.append(each)
+    return done
 
 
 def _slower(knobs: Knobs) -> Knobs:
