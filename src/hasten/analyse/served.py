@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import msgspec
 from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment, Serving, write_deployment
 from hasten.errors import BuildFailed
-from hasten.isolation import PYTHON
+from hasten.isolation import PYTHON, python_path
 
 START_S = 120.0
 END_S = 20.0
@@ -37,7 +38,12 @@ def served(
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder, tempfile.TemporaryFile() as said:
         path = write_deployment(changed, artifact, Path(folder) / "bundle")
         command = [*PYTHON, "hasten", "serve", str(path), "--port", "0", "--grpc-port", "-1", "--json"]
-        process = subprocess.Popen([*command, "--drain", "1ms"], stdout=subprocess.PIPE, stderr=said)
+        process = subprocess.Popen(
+            [*command, "--drain", "1ms"],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, "PYTHONPATH": python_path()},
+        )
         out = cast(IO[bytes], process.stdout)
         try:
             yield _address(process, out, said)
