@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten.errors import UnknownName, Unsupported
 from hasten.graph.model import Graph, read_model
 from hasten.host import this_host
+from hasten.passes import activations
 from hasten.passes.fold import Fold
 from hasten.passes.fuse import Fuse
 from hasten.passes.placement import named
@@ -255,6 +256,28 @@ def test_a_model_of_one_fixed_batch_size_is_calibrated_too(store, ctx):
     source = stored(net.model(("x", (3, 16)), ("y", (3, 4))), store)
     made = run_pass(QuantizeStatic(), source, store, replace(ctx, samples=random_samples(source, n=7)))
     assert made.traits == {"int8"}
+
+
+def test_tensors_of_a_fixed_size_are_laid_into_groups_without_reading_them_all_at_once(store, ctx, monkeypatch):
+    """The first run, which tells sizes that nobody wrote down, would hold every tensor of the whole batch."""
+    asked = []
+    opened = activations.Reference.open
+
+    def counted(model, names, context):
+        asked.append(len(names))
+        return opened(model, names, context)
+
+    monkeypatch.setattr(activations.Reference, "open", counted)
+    monkeypatch.setattr(activations, "BATCH_BYTES", 1 << 14)
+    model = convnet()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
+    source = stored(model, store)
+    names = [node.output[0] for node in model.graph.node[:-1]]
+    samples = random_samples(source, n=4)
+    seen = {name for found, _ in activations.observe(model, names, samples, ctx) for name in found}
+    assert seen == set(names)
+    assert max(asked) < len(names)
 
 
 def test_nodes_without_names_are_quantized(store, ctx):

@@ -13,10 +13,10 @@ import onnx
 from hasten import registry, settings
 from hasten.engine import Engine, Session
 from hasten.errors import SignatureMismatch, Unsupported
-from hasten.graph.model import signature_of, write_model
+from hasten.graph.model import Graph, infer_shapes, signature_of, write_model
 from hasten.host import this_host
 from hasten.samples import Samples
-from hasten.tensors import Array
+from hasten.tensors import DTYPES, Array
 from hasten.transform import Context
 
 BATCH_BYTES = 256 << 20
@@ -117,12 +117,25 @@ class Reference:
         shutil.rmtree(self._folder)
 
 
+def _static_sizes(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, int]:
+    """Give the bytes of the tensors that have a fixed shape: all at once they may be more than there is memory."""
+    specs = Graph(infer_shapes(model)).specs
+    found: dict[str, int] = {}
+    for name in names:
+        lengths = [dim for dim in specs[name].shape if isinstance(dim, int)] if name in specs else []
+        if name in specs and len(lengths) == len(specs[name].shape):
+            found[name] = max(1, prod(lengths) * DTYPES[specs[name].dtype].itemsize)
+    return found
+
+
 def _groups(model: onnx.ModelProto, names: list[str], samples: Samples, ctx: Context) -> list[Group]:
-    """Lay the tensors into groups by their real size, known from one run."""
+    """Lay the tensors into groups by their size: where it is written down; else their real one, known from one run."""
     fixed = batch_size(model)
-    with Reference.open(model, names, ctx) as reference:
-        values = reference.run(fixed_batch(samples, 0, fixed or 1))
-    sizes = {name: max(1, prod(value.shape) * value.itemsize) for name, value in values.items()}
+    sizes = _static_sizes(model, names)
+    if unknown := [name for name in names if name not in sizes]:
+        with Reference.open(model, unknown, ctx) as reference:
+            values = reference.run(fixed_batch(samples, 0, fixed or 1))
+        sizes |= {name: max(1, prod(value.shape) * value.itemsize) for name, value in values.items()}
     largest = fixed or min(LARGEST_BATCH, len(samples))
     # One session over all tensors with small batches beats many sessions, each of which runs the whole model.
     batch = fixed or max(1, min(largest, BATCH_BYTES // sum(sizes.values())))

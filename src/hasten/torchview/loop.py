@@ -267,7 +267,7 @@ def _step(task: Task, state: State, rows: Rows) -> None:
     inputs = inputs_of(task.samples, rows, task.view.inputs, training.device)
     if task.augment is not None:
         inputs = task.augment(inputs, generator_of(training.seed, 2 * state.step + 1))
-    loss = _loss(task, laid_out(inputs), rows)[0]
+    loss, _ = _loss(task, laid_out(inputs), rows, judged=False)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise _not_finite(task, state, rows, f"the loss is {value}")
@@ -285,8 +285,8 @@ def _step(task: Task, state: State, rows: Rows) -> None:
     state.summed += value
 
 
-def _loss(task: Task, inputs: Mapping[str, Tensor], rows: Rows) -> tuple[Tensor, float | None]:
-    """Give the loss of a batch, and the share of classes that the teacher gives too."""
+def _loss(task: Task, inputs: Mapping[str, Tensor], rows: Rows, *, judged: bool) -> tuple[Tensor, float | None]:
+    """Give the loss of a batch and, where it is ``judged``, the share of classes that the teacher gives too."""
     training, objective = task.training, task.objective
     taught: Sequence[Tensor] | None = None
     theirs: dict[str, Tensor] = {}
@@ -302,7 +302,7 @@ def _loss(task: Task, inputs: Mapping[str, Tensor], rows: Rows) -> tuple[Tensor,
     loss = objective.loss(outputs, labels, taught)
     if task.regressors is not None:
         loss = loss + training.match_weight * task.regressors(inner, theirs)
-    return loss, None if taught is None else objective.agreement(outputs, taught)
+    return loss, objective.agreement(outputs, taught) if judged and taught is not None else None
 
 
 def _end_epoch(task: Task, state: State, number: int, steps: int, teller: Teller) -> None:
@@ -326,7 +326,7 @@ def evaluate(task: Task, state: State, teller: Teller) -> tuple[float | None, fl
     with torch.no_grad():
         for rows in in_turn(held, task.training.batch):
             inputs = inputs_of(task.samples, rows, task.view.inputs, task.training.device)
-            loss, agreement = _loss(task, laid_out(inputs), rows)
+            loss, agreement = _loss(task, laid_out(inputs), rows, judged=True)
             if not math.isfinite(float(loss)):
                 raise _not_finite(task, state, rows, f"the loss on held-out rows is {float(loss)}")
             found.append((len(rows), float(loss), agreement))
