@@ -190,6 +190,17 @@ def test_trainings_are_as_long_as_there_is_time_for_and_stay_so_when_the_search_
     assert training._within_budget(Short(250.0, trials[:1]), 8.0) == 8.0, "nobody knows how long an epoch takes"
 
 
+def test_the_choice_of_knobs_takes_its_share_of_the_time_that_there_is() -> None:
+    trials = [trained(1.5, 0.1, 10.0, mark=1), trained(1.5, 0.02, 30.0, epochs=(0.2,), mark=2)]
+    short = Short(2000.0, trials)  # 20 epochs of 100 s, and a share of 0.15 of them
+    short.task.effort = dataclasses.replace(short.task.effort, epochs=24.0)
+    assert training._knob_tries(short, 0.6) == 5
+    resumed = Short(10.0, trials, short.kept)
+    assert training._knob_tries(resumed, 0.6) == 5
+    hurried = Short(100.0, trials)
+    assert training._knob_tries(hurried, 0.6) == 1, "the usual ones alone"
+
+
 def test_a_plan_that_training_may_bring_within_the_drop_promises_more_than_a_fast_ruin() -> None:
     ruin, mild, unmeasured = trial(2.7, 0.7, mark=1), trial(1.35, 0.03, mark=2), trial(3.0, 0.0, mark=3)
     unmeasured = dataclasses.replace(unmeasured, outcome="failed", measurement=None)

@@ -121,16 +121,21 @@ def _within_budget(bench: Bench, epochs: float) -> float:
 
     It is kept, so that a search that is resumed goes on alike.
     """
-    budget, left = bench.task.effort.budget_s, bench.budget_left_s()
-    if budget is None or left is None:
+    budget = bench.task.effort.budget_s
+    if budget is None:
         return epochs
     name = f"compression: epochs within {budget:g} s"
     kept = bench.journal.recall(name, float)
     if kept is None:
-        each_s = epoch_seconds(list(bench.trials.values()))
-        kept = epochs if each_s is None else min(epochs, max(left - bench.reserve_s(), 0.0) / each_s)
+        kept = _affordable(bench, epochs)
         bench.journal.record(name, kept)
     return kept
+
+
+def _affordable(bench: Bench, epochs: float) -> float:
+    """Give so many of the epochs as there is time for now; all, where nobody knows how long one takes."""
+    left, each_s = bench.budget_left_s(), epoch_seconds(list(bench.trials.values()))
+    return epochs if left is None or each_s is None else min(epochs, max(left - bench.reserve_s(), 0.0) / each_s)
 
 
 def epoch_seconds(trials: Sequence[Trial]) -> float | None:
@@ -196,8 +201,10 @@ def _settled(bench: Bench, plans: Sequence[Plan]) -> Settled:
             raise Unsupported("training", trial.reason or "it was not judged")
         return judged.drop.value
 
+    bench.run(_tuned(bench, plan, [each], Knobs()))  # how long an epoch takes is known then
+    tries = _knob_tries(bench, each)
     try:
-        found = tune(evaluate, tries=KNOB_TRIES, seed=bench.task.seed)
+        found = tune(evaluate, tries=tries, seed=bench.task.seed)
     except MissingDependency as error:
         bench.note(f"learning rate, temperature and alpha are the usual ones: {error}")
         return Settled()
@@ -206,7 +213,22 @@ def _settled(bench: Bench, plans: Sequence[Plan]) -> Settled:
     bench.note(f"trainings go on with {found.knobs}: after {each:.2g} epochs the drop was {found.loss:.2%}")
     before = max(loss(bench.trials[plan.key]), 1e-6)
     share = found.loss / before if math.isfinite(found.loss) else RECOVERY
-    return Settled(found.knobs, each * KNOB_TRIES, min(max(share, 0.0), RECOVERY))
+    return Settled(found.knobs, each * tries, min(max(share, 0.0), RECOVERY))
+
+
+def _knob_tries(bench: Bench, each: float) -> int:
+    """Give how many short trainings of so many epochs the knobs get: a share of those that there is time for.
+
+    It is kept, so that a search that is resumed goes on alike.
+    """
+    budget = bench.task.effort.budget_s
+    name = f"knobs: tries within {budget or 0:g} s"
+    kept = bench.journal.recall(name, int)
+    if kept is None:
+        allowed = _affordable(bench, bench.task.effort.epochs)
+        kept = max(1, min(KNOB_TRIES, int(allowed * KNOB_SHARE / each + 1e-6)))
+        bench.journal.record(name, kept)
+    return kept
 
 
 def _cuts(plan: Plan) -> bool:
