@@ -220,8 +220,9 @@ def test_where_no_plan_could_be_measured_nothing_is_trained_and_the_search_goes_
     assert short.notes == ["nothing more is trained: no plan with cut channels could be measured"]
 
 
-def test_a_candidate_that_a_longer_training_brings_nothing_stays_as_it_was(monkeypatch) -> None:
-    """A high rate can undo what a short training won back: what that one had reached may still win."""
+@pytest.mark.parametrize("fails", ["longer", "usual rate"])
+def test_a_training_that_gains_nothing_does_not_end_a_candidate(fails, monkeypatch) -> None:
+    """A high rate can undo what was won back before, or throw off what was hardly hurt: it may still win."""
     candidates = [trained(speed, 0.2, 10.0, mark=mark).plan for mark, speed in ((1, 2.0), (2, 1.5))]
     short = Short(1e9, [trained(speed, 0.2, 10.0, mark=mark) for mark, speed in ((1, 2.0), (2, 1.5))])
     kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes", "name"])
@@ -234,16 +235,28 @@ def test_a_candidate_that_a_longer_training_brings_nothing_stays_as_it_was(monke
     )
 
     def run(plan):
-        rungs = sum(part.name == "finetune" for part in plan.passes)
+        trainings = [part for part in plan.passes if part.name == "finetune"]
         if plan.key not in short.trials:
             made = dataclasses.replace(trial(1.8, 0.1), plan=plan)
             ended = {"outcome": "failed", "measurement": None, "reason": "nothing was gained"}
-            short.trials[plan.key] = dataclasses.replace(made, **ended) if rungs > 1 else made
+            lost = {"longer": len(trainings) > 1, "usual rate": bool(trainings) and "lr" not in trainings[0].settings}
+            short.trials[plan.key] = dataclasses.replace(made, **ended) if lost[fails] else made
         return short.trials[plan.key]
 
     monkeypatch.setattr(short, "run", run)
     training.train(short, trial(1.2, 0.0, mark=3), candidates)
-    assert [text[:37] for text in short.notes] == ["stays as it was after 1 trainings: pr"]
+    rates = {
+        part.settings.get("lr")
+        for each in short.trials.values()
+        for part in each.plan.passes
+        if part.name == "finetune"
+    }
+    if fails == "longer":
+        assert [text[:37] for text in short.notes] == ["stays as it was after 1 trainings: pr"]
+        assert rates == {None}
+    else:
+        assert not getattr(short, "notes", [])
+        assert rates == {None, 1e-4}, "trained again at a tenth of the rate"
 
 
 def test_groups_that_are_one_in_another_form_of_the_graph_are_not_taken_apart() -> None:

@@ -89,15 +89,8 @@ def train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
 
     def evaluate(key: str, effort: float) -> float:
         wanted = [each for each in ladder if each <= effort * 1.001]
-        reached = _reached(bench, by_key[key], wanted[:-1], knobs)
-        if len(reached) == len(wanted) - 1:
-            trial = bench.run(_tuned(bench, by_key[key], wanted, knobs))
-            if trial.outcome == "measured":
-                return _score(bench, trial, speeds[key], left=RECOVERY ** (len(ladder) - len(wanted)))
-            if not reached:
-                raise Unsupported("training", trial.reason or "it was not measured")
-            bench.note(f"stays as it was after {len(reached)} trainings: {by_key[key]}: {trial.reason}")
-        return _score(bench, bench.trials[_tuned(bench, by_key[key], reached, knobs).key], speeds[key], left=1.0)
+        trial, gained = _climb(bench, by_key[key], wanted, knobs)
+        return _score(bench, trial, speeds[key], left=RECOVERY ** (len(ladder) - len(wanted)) if gained else 1.0)
 
     made = successive_halving(
         sorted(by_key, key=lambda key: -promises[key]),
@@ -112,7 +105,8 @@ def train(bench: Bench, found: Trial, candidates: Sequence[Plan]) -> None:
     if "int8" in found.traits:
         for key in [key for key in made.ranking if _cuts(by_key[key])][:2]:
             bench.check_budget()
-            plan = _tuned(bench, by_key[key], _reached(bench, by_key[key], ladder, knobs), knobs)
+            own = _bearable(bench, by_key[key], ladder[0], knobs)
+            plan = _tuned(bench, by_key[key], _reached(bench, by_key[key], ladder, own), own)
             bench.run(plan.with_passes(*plan.passes, _finetune(bench, ladder[-1] * QAT_SHARE, _slower(knobs))))
 
 
@@ -242,6 +236,35 @@ def _tuned(bench: Bench, plan: Plan, epochs: Sequence[float], knobs: Knobs) -> P
         return plan.with_passes(*plan.passes, *(_finetune(bench, each, _slower(knobs)) for each in epochs))
     rest = [part for part in plan.passes if part.name != "prune-channels"]
     return plan.with_passes(*cuts, *(_finetune(bench, each, knobs) for each in epochs), *rest)
+
+
+def _climb(bench: Bench, plan: Plan, wanted: Sequence[float], knobs: Knobs) -> tuple[Trial, bool]:
+    """Train a candidate on these rungs, the last one now; gives what to judge it by, and whether it gained by that.
+
+    Raises:
+        Unsupported: no training gained anything, or it could not be measured.
+    """
+    if len(wanted) == 1:
+        bench.run(_tuned(bench, plan, wanted, knobs))
+    own = _bearable(bench, plan, wanted[0], knobs)
+    reached = _reached(bench, plan, wanted[:-1], own)
+    if len(reached) == len(wanted) - 1:
+        trial = bench.run(_tuned(bench, plan, wanted, own))
+        if trial.outcome == "measured":
+            return trial, True
+        if not reached:
+            raise Unsupported("training", trial.reason or "it was not measured")
+        bench.note(f"stays as it was after {len(reached)} trainings: {plan}: {trial.reason}")
+    return bench.trials[_tuned(bench, plan, reached, own).key], False
+
+
+def _bearable(bench: Bench, plan: Plan, first: float, knobs: Knobs) -> Knobs:
+    """Give the knobs that a candidate is trained with: at a lower rate, where the first training gained nothing.
+
+    What was hardly hurt is near its best: a rate that wins back much elsewhere only throws it off.
+    """
+    trial = bench.trials.get(_tuned(bench, plan, [first], knobs).key)
+    return knobs if trial is None or trial.outcome == "measured" else _slower(knobs)
 
 
 def _reached(bench: Bench, plan: Plan, ladder: Sequence[float], knobs: Knobs) -> list[float]:
