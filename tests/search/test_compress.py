@@ -268,7 +268,7 @@ def test_groups_that_are_one_in_another_form_of_the_graph_are_not_taken_apart() 
 
 def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
     """A mirrored picture has its class still; its boxes and landmarks lie elsewhere."""
-    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes"])
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes", ("name", str, "accuracy")])
     for preprocess, classes, moved in ((object(), True, True), (object(), False, False), (None, True, False)):
         short = Short(250.0, [])
         task = dataclasses.make_dataclass("Task", ["source", "metric", "effort"])
@@ -278,7 +278,7 @@ def test_pictures_are_moved_only_where_they_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize(("device", "told"), [("cpu", None), ("cuda:1", "cuda:1")])
 def test_trainings_of_a_search_run_where_it_was_asked_and_cpu_is_not_worth_a_word(device, told) -> None:
-    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes"])
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes", ("name", str, "accuracy")])
     short = Short(250.0, [])
     task = dataclasses.make_dataclass("Task", ["source", "metric", "effort"])
     short.task = task(kind(None, None), kind(None, True), Effort(device=device))
@@ -299,6 +299,7 @@ def test_a_device_that_is_not_here_is_refused_before_the_search() -> None:
 
 
 def test_without_torch_a_device_by_name_is_refused_with_the_command_that_mends_it(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "hasten.torchview.machine", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert training.training_device("auto") == training.training_device("cpu") == "cpu"
     with pytest.raises(MissingDependency, match=r"pip install 'hasten\[train\]'"):

@@ -302,15 +302,13 @@ def training_device(asked: str) -> str:
     if asked == Recipe.device:
         return asked
     try:
-        import torch
+        from hasten.torchview.machine import check_device, found_device
     except ModuleNotFoundError as error:
         if asked == AUTO:
             return Recipe.device
         raise MissingDependency(f"what training on {asked} needs (torch)", "pip install 'hasten[train]'") from error
     if asked == AUTO:
-        return "cuda" if torch.cuda.is_available() else Recipe.device
-    from hasten.torchview.machine import check_device
-
+        return found_device()
     check_device(asked)
     return asked
 

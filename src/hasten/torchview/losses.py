@@ -29,7 +29,7 @@ LEAST_PROBABILITY = 1e-12
 """What a probability of zero counts as: its logarithm must stay finite."""
 
 LARGEST_LOGIT = 1e30
-"""What an infinite logit counts as: differences of two must be numbers."""
+"""What a logit counts as that is infinite in both, as of a class that is masked out: their difference is none."""
 
 SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may be from one: float16 has 11 bits."""
@@ -78,12 +78,11 @@ class Objective:
         total = torch.zeros((), device=outputs[self.main].device)
         for index, variance in zip(self.floats, self.variances, strict=True):
             if index == self.main and self.kind == "cross-entropy":
-                pair = (self.logits(outputs[index], 0), self.logits(taught[index], 1))
+                pair = _bounded(self.logits(outputs[index], 0), self.logits(taught[index], 1), LARGEST_LOGIT)
                 total = total + distillation(*pair, temperature=self.temperature)
             else:
-                own, other = outputs[index].float(), taught[index].float()
-                alike = own.isinf() & (own == other)
-                total = total + functional.mse_loss(*(v.masked_fill(alike, 0.0) for v in (own, other))) / variance
+                own, other = _bounded(outputs[index].float(), taught[index].float(), 0.0)
+                total = total + functional.mse_loss(own, other) / variance
         return total
 
     def _from_labels(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -129,16 +128,22 @@ class Objective:
 def class_logits(output: Tensor, axis: int, *, single: bool = False, probabilities: bool = False) -> Tensor:
     """Give logits [n, classes, ...] in float32, from an output whose classes are on ``axis``.
 
-    The logarithm of probabilities are logits. A single number a sample becomes two classes, 0 and itself. An infinite
-    logit, as of a class that is masked out, becomes a very large one: alike in both, it is then no difference.
+    The logarithm of probabilities are logits. A single number a sample becomes two classes, 0 and itself.
     """
-    values = output.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    values = output.float()
     if single:
         values = values.squeeze(axis) if values.ndim > axis else values
         if probabilities:
             values = _log(values) - _log(1 - values)
         return torch.stack((torch.zeros_like(values), values), dim=1)
     return (_log(values) if probabilities else values).movedim(axis, 1)
+
+
+def _bounded(own: Tensor, other: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Bound what is infinite in both alike. An infinity of one alone stays: that training has diverged."""
+    alike = own.isinf() & (own == other)
+    bounds = torch.where(own > 0, bound, -bound)
+    return torch.where(alike, bounds, own), torch.where(alike, bounds, other)
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ def laid_out(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def found_device() -> str:
+    """Give "cuda" where PyTorch finds a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str) -> str:
     """Give the kind of a device: "cpu", "cuda", ...
 
