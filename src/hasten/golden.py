@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +12,14 @@ import numpy as np
 
 from hasten.errors import StoreError, Untrusted
 from hasten.store import write_atomically
-from hasten.tensors import DTYPES, Array, Feed, assert_agrees, relative_error
+from hasten.tensors import NOT_LITERAL, NPZ_DAMAGES, Array, Feed, assert_agrees, relative_error, restored, storable
 
 GOLDEN = "golden.npz"
 """The file beside the deployment's TOML: arrays ``inputs:NAME`` and ``outputs:NAME``, each [n, ...], and numbers
 ``within:NAME``: how far an output may lie from its golden one, relative, where that is more than its dtype allows.
 Of bfloat16 the bits are there as ``inputs.bits:NAME``."""
 
-BFLOAT16 = DTYPES["bfloat16"]
 OF_BITS = ".bits"
-
-DAMAGES = (
-    *(OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, NotImplementedError),  # zipfile's words for encryption and for features it does not have
-    *(SyntaxError, tokenize.TokenError, MemoryError),  # a header that is no literal, or that claims too much
-)
 
 LARGEST_BYTES = 256 << 20
 
@@ -69,12 +60,11 @@ def write_golden(folder: Path, golden: Golden) -> Path:
 
 def encode_golden(golden: Golden) -> bytes:
     """Give the file's bytes."""
-    sides = {"inputs": golden.inputs, "outputs": golden.outputs}
     arrays: dict[str, Array] = {}
-    for side, named in sides.items():
+    for side, named in (("inputs", golden.inputs), ("outputs", golden.outputs)):
         for name, array in named.items():
-            bits = array.dtype == BFLOAT16  # which NumPy's file format does not know
-            arrays[f"{side}{OF_BITS if bits else ''}:{name}"] = array.view(np.uint16) if bits else array
+            kept = storable(array)
+            arrays[f"{side}{'' if kept.dtype == array.dtype else OF_BITS}:{name}"] = kept
     arrays |= {f"within:{name}": np.array(limit) for name, limit in golden.within.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
@@ -106,9 +96,9 @@ def read_golden(folder: Path) -> Golden | None:
                     raise StoreError(f"{path} holds {entry.filename!r}, which is no part of golden answers")
                 with file.open(entry) as stream:
                     array = np.lib.format.read_array(stream, allow_pickle=False)
-                found[side][name] = array.view(BFLOAT16) if of_bits else array
+                found[side][name] = restored(array, "bfloat16") if of_bits else array
         within = {name: float(limit) for name, limit in found["within"].items()}
-    except DAMAGES as error:
+    except (*NPZ_DAMAGES, *NOT_LITERAL) as error:
         raise StoreError(f"{path} cannot be read: {error}; delete it or write it anew") from error
     if not found["inputs"] or not found["outputs"]:
         raise StoreError(f"{path} lacks inputs or outputs; write it anew")

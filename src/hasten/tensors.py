@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +28,16 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     )
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16), "string": np.dtype(object)}
 """Every dtype that a tensor of a signature may have, by its NumPy name."""
+
+
+NOT_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
+"""What parsing a ``.npy`` header as a Python literal can raise; the memory is that of the parser's stack."""
+
+NPZ_DAMAGES = (
+    *(OSError, EOFError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, NotImplementedError),  # zipfile's words for encryption and for features it does not have
+)
+"""What reading a damaged ``.npz`` file can raise, but for its headers."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,16 @@ class Pair:
         """Give the sums of squares of the differences, and of the reference, over all that is not masked."""
         a = np.where(self.masked, 0.0, self.reference)
         return float(((self.reference - self.got) ** 2).sum()), float((a**2).sum())
+
+
+def storable(array: Array) -> Array:
+    """Give what NumPy's file format can hold of an array: of bfloat16, which it does not know, the bits."""
+    return array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array
+
+
+def restored(array: Array, dtype: str) -> Array:
+    """Give the array of this dtype of which ``storable`` gave the bits; any other as it is."""
+    return array.view(DTYPES[dtype]) if dtype == "bfloat16" else array
 
 
 def relative_error(reference: Array, got: Array) -> float:

@@ -40,6 +40,8 @@ def test_any_percentile_may_be_the_objectives(q: float) -> None:
     few = replace(LOAD, requests=1000)
     found = highest_rate(planted.service(), Objective(q=q, limit_ns=20 * LIMIT.limit_ns), few)
     assert 0.5 * found.saturated < found.rate <= 1.05 * found.saturated
+    asked = Objective(q=q, limit_ns=20 * LIMIT.limit_ns)
+    assert replicas_for(2.5 * found.rate, planted.service(), asked, few).count is not None
 
 
 def test_an_objective_below_the_bare_time_is_held_by_no_rate() -> None:

@@ -23,14 +23,14 @@ def busy(seconds: float) -> None:
 
 
 def test_threads_that_live_between_two_samples_are_counted() -> None:
-    spent, pid = Spent(), os.getpid()
-    first, before = spent.until_now([pid])[0], time.process_time_ns()
+    spent, own = Spent(), [psutil.Process()]
+    first, before = spent.until_now(own)[0], time.process_time_ns()
     seen = [first]
     for _ in range(20):
         thread = threading.Thread(target=busy, args=(0.02,))
         thread.start()
         thread.join()
-        seen.append(spent.until_now([pid])[0])
+        seen.append(spent.until_now(own)[0])
     real = time.process_time_ns() - before
     assert seen == sorted(seen), "time never goes back"
     assert seen[-1] - first == pytest.approx(real, abs=0.15 * real + 3 * TICK_NS)

@@ -535,11 +535,10 @@ def test_pixels_that_grow_are_refused_before_memory_is_taken(tmp_path) -> None:
     tracemalloc.stop()
 
 
-def test_texts_that_fit_batch_by_batch_and_not_together_are_left_out(tmp_path, monkeypatch) -> None:
+def test_texts_that_fit_batch_by_batch_and_not_together_are_left_out(tmp_path) -> None:
     one = model(a=("float32", ("n",)))
     long = "x" * 1000
     (tmp_path / "t.csv").write_text("a,remark\n" + "".join(f"{n},{long if n == 0 else n}\n" for n in range(2000)))
-    monkeypatch.setattr(arrow, "BATCH_ROWS", 256)
     with pytest.raises(BadInput, match="2000 texts, all as wide as the longest, take 7"):
         read_samples(tmp_path / "t.csv", one, label="remark", memory_bytes=4 * 2**20)
     assert len(read_samples(tmp_path / "t.csv", one, memory_bytes=4 * 2**20).samples) == 2000

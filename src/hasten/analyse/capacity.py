@@ -74,10 +74,16 @@ class Load:
 def point_at(
     setup: Setup, rate: float, load: Load, *, limit_ns: float | None = None, objective: Objective | None = None
 ) -> Point:
-    """Simulate one rate; an objective's percentile is among those told, and its limit the one of the goodput."""
-    found = simulate(setup, load.at(rate), seed=load.seed)
+    """Simulate one rate.
+
+    An objective's percentile is among those told, with as many requests at least as prove it, and its limit is the one
+    of the goodput.
+    """
     if objective is None:
-        return _point(found, setup, rate, limit_ns, QUANTILES)
+        return _point(simulate(setup, load.at(rate), seed=load.seed), setup, rate, limit_ns, QUANTILES)
+    needed = math.ceil(runs_needed(objective.q, 0) / (1 - WARM_SHARE)) + 1
+    load = replace(load, requests=max(load.requests, needed))
+    found = simulate(setup, load.at(rate), seed=load.seed)
     return _point(found, setup, rate, objective.limit_ns, sorted({*QUANTILES, objective.q}))
 
 
@@ -100,8 +106,7 @@ def curve(setup: Setup, load: Load, *, limit_ns: float | None = None) -> tuple[P
 
 
 def highest_rate(setup: Setup, objective: Objective, load: Load, *, precision: float = PRECISION) -> Highest:
-    """Predict the highest rate at which ``objective`` holds; at least as many requests as prove one are simulated."""
-    load = replace(load, requests=max(load.requests, math.ceil(runs_needed(objective.q, 0) / (1 - WARM_SHARE)) + 1))
+    """Predict the highest rate at which ``objective`` holds."""
     top = saturated_rate(setup, load)
     if setup.costs.bare_ns > objective.limit_ns:
         return Highest(rate=0.0, saturated=top, point=None)

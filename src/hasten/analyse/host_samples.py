@@ -128,13 +128,16 @@ class Spent:
     _waiting: int = 0
     _told: bool = True
 
-    def until_now(self, pids: Sequence[int]) -> tuple[int, int]:
+    def until_now(self, processes: Sequence[psutil.Process]) -> tuple[int, int]:
         """Give both so far; -1 each where this system does not tell."""
-        for pid in pids:
+        for process in processes:
+            pid = process.pid
             grown, waited = self._of_threads(pid)
             self._grown[pid] = so_far = self._grown.get(pid, 0) + grown
             self._waiting += waited
-            if (whole := _process_ns(pid)) is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                told = process.cpu_times()
+                whole = int((told.user + told.system) * 1e9)
                 unseen = self._unseen.setdefault(pid, whole - so_far)
                 so_far = max(so_far, whole - unseen - TICK_NS)
             self._most[pid] = max(self._most.get(pid, 0), so_far)
@@ -191,7 +194,7 @@ class Sampling:
         except (psutil.Error, OSError):
             return False
         cores = len(seen)
-        cpu, waiting = self._spent.until_now([process.pid for process in self._family])
+        cpu, waiting = self._spent.until_now(self._family)
         steal = getattr(psutil.cpu_times(), "steal", None)
         steal_ns = -1 if steal is None else int(steal * 1e9)
         self._rows.append((time.time_ns(), cpu, waiting, _throttled_ns(self.pid), steal_ns, rss, cores))
@@ -220,15 +223,6 @@ def sampling(pid: int, *, every_s: float = EVERY_S) -> Iterator[Sampling]:
     finally:
         stop.set()
         thread.join()
-
-
-def _process_ns(pid: int) -> int | None:
-    """Give nanoseconds on a core of a process, its ended threads among them, in steps of ``TICK_NS``; None: gone."""
-    try:
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return (int(fields[11]) + int(fields[12])) * TICK_NS
 
 
 def _throttled_ns(pid: int) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import sys
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 from hasten.errors import BadInput
 from hasten.samples.columns import Column, Columns, Images, Room
 from hasten.samples.samples import Samples
-from hasten.tensors import Array
+from hasten.tensors import NOT_LITERAL, NPZ_DAMAGES, Array
 
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -27,14 +25,6 @@ MAX_HEADER_BYTES = 10_000
 
 HEADERS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
 """By version of NumPy's format: in how many bytes a header's length stands, and what parses it."""
-
-DAMAGES = (
-    *(OSError, EOFError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, NotImplementedError),  # zipfile's words for encryption and for features it does not have
-)
-
-NOT_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
-"""What parsing a header as a Python literal can raise; the memory is that of the parser's stack."""
 
 
 def read_npz(path: Path, room: Room) -> Columns:
@@ -58,7 +48,7 @@ def read_npz(path: Path, room: Room) -> Columns:
                 with archive.open(info) as file:
                     _header(file, f"{path}: {name}")
                     arrays[name.removesuffix(".npy")] = _rows(file, *header, room)
-    except DAMAGES as error:
+    except NPZ_DAMAGES as error:
         raise BadInput(f"{path} cannot be read as an NPZ file: {error}") from error
     if not arrays:
         raise BadInput(f"{path} holds no arrays")

@@ -151,8 +151,12 @@ def cast(array: Array, dtype: str, what: str) -> Array:
             raise SignatureMismatch(f"{what} holds {low} to {high}, which the model's {dtype} cannot hold")
     with np.errstate(over="ignore"):
         made = array.astype(wanted)
-    may_overflow = array.dtype.kind != "b" if dtype == "float16" else wanted.itemsize < array.dtype.itemsize
-    if to_float and may_overflow and np.isinf(made.astype(np.float64)).sum() > np.isinf(array.astype(np.float64)).sum():
+    narrower = array.dtype.kind == "f" and wanted.itemsize < array.dtype.itemsize
+    if (
+        to_float
+        and (narrower or (dtype == "float16" and array.dtype.kind != "b"))
+        and np.isinf(made.astype(np.float64)).sum() > np.isinf(array.astype(np.float64)).sum()
+    ):
         raise SignatureMismatch(f"{what} holds values that are too large for the model's {dtype}")
     return made
 

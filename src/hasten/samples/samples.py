@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from hasten.errors import BadInput, SignatureMismatch, StoreError
 from hasten.store import write_atomically, writing
-from hasten.tensors import Array, Signature
+from hasten.tensors import NOT_LITERAL, Array, Signature, restored, storable
 
 INDEX = "samples.json"
 
@@ -111,7 +110,7 @@ class Samples:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / INDEX).unlink(missing_ok=True)
             for i, name in enumerate(names):
-                _save_array(folder / f"input{i}.npy", _storable(self.inputs[name]))
+                _save_array(folder / f"input{i}.npy", storable(self.inputs[name]))
             if self.labels is not None:
                 _save_array(folder / "labels.npy", self.labels)
         index = {
@@ -132,8 +131,7 @@ class Samples:
         try:
             index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
             inputs = {
-                name: _restored(_mapped(folder / f"input{i}.npy"), dtype)
-                for i, (name, dtype) in enumerate(index.inputs)
+                name: restored(_mapped(folder / f"input{i}.npy"), dtype) for i, (name, dtype) in enumerate(index.inputs)
             }
             labels = _mapped(folder / "labels.npy") if index.labels else None
             loaded = cls(inputs, labels, index.classes)
@@ -153,10 +151,7 @@ class _Index:
     digest: str
 
 
-UNREADABLE = (
-    *(OSError, EOFError, msgspec.DecodeError, BadInput),
-    *(ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError),  # a damaged header of an array
-)
+UNREADABLE = (OSError, EOFError, OverflowError, msgspec.DecodeError, BadInput, *NOT_LITERAL)
 
 
 def _mapped(path: Path) -> Array:
@@ -175,12 +170,3 @@ def _save_array(path: Path, array: Array) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _storable(array: Array) -> Array:
-    """NumPy's file format does not know bfloat16: store its bits."""
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
-
-
-def _restored(array: Array, dtype: str) -> Array:
-    return array.view(np.dtype(dtype)) if dtype == "bfloat16" else array
