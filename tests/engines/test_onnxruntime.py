@@ -250,6 +250,13 @@ def test_an_unknown_failure_is_one_line() -> None:
     assert str(error) == "onnxruntime: something went wrong"
 
 
+def test_a_damaged_model_is_a_store_error(store: Store, ctx: Context) -> None:
+    source = stored(mlp(), store)
+    source.entry.write_bytes(source.entry.read_bytes()[:100])
+    with pytest.raises(StoreError, match="cannot be read"):
+        OnnxRuntime().apply(source, ctx)
+
+
 @pytest.mark.gpu
 def test_the_gpu_is_taken_or_refused(store: Store, ctx: Context) -> None:
     """Needs an NVIDIA GPU and onnxruntime-gpu; without them the provider is refused by name."""

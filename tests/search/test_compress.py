@@ -285,6 +285,24 @@ def test_trainings_of_a_search_run_where_it_was_asked_and_cpu_is_not_worth_a_wor
     assert training._finetune(short, 1.0, Knobs()).settings.get("device") == told
 
 
+@pytest.mark.parametrize(
+    ("metric", "classes", "loss"), [("accuracy", True, None), ("mse", False, "mse"), ("mine.py:score", False, None)]
+)
+def test_values_are_trained_by_their_squares_and_not_as_if_they_were_classes(metric, classes, loss) -> None:
+    kind = dataclasses.make_dataclass("Kind", ["preprocess", "classes", "name"])
+    short = Short(250.0, [])
+    task = dataclasses.make_dataclass("Task", ["source", "metric", "effort"])
+    short.task = task(kind(None, None, ""), kind(None, classes, metric), Effort())
+    assert training._finetune(short, 1.0, Knobs()).settings.get("loss") == loss
+
+
+def test_a_plan_that_is_ruined_is_not_trained() -> None:
+    ruined = trained(3.0, 0.7, 10.0, mark=1)
+    short = Short(1e9, [ruined])
+    training.train(short, trial(1.2, 0.0, mark=2), [ruined.plan])
+    assert short.notes == ["nothing more is trained: no plan with cut channels could be measured"]
+
+
 @pytest.mark.parametrize("found", [False, True])
 def test_the_device_is_a_gpu_where_there_is_one(found, monkeypatch) -> None:
     torch = pytest.importorskip("torch")
