@@ -120,6 +120,6 @@ def test_requests_in_work_are_answered_after_the_port_has_closed_and_it_ends_wel
 def is_open(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=30).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was closed while this one waited to be accepted
         return False
     return True
