@@ -236,6 +236,29 @@ def test_it_is_ready_while_its_members_are(home: Path) -> None:
     run(work())
 
 
+def test_it_is_loaded_once_a_member_that_failed_is_mended(home: Path) -> None:
+    write(home, ENSEMBLE)
+    model = home / "b" / "1" / "model" / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(b"nothing")
+
+    async def work() -> None:
+        service = Service(open_repository(home))
+        await service.start()
+        assert not service.model_ready("both")
+        model.write_bytes(whole)
+        await service.refresh()
+        assert service.model_ready("both")
+        assert service.ready()
+        await service.unload("both")
+        bundle(home / "more")
+        await service.refresh()
+        assert not service.model_ready("both"), "what was unloaded by hand stays so"
+        await service.stop()
+
+    run(work())
+
+
 def test_a_pinned_version_is_asked_or_nothing_is(home: Path) -> None:
     write(home, ENSEMBLE.replace('"b"', '"b:1"'))
 

@@ -249,6 +249,65 @@ def test_the_watched_folder_loads_what_is_new_and_unloads_what_has_gone(tmp_path
     run(work())
 
 
+def test_a_bundle_that_is_copied_file_by_file_is_loaded_once_it_is_whole(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1")
+    bundle(tmp_path / "new", model=mlp(seed=1))
+
+    async def work() -> None:
+        service = await started(home)
+        target = home / "net" / "2"
+        target.mkdir()
+        shutil.copy2(tmp_path / "new" / FILE, target)
+        await service.refresh()
+        assert service.models()[0].version == "1", "its model is still on the way"
+        shutil.copytree(tmp_path / "new", target, dirs_exist_ok=True)
+        await service.refresh()
+        assert (service.models()[0].version, service.ready()) == ("2", True)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_model_that_failed_is_not_waited_for_once_it_has_gone_or_is_unloaded(tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    for name in ("net", "bad", "worse"):
+        bundle(home / name)
+    for name in ("bad", "worse"):
+        (home / name / MODEL / "model.onnx").write_bytes(b"nothing")
+
+    async def work() -> None:
+        service = await started(home)
+        assert not service.ready()
+        shutil.rmtree(home / "bad")
+        await service.refresh()
+        assert {entry["name"] for entry in service.index()} == {"net", "worse"}
+        assert not service.ready(), "the other one is still asked for"
+        await service.unload("worse")
+        assert service.ready()
+        with pytest.raises(ModelNotFound, match="'worse' is not loaded"):
+            await service.unload("worse")
+        await service.stop()
+
+    run(work())
+
+
+def test_a_version_that_was_overwritten_is_not_gone_back_to(tmp_path: Path) -> None:
+    bundle(tmp_path / "models" / "net")
+
+    async def work() -> None:
+        service = await started(tmp_path / "models")
+        bundle(tmp_path / "models" / "net", model=mlp(seed=1))
+        await service.refresh()
+        now = (await service.infer(request(rows(1)))).outputs[0].data
+        with pytest.raises(ModelNotFound, match=r"was overwritten.*a folder of its own"):
+            await service.rollback("net")
+        np.testing.assert_array_equal((await service.infer(request(rows(1)))).outputs[0].data, now)
+        await service.stop()
+
+    run(work())
+
+
 def test_the_watched_folder_goes_back_when_the_newest_version_is_taken_away(tmp_path: Path) -> None:
     home = tmp_path / "models"
     bundle(home / "net" / "1")

@@ -7,6 +7,9 @@ them at t(w), and the row that comes after ``gap`` at max(gap, t(w)) + t(1); wai
 gap + t(w + 1). Whichever has the smaller sum of finishing times is done. That is a look one arrival ahead, repeated
 at each arrival; the hope is given up when nothing came for two gaps, since clients that wait for their answers send
 nothing meanwhile.
+
+t(n) is learnt from runs alone, so what it makes nobody run would never be learnt anew: once a slowdown has passed, a
+request that looks hopeless is run all the same where nothing else is, and a size that is passed over is tried again.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ NEVER = 1 << 62
 
 GAP_WEIGHT = 0.125
 """Share of a new gap between arrivals in the running average."""
+
+TRIED_AGAIN = 16
+"""A full batch that would take longer for each row than a smaller one runs all the same, one time in so many."""
 
 LONGEST_GAP_NS = 1_000_000_000
 """A longer pause says no more than that nothing comes."""
@@ -72,7 +78,7 @@ class Taken(Generic[E]):
     batch: Batch[E] | None
     again_ns: int
     dropped: Sequence[E] = ()
-    """Entries whose deadline cannot be met even if they ran next: they wait no more."""
+    """Entries whose deadline is over, or cannot be met by t(n) even if they ran next: they wait no more."""
 
 
 class Batcher(Generic[E]):
@@ -92,6 +98,8 @@ class Batcher(Generic[E]):
         self._gone = 0
         self._last_ns = 0
         self._gap_ns: float = LONGEST_GAP_NS
+        self._passed_over = 0
+        """Full batches for which a smaller one was taken."""
 
     def put(self, entry: E, now_ns: int) -> None:
         """Add an entry of at most ``costs.largest`` rows."""
@@ -122,7 +130,7 @@ class Batcher(Generic[E]):
         dropped: list[E] = []
         heap = self._most_urgent(now_ns, dropped)
         if heap is None:
-            return Taken(None, NEVER, dropped)
+            return self._all_hopeless(dropped, now_ns)
         slots = self._fit(heap, now_ns, dropped)
         entries = [slot[3] for slot in slots]
         count, again_ns = self._close(entries, heap, now_ns)
@@ -167,6 +175,14 @@ class Batcher(Generic[E]):
         """Count the rows that go before a new entry of ``priority``, deadlines aside."""
         return sum(rows for level, rows in self._rows_at.items() if level <= priority)
 
+    def _all_hopeless(self, dropped: list[E], now_ns: int) -> Taken[E]:
+        """Run the one with the most time left where all look hopeless: it tells whether they still are."""
+        last = max(dropped, key=lambda entry: entry.deadline_ns, default=None)
+        if last is None or last.deadline_ns <= now_ns:
+            return Taken(None, NEVER, dropped)
+        batch = Batch([last], last.rows, self.costs.padded(last.rows), now_ns)
+        return Taken(batch, NEVER, [entry for entry in dropped if entry is not last])
+
     def _fit(self, heap: _Heap[E], now_ns: int, dropped: list[E]) -> list[tuple[int, int, int, E]]:
         """Pop those that may run together, in order, and stop at the first that does not fit: nobody overtakes."""
         slots: list[tuple[int, int, int, E]] = []
@@ -194,6 +210,10 @@ class Batcher(Generic[E]):
             ns = self.costs.ns(rows)
             if ns * best_rows <= best_ns * rows:  # ns per row, without dividing; equal ones take more rows
                 best, best_rows, best_ns = count, rows, ns
+        if best < len(entries) and rows == self.costs.padded(rows):
+            self._passed_over += 1
+            if self._passed_over % TRIED_AGAIN == 0:
+                best = len(entries)
         others = bool(heap) or len(self._heaps) > 1  # of another shape: they must not wait for a batch to fill
         if not self.waits or others or best < len(entries) or rows >= self.costs.largest:
             return best, NEVER

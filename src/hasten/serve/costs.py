@@ -8,16 +8,27 @@ from collections.abc import Sequence
 WEIGHT = 0.1
 """Share of a new time in the running average: about twenty runs forget a change of load."""
 
+STALE = 32
+"""A size that none of so many runs had follows the others: what slows one down, or no longer does, is the machine's
+doing."""
+
 OUTLIER = 4.0
 """A run that took longer than this many averages (the scheduler's doing) counts as this many."""
 
 
 class CostCurve:
-    """t(n) in nanoseconds for each allowed size; other row counts cost what the next allowed size costs."""
+    """t(n) in nanoseconds for each allowed size; other row counts cost what the next allowed size costs.
+
+    Fewer rows never cost more than more of them: they could run as those, with padding.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sorted(set(sizes)))
         self._ns: dict[int, float] = {}
+        self._runs = 0
+        self._ran_at: dict[int, int] = {}
+        self._then: dict[int, dict[int, float]] = {}
+        """For each size, what all took when it ran last."""
         self._by_rows = [0] * (self.sizes[-1] + 1)
         """t(n) for every row count: asked several times for each request, and changed once a run."""
 
@@ -44,17 +55,26 @@ class CostCurve:
     def update(self, size: int, ns: int) -> None:
         """Learn that a run of ``size`` rows took ``ns``."""
         known = self._ns.get(size)
-        if known is None:
-            self._ns[size] = float(ns)
-            for other in self.sizes:
-                self._fill(other)
-        else:
-            self._ns[size] = known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
-            self._fill(size)
+        self._runs += 1
+        fresh = float(ns) if known is None else known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
+        for other, at in self._ran_at.items():
+            if self._runs - at > STALE and (then := self._then[other]).get(size):
+                self._ns[other] = then[other] * fresh / then[size]
+        self._ns[size] = fresh
+        self._ran_at[size], self._then[size] = self._runs, self._ns.copy()
+        self._fill()
 
-    def _fill(self, size: int) -> None:
-        near = size if size in self._ns else min(self._ns, key=lambda other: abs(other - size))
-        ns = int(self._ns[near] * size / near)
-        at = self.sizes.index(size)
-        first = self.sizes[at - 1] + 1 if at else 1
-        self._by_rows[first : size + 1] = [ns] * (size + 1 - first)
+    def _fill(self) -> None:
+        by_rows, least = self._by_rows, 1 << 62
+        for at in range(len(self.sizes) - 1, -1, -1):
+            size, first = self.sizes[at], self.sizes[at - 1] + 1 if at else 1
+            least = min(least, self._own(size))
+            if by_rows[size] != least:
+                by_rows[first : size + 1] = [least] * (size + 1 - first)
+
+    def _own(self, size: int) -> int:
+        known = self._ns.get(size)
+        if known is not None:
+            return int(known)
+        near = min(self._ns, key=lambda other: abs(other - size))
+        return int(self._ns[near] * size / near)

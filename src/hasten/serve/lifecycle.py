@@ -16,7 +16,7 @@ from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError,
 from hasten.serve.composed import Composed
 from hasten.serve.model import Model
 from hasten.serve.reading import read_bundle
-from hasten.serve.repository import Bundle
+from hasten.serve.repository import Bundle, restamped
 from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
@@ -61,6 +61,11 @@ class Family:
         self._around = around
         self._turn = asyncio.Lock()
         self._draining: set[asyncio.Task[bool]] = set()
+
+    def failed(self, version: str) -> bool:
+        """Say whether a version was to be loaded and could not be."""
+        fate = self.fates.get(version)
+        return fate is not None and fate.state is State.FAILED
 
     @property
     def ready(self) -> bool:
@@ -124,17 +129,19 @@ class Family:
                 self._retire(old)
 
     async def unload(self) -> None:
-        """Route nowhere, and finish what is inside.
+        """Route nowhere, and finish what is inside; one that failed to load is not waited for any more.
 
         Raises:
-            ModelNotFound: nothing is loaded.
+            ModelNotFound: nothing is loaded, and nothing was to be.
         """
         async with self._turn:
-            old = self.routed
+            old, expected = self.routed, self.expected
+            self.expected = False
+            if old is None and expected:
+                return
             if old is None:
                 raise ModelNotFound(f"model {self.name!r} is not loaded")
             self.routed = None
-            self.expected = False
             self._before = old.bundle
             self._retire(old)
 
@@ -142,11 +149,17 @@ class Family:
         """Route to the version before.
 
         Raises:
-            ModelNotFound: there is none. ModelNotReady: it cannot be loaded any more.
+            ModelNotFound: there is none, or it was overwritten. ModelNotReady: it cannot be loaded any more.
         """
-        if self._before is None:
+        before = self._before
+        if before is None:
             raise ModelNotFound(f"model {self.name!r} has no version before this one")
-        await self.load(self._before)
+        if restamped(before) not in (before, None):
+            raise ModelNotFound(
+                f"what model {self.name!r} served before this was overwritten: {before.path} is another bundle now; "
+                "give each version a folder of its own"
+            )
+        await self.load(before)
 
     def end_loads(self) -> None:
         """Give up a load that is under way, and refuse those to come: the server is about to end."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from hasten.composition import read_composition
-from hasten.deployment import FILE, parse_deployment
+from hasten.deployment import FILE, MODEL, parse_deployment
 from hasten.errors import ModelNotFound, StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -20,13 +22,15 @@ FIRST = "1"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where a version of a model lies; ``stamp`` changes when its TOML file is written anew."""
+    """Where a version of a model lies; ``stamp`` changes when a file of it comes, goes or is written anew."""
 
     name: str
     version: str
     path: Path
-    stamp: tuple[int, int]
-    """Modification time in nanoseconds, and inode: bundles are replaced by renaming."""
+    stamp: tuple[int, ...]
+    """Of the TOML file, the modification time in nanoseconds, and the inode: bundles are replaced by renaming. Of the
+    files beside it and of the model: how many there are, their bytes, and the last modification: where a bundle is
+    copied file by file, the TOML file may be the first to arrive."""
 
 
 @dataclass(frozen=True)
@@ -133,4 +137,21 @@ def _bundle(name: str, version: str, path: Path) -> Bundle | None:
         stat = path.stat()
     except OSError:  # not there, or gone between looking and asking: either way there is none
         return None
-    return Bundle(name, version, path, (stat.st_mtime_ns, stat.st_ino))
+    return Bundle(name, version, path, (stat.st_mtime_ns, stat.st_ino, *_stamp(path.parent)))
+
+
+def _stamp(folder: Path) -> tuple[int, int, int]:
+    """Give the count, the bytes and the last modification of the files of a bundle, as far as they can be seen."""
+    count = size = last_ns = 0
+    model = folder / MODEL
+    for file in (*folder.glob("*"), *(model.rglob("*") if model.is_dir() else ())):
+        with contextlib.suppress(OSError):  # it went while it was looked at
+            stat = file.stat()
+            if S_ISREG(stat.st_mode):
+                count, size, last_ns = count + 1, size + stat.st_size, max(last_ns, stat.st_mtime_ns)
+    return count, size, last_ns
+
+
+def restamped(bundle: Bundle) -> Bundle | None:
+    """Give a bundle as it lies there now, or None: it has gone."""
+    return _bundle(bundle.name, bundle.version, bundle.path)

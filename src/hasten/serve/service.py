@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -311,11 +312,16 @@ class Service:
         found = await asyncio.to_thread(self.repository.scan)
         before, self._known = self._known, found
         for name in before.keys() - found.keys():
-            if name in self._families and self._families[name].routed is not None:
-                await self._families[name].unload()
-        for name, bundles in found.items():
-            if bundles != before.get(name):
-                await self._try(bundles[newest(bundles)], name)
+            if (family := self._families.get(name)) is not None:
+                with contextlib.suppress(ModelNotFound):
+                    await family.unload()
+                if all(family.failed(version) for version in family.fates):
+                    del self._families[name]
+        changed = [name for name, bundles in found.items() if bundles != before.get(name)]
+        waiting = [name for name in found if changed and name not in changed and self._failed(name, found)]
+        composed = [name for name in (*changed, *waiting) if self.members_of(name)]
+        for name in (*(n for n in changed if n not in composed), *composed):  # what a deployment asks before itself
+            await self._try(found[name][newest(found[name])], name)
 
     async def follow(self, every_s: float = 2.0) -> None:
         """Refresh every ``every_s`` seconds until cancelled; what cannot be read is logged, and tried again."""
@@ -347,6 +353,11 @@ class Service:
             traces, self.traces = self.traces, None
             await asyncio.to_thread(traces.close)
         return all(finished)
+
+    def _failed(self, name: str, found: Mapping[str, Mapping[str, Bundle]]) -> bool:
+        """Say whether the newest version of a model could not be loaded."""
+        family = self._families.get(name)
+        return family is not None and family.failed(newest(found[name]))
 
     async def _try(self, bundle: Bundle, name: str) -> None:
         try:
