@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -14,6 +15,9 @@ from hasten.measure.peaks import measure_peaks
 from hasten.store import Store
 from hasten.testing.faults import FAULTS
 from hasten.transform import Context
+
+hypothesis.settings.register_profile("hasten", deadline=None)  # no test is timed: the machine may be busy
+hypothesis.settings.load_profile("hasten")
 
 
 @pytest.fixture

@@ -127,6 +127,59 @@ def test_labels_that_are_no_class_are_refused() -> None:
         value("accuracy", scores, labels + 0.5)
 
 
+@pytest.mark.parametrize("row", [[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [2, -1, 0, 0, 0]])
+@pytest.mark.parametrize("name", ["accuracy", "top5-accuracy", "f1", "auc", "mean-iou"])
+def test_a_row_that_marks_several_classes_or_none_is_taken_for_no_class(name: str, row: list[int]) -> None:
+    scores, labels = scores_and_labels()
+    marks = np.eye(5)[labels]
+    marks[7] = row
+    with pytest.raises(BadInput, match=r"mark several classes of a row, or none; use the metric mse, mae, or a func"):
+        value(name, scores, marks)
+
+
+def test_soft_labels_are_the_class_that_has_most_of_the_row() -> None:
+    scores, labels = scores_and_labels()
+    soft = (0.9 * np.eye(5)[labels] + 0.02).astype(np.float16)
+    assert value("accuracy", scores, soft) == value("accuracy", scores, labels)
+
+
+N, K = 40, 4
+IDS = np.arange(N) % K
+MARKS = np.eye(K)[IDS]
+SEVERAL = np.stack([IDS % 2, IDS // 2, np.ones(N), np.zeros(N)], axis=1)
+
+DEFAULTS = {
+    "class ids": (IDS, (K,), "accuracy"),
+    "class ids as floats": (IDS.astype(np.float32), (K,), "accuracy"),
+    "class ids in a column": (IDS[:, None], (K,), "accuracy"),
+    "one-hot rows": (MARKS.astype(np.int64), (K,), "accuracy"),
+    "one-hot rows of floats": (MARKS.astype(np.float32), (K,), "accuracy"),
+    "several classes a row": (SEVERAL.astype(np.float32), (K,), "mse"),
+    "several classes a row as whole numbers": (SEVERAL.astype(np.int64), (K,), "mse"),
+    "whole numbers to predict": (np.tile(IDS[:, None] * 10.0, (1, K)).astype(np.float32), (K,), "mse"),
+    "counts to predict": (np.tile(IDS[:, None], (1, K)), (K,), "mse"),
+    "fractions to predict": (np.linspace(0, 1, N * K).reshape(N, K), (K,), "mse"),
+    "yes or no": (IDS % 2, (1,), "accuracy"),
+    "a count to predict": (IDS, (1,), "mse"),
+    "tokens": (np.tile(IDS[:, None], (1, 3)), (3, K), "accuracy"),
+    "tokens whose classes come first": (np.tile(IDS[:, None], (1, 3)), (K, 3), "accuracy"),
+    "an image to predict": (
+        np.zeros((N, 3, 6, 6), np.uint8) + IDS[:, None, None, None].astype(np.uint8),
+        (3, 6, 6),
+        "mse",
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [N, 2])
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_the_default_metric_is_told_by_labels_and_the_shape_of_an_output_of_any_number_of_rows(
+    case: str, rows: int
+) -> None:
+    labels, shape, wanted = DEFAULTS[case]
+    assert default_metric(labels, {"y": np.zeros((rows, *shape), np.float32)}) == wanted
+
+
 def test_an_unknown_metric_offers_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean 'accuracy'"):
         load_metric("acuracy")
@@ -218,3 +271,17 @@ def test_ids_of_tokens_are_compared_as_they_are() -> None:
     scores, labels = tokens(5)
     assert value("accuracy", scores.argmax(-1), labels) == 1.0
     assert value("agreement", scores.argmax(-1), labels) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{file}:f", "NameError: name 'undefined' is not defined"),
+        (":f", "'' names no module"),
+        (".x:f", "'.x' names no module"),
+    ],
+)
+def test_a_module_of_the_users_that_fails_in_any_way_is_one_clear_error(tmp_path, name: str, said: str) -> None:
+    (tmp_path / "bad.py").write_text("undefined\n")
+    with pytest.raises(BadInput, match=said):
+        load_metric(name.format(file=tmp_path / "bad.py"))

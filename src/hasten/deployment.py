@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from hasten.artifact import Artifact, Json
-from hasten.errors import StoreError, UsageError
+from hasten.errors import BadInput, StoreError, UsageError
 from hasten.settings import Doc, build
 from hasten.store import MANIFEST, Store, read_artifact, write_atomically, writing
 
@@ -96,11 +96,13 @@ def write_deployment(
 ) -> Path:
     """Write a bundle: the deployment, a copy of the model, and other files beside. Gives the path of the TOML file.
 
-    The folder appears whole, or what was there before stays.
+    The folder appears whole, or what was there before stays. A bundle that was there is replaced with all its folder
+    holds.
 
     Raises:
-        StoreError: the disk is full or cannot be written.
+        BadInput: something else than a bundle is there. StoreError: the disk is full or cannot be written.
     """
+    check_place(folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -126,6 +128,19 @@ def write_deployment(
             shutil.rmtree(fresh, ignore_errors=True)
             raise
     return folder / FILE
+
+
+def check_place(folder: Path) -> None:
+    """Check that a bundle may be written to ``folder``: there is nothing, an empty folder, or a bundle to replace.
+
+    Raises:
+        BadInput: something else is there.
+    """
+    with writing(folder):
+        free = not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
+        is_bundle = (folder / FILE).is_file()
+    if not (free or is_bundle):
+        raise BadInput(f"{folder} is there already and is no bundle: it has no {FILE}; give another folder")
 
 
 def read_deployment(path: Path, between: Callable[[], None] = lambda: None) -> tuple[Deployment, Artifact]:
@@ -158,7 +173,9 @@ def parse_deployment(path: Path) -> Deployment:
     """
     try:
         plain = msgspec.toml.decode(path.read_bytes())
-        build(Serving, plain.get("serving", {}), name="serving")  # an unknown field must not pass for a default
+        serving = plain.get("serving", {})
+        if isinstance(serving, Mapping):  # an unknown field must not pass for a default
+            build(Serving, serving, name="serving")
         return msgspec.convert(plain, Deployment)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error

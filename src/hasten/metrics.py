@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,9 @@ Statistic = Callable[[Floats], float]
 
 IGNORED_LABEL = 255
 """In dense labels, this one and every negative one mark positions that do not count (Pascal VOC, Cityscapes)."""
+
+SUM_TOLERANCE = 1e-3
+"""How far the sum of a row of probabilities may be from one: float16 has 11 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +95,20 @@ def default_metric(labels: Array | None, outputs: Feed) -> str:
     """Choose a metric: accuracy for class labels, mse for other labels; agreement or relative-error without.
 
     Labels are classes where they are whole numbers and the first output can name a class: it holds class ids, has a
-    class axis, or is a single number and there are at most two labels.
+    class axis, or is a single number and there are at most two labels. A label for each score names a class only as a
+    one-hot row. Of the outputs nothing but dtype and shape is looked at, and there may be fewer of them than labels.
     """
     y = first(outputs)
     if labels is None:
         return "agreement" if y.dtype.kind in "iub" or (y.ndim == 2 and y.shape[1] >= 2) else "relative-error"
+    y = np.broadcast_to(np.zeros((), y.dtype), (len(labels), *y.shape[1:]))
     two = len(np.unique(labels)) <= 2
+    ids = y.dtype.kind in "iub"
+    single = _is_single(y, class_axis(y, labels))
+    if labels.shape == y.shape and not ids and not single and not _names_classes(labels, y.shape):
+        return "mse"
     whole = labels.dtype.kind in "iub" or ((two or labels.shape != y.shape) and _whole(labels))
-    names_classes = y.dtype.kind in "iub" or not _is_single(y, class_axis(y, labels)) or two
-    return "accuracy" if whole and names_classes else "mse"
+    return "accuracy" if whole and (ids or not single or two) else "mse"
 
 
 def first(outputs: Feed) -> Array:
@@ -142,21 +150,19 @@ def predicted(outputs: Array, *, axis: int | None = None) -> Ints:
 def classified(outputs: Array, labels: Array) -> tuple[Ints, Ints, int]:
     """Give predicted and true classes [n, ...] of one shape, and how many classes there are.
 
-    ``labels`` hold class ids, shaped as the output without its class axis (``class_axis``); or one-hot rows; or -1
-    and 1 for a binary classifier.
+    ``labels`` hold class ids, shaped as the output without its class axis (``class_axis``); or one-hot rows, or soft
+    ones, of which the largest counts; or -1 and 1 for a binary classifier.
 
     Raises:
-        BadInput: the shapes do not fit, or a label is no class.
+        BadInput: the shapes do not fit, a label is no class, or a row of labels marks several or none.
     """
     ids = outputs.dtype.kind in "iub"
     axis = 1 if ids else class_axis(outputs, labels)
-    if not ids and labels.ndim == 2 and labels.shape[1] > 1 and labels.shape == outputs.shape:
-        truth = np.asarray(labels.argmax(axis=1))  # one-hot rows
-    else:
-        truth = _squeezed(labels, axis) if ids or labels.ndim >= outputs.ndim else labels
-    if truth.dtype.kind == "f" and not _whole(truth):
+    marked = None if ids else marked_classes(labels, outputs.shape)
+    told = _squeezed(labels, axis) if ids or labels.ndim >= outputs.ndim else labels
+    if marked is None and told.dtype.kind == "f" and not _whole(told):
         raise BadInput("labels must be whole numbers to be classes; for other labels use the metric mse or mae")
-    truth = truth.astype(np.int64)
+    truth = told.astype(np.int64) if marked is None else marked
     guess = predicted(outputs, axis=axis)
     if guess.shape != truth.shape:
         raise BadInput(f"labels have shape {list(labels.shape)}, which does not fit outputs {list(outputs.shape)}")
@@ -165,6 +171,40 @@ def classified(outputs: Array, labels: Array) -> tuple[Ints, Ints, int]:
     if _is_single(outputs, axis):
         return guess, np.where(truth == -1, 0, truth), 2
     return guess, truth, outputs.shape[axis]
+
+
+def marked_classes(labels: Array, shape: Sequence[int]) -> Ints | None:
+    """Give the class that each row of labels [n, classes] marks; None where they are not one for each score.
+
+    Args:
+        labels: One-hot rows or soft ones: not negative, and each row adds up to 1.
+        shape: The outputs', [n, classes].
+
+    Raises:
+        BadInput: a row marks several classes, or none: no class of it can be told.
+    """
+    if not _one_a_score(labels, shape):
+        return None
+    if not sums_to_one(labels, 1):
+        raise BadInput(
+            "labels mark several classes of a row, or none; use the metric mse, mae, or a function of your own: "
+            "--metric module.py:function"
+        )
+    return np.asarray(labels.argmax(axis=1), dtype=np.int64)
+
+
+def _one_a_score(labels: Array, shape: Sequence[int]) -> bool:
+    return labels.ndim == 2 and labels.shape[1] > 1 and labels.shape == tuple(shape)
+
+
+def _names_classes(labels: Array, shape: Sequence[int]) -> bool:
+    return _one_a_score(labels, shape) and sums_to_one(labels, 1)
+
+
+def sums_to_one(values: Array, axis: int) -> bool:
+    """Tell whether values along ``axis`` are shares: none is negative, and each row of them adds up to 1."""
+    numbers = values.astype(np.float64)
+    return bool((numbers >= 0).all() and np.abs(numbers.sum(axis=axis) - 1).max(initial=0.0) < SUM_TOLERANCE)
 
 
 def _accuracy(outputs: Feed, labels: Array) -> Floats:
@@ -404,17 +444,22 @@ def _correlation(a: Floats, b: Floats, weights: Floats) -> float:
 
 def _import(where: str) -> ModuleType:
     path = Path(where)
+    if path.suffix != ".py" and (not where or where.startswith(".")):
+        raise BadInput(f"{where!r} names no module; write module:function or path/to/file.py:function")
     try:
-        if path.suffix != ".py":
-            return importlib.import_module(where)
-        spec = importlib.util.spec_from_file_location(f"hasten_metric_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise BadInput(f"{where} cannot be imported as a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module  # dataclasses in the user's file look their module up
-        spec.loader.exec_module(module)
-    except (OSError, ImportError, SyntaxError) as error:
-        raise BadInput(f"the metric's module {where!r} cannot be imported: {error}") from error
+        return _module_of_file(path) if path.suffix == ".py" else importlib.import_module(where)
+    except Exception as error:  # whatever the user's own file raises
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"the metric's module {where!r} cannot be imported: {type(error).__name__}: {reason}") from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"hasten_metric_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses in the user's file look their module up
+    spec.loader.exec_module(module)
     return module
 
 

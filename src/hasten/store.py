@@ -82,6 +82,10 @@ class Store:
             raise StoreError(f"{len(found)} artifacts in {objects} begin with {digest!r}; give a longer digest")
         return read_artifact(found[0])
 
+    def holds(self, digest: str) -> bool:
+        """Say whether the artifact of this whole digest is here."""
+        return (self.root / "objects" / digest / MANIFEST).exists()
+
     def verify(self, artifact: Artifact) -> None:
         """Check every file against the manifest.
 
@@ -115,9 +119,7 @@ class Store:
             digest = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["digest"]
         except (msgspec.DecodeError, KeyError, OSError) as error:
             raise StoreError(f"{path} cannot be read: {error}; delete it") from error
-        if not (self.root / "objects" / digest / MANIFEST).exists():
-            return None
-        return self.get(digest)
+        return self.get(digest) if self.holds(digest) else None
 
     def remember(self, key: str, artifact: Artifact) -> None:
         """Note that the step with this key makes ``artifact``."""

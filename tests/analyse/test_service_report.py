@@ -21,9 +21,9 @@ from hasten.analyse.simulate import poisson, simulate
 from hasten.errors import StoreError, UnknownName
 from hasten.load.objective import read_objective
 from hasten.report.export import EXPORTERS, export, scalars
-from hasten.report.service import csv_of, markdown_of, summary, tables_of
+from hasten.report.service import Table, csv_of, markdown_of, summary, tables_of
 from hasten.report.service_html import render_service_html
-from hasten.report.service_table import service_table
+from hasten.report.service_table import drawn, service_table
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,12 @@ class _Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href")]
+
+
+def test_the_terminal_shows_cells_with_their_brackets() -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(drawn(Table("t", "Told", ("load",), (("burst[/b] of x[ids]",),))))
+    assert "burst[/b] of x[ids]" in screen.getvalue()
 
 
 def test_the_page_stands_alone(analysis: Analysis) -> None:

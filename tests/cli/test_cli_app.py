@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hasten.cli.answer import Answer
 from hasten.cli.app import VERBS, make_app, module_of, run
 from hasten.testing.models import mlp, write
 
@@ -52,6 +54,8 @@ USAGE = {
     "an unknown setting": (["measure", "{model}", "--engine", "onnxruntime:thread=1"], "did you mean 'threads'"),
     "a setting out of range": (["measure", "{model}", "--engine", "onnxruntime:threads=many"], "threads"),
     "one engine twice": (["measure", "{model}", "--engine", "onnxruntime", "--engine", "onnxruntime"], "twice"),
+    "a seed below zero": (["measure", "{model}", "--seed", "-1"], "'-1' is no seed"),
+    "a seed that is no number": (["apply", "fold", "{model}", "--seed", "x"], "'x' is no seed"),
     "an unknown axis": (["inspect", "{model}", "--dims", "bach=3"], "did you mean 'batch'"),
 }
 
@@ -98,6 +102,48 @@ def test_an_error_with_json_is_one_document(tmp_path: Path, capsys: pytest.Captu
     document = json.loads(capsys.readouterr().out)
     assert document["error"]["kind"] == "BadInput"
     assert document["error"]["exit_code"] == 1
+
+
+def test_what_the_users_own_code_prints_is_no_part_of_the_document(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import numpy as np\nprint('imported')\n\n"
+        "def f():\n    print('called')\n    return np.zeros((4, 16), np.float32), np.zeros(4)\n"
+    )
+    words = ["apply", "fold", str(model), "--data", f"{tmp_path / 'loud.py'}:f", "--home", str(tmp_path / "home")]
+    assert run([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["digest"]
+    assert "imported\ncalled\n" in said.err
+    assert run(words) == 0
+    assert capsys.readouterr().out.startswith("imported\ncalled\n")
+
+
+def test_help_stays_on_standard_output_with_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["measure", "--json", "--help"]) == 0
+    assert "--precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["apply", "--list"], ["apply", "--list", "--json"], ["--help"], ["none", "--json"]])
+def test_a_reader_that_has_gone_is_an_exit_code_and_no_trace(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "hasten", *words]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("hasten: error: Unknown command")] == []
+
+
+def test_what_fails_while_it_is_printed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hasten.cli.apply.list_answer", lambda: Answer(document=None, shown=("[/nothing]",)))
+    assert run(["apply", "--list"]) == 1
+    assert capsys.readouterr().err.startswith("hasten: error: MarkupError: ")
 
 
 def test_a_trace_is_shown_with_debug_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,3 +90,10 @@ def test_settings_without_sense_are_refused_with_the_way_to_write_them(text: str
 )
 def test_written_pairs_are_read_back(pairs: dict[str, str]) -> None:
     assert units.pairs(",".join(f"{key}={value}" for key, value in pairs.items())) == pairs
+
+
+def test_a_seed_is_a_whole_number_from_zero_on() -> None:
+    assert [units.seed(text) for text in ("0", "17", "99999999999")] == [0, 17, 99999999999]
+    for text in ("-1", "1.5", "", "one"):
+        with pytest.raises(ValueError, match="whole number, 0 or above"):
+            units.seed(text)

@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from hasten.cli.app import run
+from hasten.cli.doctor import store_finding
 from hasten.cli.models import is_digest
 from hasten.testing.models import convnet, encoder, mlp, write
 
@@ -108,6 +109,24 @@ def test_doctor_runs_every_engine_that_is_here(home: Path, capsys: pytest.Captur
     assert by_name["onnxruntime"]["works"]
     assert by_name["onnxruntime"]["says"].startswith("runs")
     assert all(item["works"] or item["fix"] for item in found["findings"] if item["kind"] == "frontend")
+
+
+def test_doctor_counts_the_folders_of_runs_and_not_their_locks(tmp_path: Path) -> None:
+    for name in ("3f2a91c04d", "77aa91c04d"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / f"{name}.lock").touch()
+    assert ": 0 models, 2 runs, " in store_finding(tmp_path).says
+
+
+def test_names_with_brackets_are_shown_as_they_are(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = mlp()
+    node = next(node for node in model.graph.node if "x" in node.input)
+    node.input[list(node.input).index("x")] = model.graph.input[0].name = "tokens[ids][/b]"
+    path = write(model, tmp_path / "model.onnx")
+    assert run(["inspect", str(path), "--home", str(home)]) == 0
+    assert "tokens[ids][/b]" in capsys.readouterr().out
 
 
 PROGRAMS = {

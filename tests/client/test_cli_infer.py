@@ -86,3 +86,14 @@ def test_rows_are_written_as_slices() -> None:
     for text in ("", ":", "-1:3", "a", "3:3"):
         with pytest.raises(ValueError, match="row"):
             read_rows(text)
+
+
+@pytest.mark.parametrize(("label", "shown"), [(np.arange(20) % CLASSES, True), (np.full(20, np.nan), False)])
+def test_labels_stand_beside_the_answers_where_they_can_be_used(
+    opened: Open, tmp_path: Path, label: np.ndarray, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", x=rows_of(20), label=label)
+    assert run(["infer", opened.http, "net", "--data", str(tmp_path / "data.npz"), "--rows", "0:2"]) == 0
+    said = capsys.readouterr().out
+    assert ("label" in said.splitlines()[0]) == shown
+    assert ("No labels are shown: the labels of 2 of 2 samples are NaN" in " ".join(said.split())) != shown

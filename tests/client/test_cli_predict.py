@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from arro3.core import Array, RecordBatch, Table, fixed_size_list_array
+from arro3.core import Array, DataType, RecordBatch, Table, fixed_size_list_array
 from arro3.io import read_parquet, write_parquet
 
 from hasten.cli import predict as verb
 from hasten.cli.app import run
 from hasten.cli.predict_output import WRITERS, check_alike, write_npz_whole
-from hasten.deployment import read_deployment
+from hasten.deployment import Serving, read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BadInput
 from hasten.samples.arrow import parquet_pieces
@@ -197,3 +198,87 @@ def test_a_parquet_file_comes_in_pieces_of_any_size(data: str) -> None:
         assert sum(lengths) == ROWS
         assert set(lengths[:-1]) <= {size}
     assert len(read_parquet(data).read_all()) == ROWS
+
+
+@pytest.mark.parametrize("name", ["label", "target", "y", "class"])
+@pytest.mark.parametrize("values", [[None] * 6, [-1, 0, 3, 0, 1, 2]])
+def test_labels_are_not_looked_at(deployment: Path, tmp_path: Path, name: str, values: list[Any], wanted: Any) -> None:
+    x = fixed_size_list_array(Array.from_numpy(rows(ROWS)[:6].ravel()), FEATURES)
+    labels = Array(values, type=DataType.int64())
+    write_parquet(Table.from_batches([RecordBatch.from_pydict({"x": x, name: labels})]), tmp_path / "data.parquet")
+    out = tmp_path / "out.npz"
+    assert run(["predict", str(deployment), "--data", str(tmp_path / "data.parquet"), "-o", str(out)]) == 0
+    np.testing.assert_allclose(read_output(out), wanted[:6], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_of_a_function_are_not_looked_at(deployment: Path, tmp_path: Path, wanted: Any) -> None:
+    np.save(tmp_path / "x.npy", rows(ROWS)[:6])
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\nfrom pathlib import Path\nfrom hasten import Samples\n\n"
+        "def f():\n    x = np.load(Path(__file__).with_name('x.npy'))\n"
+        "    return Samples({'x': x}, np.array(list('abcabc')))\n"
+    )
+    out = tmp_path / "out.npz"
+    assert run(["predict", str(deployment), "--data", f"{tmp_path / 'data.py'}:f", "-o", str(out)]) == 0
+    np.testing.assert_allclose(read_output(out), wanted[:6], rtol=1e-4, atol=1e-5)
+
+
+LIMITS = {
+    "a timeout": Serving(instances=1, timeout_ms=0.001),
+    "one request at once": Serving(instances=1, concurrency=1),
+    "one row that waits": Serving(instances=1, queue_rows=1, queue_bytes=1),
+    "an objective": Serving(instances=1, objective_ms=0.001),
+}
+
+
+@pytest.mark.parametrize("isolation", ["auto", "thread"])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limits_that_are_for_clients_do_not_hold_offline(
+    limit: str, isolation: Any, data: str, tmp_path: Path, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "TRIES", 0)
+    path = bundle(tmp_path / "net", serving=replace(LIMITS[limit], isolation=isolation))
+    out = tmp_path / "out.npz"
+    assert run(["predict", str(path), "--data", data, "-o", str(out)]) == 0
+    np.testing.assert_allclose(read_output(out), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_objective_of_the_goal_does_not_hold_offline(data: str, tmp_path: Path, wanted: Any) -> None:
+    path, out = bundle(tmp_path / "net", p99_ms=0.001), tmp_path / "out.npz"
+    assert run(["predict", str(path), "--data", data, "-o", str(out)]) == 0
+    np.testing.assert_allclose(read_output(out), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_among_the_data_is_none_of_it(
+    deployment: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    Path(data).rename(folder / "data.parquet")
+    out, real, ran = folder / "out.npz", verb._run, list[int]()
+
+    async def stopped_at_the_third(service: Any, model: str, samples: Any) -> Any:
+        ran.append(len(samples))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return await real(service, model, samples)
+
+    monkeypatch.setattr(verb, "_run", stopped_at_the_third)
+    words = ["predict", str(deployment), "--data", str(folder), "-o", str(out), "--piece", "200", "--json"]
+    assert run(words) == 130
+    (folder / ".out.npz.fresh").write_bytes(b"half an output")
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["pieces_kept_from_before"] == 2
+    assert ran == [200, 200, 200, 200, 100]
+
+
+def test_another_file_among_the_data_is_a_change_of_it(deployment: Path, tmp_path: Path) -> None:
+    what, output = read_deployment(deployment)[0], tmp_path / "out.npz"
+    (tmp_path / "one.parquet").write_bytes(b"one")
+    keys = [verb.key_of(what, str(tmp_path), verb.DATA, 200, output=output)]
+    for name in ("out.npz", ".out.npz.parts/part-00000000.npz", "two.parquet", "below/out.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"more")
+        keys.append(verb.key_of(what, str(tmp_path), verb.DATA, 200, output=output))
+    assert keys[0] == keys[1] == keys[2]
+    assert len(set(keys[2:])) == 3

@@ -95,6 +95,12 @@ def test_the_exit_code_is_that_of_the_worst_limit(
     assert state in capsys.readouterr().out
 
 
+def test_what_a_server_said_is_shown_with_its_brackets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(run_of([5 * MS] * 1000, cut_short="it said [/b] of x[ids]"), tmp_path)
+    assert hasten(["gate", str(tmp_path), "--max-p99", "20ms"]) == 3
+    assert "it said [/b] of x[ids]" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hasten.cli.app import run as hasten
-from hasten.cli.compare import remarks_of
+from hasten.cli.compare import remarks_of, table_of
 from hasten.errors import BadInput
-from hasten.load.compare import Block, Sides, compared, recorded_sides
+from hasten.load.compare import Block, Compared, Sides, compared, recorded_sides
 from hasten.load.record import write_run
 from load.runs import ERROR, OK, run_of
 
@@ -118,3 +120,11 @@ def test_a_run_and_an_address_are_not_compared(
     write_run(run_of([MS] * 200), tmp_path)
     assert hasten(["compare", str(tmp_path), other]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_figures_words_are_shown_with_their_brackets() -> None:
+    found = Compared(name="p99[ids]", a=None, b=None, ratio=None, better="INCONCLUSIVE", why="of x[/b] nothing is told")
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(table_of((found,)))
+    assert "p99[ids]" in screen.getvalue()
+    assert "of x[/b] nothing is told" in screen.getvalue()

@@ -13,7 +13,7 @@ from scipy.stats import multinomial
 from hasten.errors import BadInput, Untrusted
 from hasten.measure.quality import Z, paired_interval, proves, quality, refutes, samples_needed
 from hasten.measurement import Quality
-from hasten.metrics import METRICS, load_metric
+from hasten.metrics import METRICS, Metric, first, load_metric
 
 
 def one_hot(classes: np.ndarray, count: int = 4) -> np.ndarray:
@@ -271,3 +271,22 @@ def test_flips_of_a_segmentation_are_read_on_axis_one() -> None:
     for name in ("agreement", "accuracy"):
         q = quality(METRICS[name], reference={"y": maps}, candidate={"y": other}, labels=labels)
         assert q.flip_rate == pytest.approx(1 / 16)
+
+
+def test_a_label_that_is_not_finite_is_no_loss_of_nothing() -> None:
+    labels = np.linspace(0, 1, 20)
+    labels[3] = np.nan
+    outputs = {"y": np.linspace(0, 1, 20, dtype=np.float32)[:, None]}
+    with pytest.raises(BadInput, match=r"1 of 20 samples are NaN or infinite, the first in row 3"):
+        quality(METRICS["mse"], reference=outputs, candidate=outputs, labels=labels)
+
+
+def test_a_drop_that_is_not_finite_is_not_trusted() -> None:
+    """A share of next to nothing is too large for a number."""
+    huge = Metric(name="huge", doc="", bounded=False, score=lambda outputs, labels: first(outputs).astype(np.float64))
+    before, after = np.full(6, 1e-300), np.full(6, 1e300)
+    with (
+        pytest.raises(Untrusted, match=r"huge is 1e-300 for the original and 1e\+300.*not finite"),
+        np.errstate(over="ignore"),
+    ):
+        quality(huge, reference={"y": before}, candidate={"y": after}, labels=np.zeros(6))

@@ -179,3 +179,9 @@ def test_an_output_of_no_elements_has_its_size_told() -> None:
     parts, header_bytes = rest.encode_response(response, asks)
     assert header_bytes == len(parts[0])
     assert json.loads(parts[0])["outputs"][0]["parameters"] == {"binary_data_size": 0}
+
+
+@pytest.mark.parametrize("body", [b'{"name":"\xff"}', b'{"\xff":1}', b'{"x":' + b"[" * 100_000])
+def test_metadata_of_a_model_that_is_no_text_or_nested_deep_is_told_as_bad(body):
+    with pytest.raises(BadRequest, match="this is no model metadata"):
+        rest.decode_model_metadata(body)

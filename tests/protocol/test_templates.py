@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -140,12 +141,29 @@ def test_a_body_that_is_shorter_than_its_known_head_says_is_refused() -> None:
             templates.decode(head + more, header_bytes=len(head), metadata=nothing)
 
 
-def test_heads_that_are_kept_are_bounded() -> None:
+def test_the_heads_of_many_targets_take_no_more_memory_than_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest_templates, "KEPT_BYTES", 20_000)
+    named = ",".join(f'{{"name":"y{n}"}}' for n in range(300))  # what was read of it is far longer than its text
+    heads = rest_templates.Heads()
+    targets = [rest_templates.RequestTemplates(f"net{n}", None, heads=heads) for n in range(10)]
+    tracemalloc.start()
+    try:
+        for n in range(5):
+            for templates in targets:
+                head = f'{{"inputs":[],"outputs":[{named}],"parameters":{{"k":{n}}}}}'.encode()
+                assert templates.decode(head, header_bytes=len(head), metadata=nothing).parameters == {"k": n}
+        assert tracemalloc.get_traced_memory()[0] < 15 * 20_000
+    finally:
+        tracemalloc.stop()
+    assert 0 < sum(len(head) for templates in targets for head in templates._known) <= 20_000
+
+
+def test_a_head_that_is_read_anew_each_time_does_not_drive_the_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest_templates, "KEPT_BYTES", 1000)
     templates = rest_templates.RequestTemplates("net", None)
-    for n in range(1000):
-        head = b'{"inputs":[{"name":"x%d","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}]}' % n
-        templates.decode(head + bytes(4), header_bytes=len(head), metadata=nothing)
-    assert len(templates._known) <= rest_templates.KEPT_HEADS
+    for head in (b'{"inputs":[]}', *[b'{"parameters":{"id":""},"inputs":[]}'] * 100):
+        templates.decode(head, header_bytes=len(head), metadata=nothing)
+    assert len(templates._known) == 2
 
 
 def ways_to_ask(names: list[str]) -> list[InferRequest]:

@@ -19,6 +19,8 @@ def home(tmp_path: Path) -> Path:
     artifact = stored(mlp(), Store(home))
     for name in ("aaa1", "aab2"):
         folder = home / "runs" / name
+        folder.with_suffix(".lock").parent.mkdir(parents=True, exist_ok=True)
+        folder.with_suffix(".lock").touch()  # as a search leaves it beside its folder
         (folder / "best").mkdir(parents=True)
         result = with_artifact(make_result(folder), artifact.digest)
         (folder / "result.json").write_bytes(result.json)
@@ -44,6 +46,27 @@ def test_the_last_run_is_shown_and_its_page_written(home: Path, capsys: pytest.C
 def test_a_run_is_found_by_the_beginning_of_its_id(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", "aaa", "--home", str(home), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["report"].endswith("aaa1/report.html")
+
+
+def test_a_lock_beside_a_run_is_not_listed_as_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", "zz", "--home", str(home)]) == 1
+    assert capsys.readouterr().err.endswith("there are: aaa1, aab2, ccc3\n")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_runs_folder_is_shown_from_anywhere(
+    stored: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not stored:
+        shutil.rmtree(home / "objects")
+    assert run(["report", str(home / "runs" / "aab2")]) == 0
+    page = (home / "runs" / "aab2" / "report.html").read_text()
+    assert ("How the chosen model was made" in page) == stored
+    capsys.readouterr()
+    assert run(["report", str(home / "runs" / "aab2"), "--show-python"]) == 0
+    exec(compile(capsys.readouterr().out, "shown", "exec"), {})  # noqa: S102 - the point of the test
+    assert capsys.readouterr().out.startswith("MEETS ")
 
 
 def test_the_document_carries_the_path_and_what_was_learned_of_compression(

@@ -616,6 +616,44 @@ def test_a_dataset_folder_gives_images_and_its_class_names(tmp_path) -> None:
     assert read.samples.classes == ("off", "on")
 
 
+def test_a_class_that_there_is_not_is_named_with_its_row(tmp_path) -> None:
+    folder = dataset(
+        tmp_path / "d",
+        {"kind": {"names": [f"c{i}" for i in range(10)], "_type": "ClassLabel"}},
+        x=lists(np.zeros((3, 2), np.float32)),
+        kind=np.array([3, -1, 0]),
+    )
+    with pytest.raises(BadInput, match=r"'kind' has the value -1 in row 1, but its classes are 0 to 9"):
+        read_samples(folder, FEATURES)
+
+
+UNUSABLE = {
+    "no value": text([None, None, None]),
+    "not a number": np.array([1.0, np.nan, 0.0]),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize("names", [("label", None), ("y", None), ("truth", "truth")])
+def test_labels_that_cannot_be_used_stop_only_who_needs_them(tmp_path, kind, names) -> None:
+    column, label = names
+    path = parquet(tmp_path / "d.parquet", a=np.arange(3.0), z=np.arange(3.0), **{column: UNUSABLE[kind]})
+    with pytest.raises(BadInput, match=r"has no value in row 0|labels of 1 of 3 samples"):
+        read_samples(path, FEATURES, label=label)
+    unread = read_samples(path, FEATURES, label=label, labels="unread")
+    assert (unread.label, unread.unlabelled, unread.samples.labels) == (column, None, None)
+    assert unread.columns == {"x": ("a", "z")}
+    optional = read_samples(path, FEATURES, label=label, labels="optional")
+    assert optional.samples.labels is None
+    assert any(word in str(optional.unlabelled) for word in ("has no value in row 0", "labels of 1 of 3 samples"))
+
+
+def test_optional_labels_that_can_be_used_are_there(tmp_path) -> None:
+    path = parquet(tmp_path / "d.parquet", a=np.arange(3.0), z=np.arange(3.0), label=text(["b", "a", "b"]))
+    read = read_samples(path, FEATURES, labels="optional")
+    assert (read.samples.labels.tolist(), read.samples.classes, read.unlabelled) == ([1, 0, 1], ("a", "b"), None)
+
+
 def test_a_dictionary_of_splits_needs_the_name_of_one(tmp_path) -> None:
     for split, value in (("train", 0.0), ("test", 1.0)):
         dataset(tmp_path / "d" / split, {}, a=np.full(3, value), b=np.full(3, value))
@@ -671,6 +709,15 @@ def test_a_function_that_cannot_be_used_is_one_clear_error(tmp_path, name, word)
 
 
 # --- what is no samples at all
+
+
+def test_samples_of_a_function_with_labels_that_are_texts_say_what_to_give(tmp_path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\nfrom hasten import Samples\n\n"
+        "def f():\n    return Samples({'x': np.zeros((2, 2), np.float32)}, np.array(['a', 'b']))\n"
+    )
+    with pytest.raises(BadInput, match=r"give the index of each sample's class"):
+        read_samples(f"{tmp_path / 'data.py'}:f", FEATURES)
 
 
 def test_a_folder_of_saved_samples_is_taken_as_it_is(tmp_path) -> None:

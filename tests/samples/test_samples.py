@@ -50,6 +50,24 @@ def test_samples_that_do_not_fit_say_which_axis() -> None:
         Samples({"x": np.zeros((4, 2), np.float32)}).check(signature)
 
 
+SIGNATURE = Signature((TensorSpec("x", "float32", ("n", 2)),), ())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_labels_that_are_not_finite_are_refused_with_the_first_row_and_their_number(dtype, value) -> None:
+    labels = np.zeros((9, 2), dtype)
+    labels[[4, 7], 1] = value
+    with pytest.raises(BadInput, match=r"labels of 2 of 9 samples are NaN or infinite, the first in row 4; take"):
+        Samples({"x": np.zeros((9, 2), np.float32)}, labels).check(SIGNATURE)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([b"a", b"b"])])
+def test_labels_that_are_texts_are_refused_with_what_to_give(labels) -> None:
+    with pytest.raises(BadInput, match=r"are texts; give the index of each sample's class.*classes="):
+        Samples({"x": np.zeros((2, 2), np.float32)}, labels).check(SIGNATURE)
+
+
 @pytest.mark.parametrize(
     "text",
     [

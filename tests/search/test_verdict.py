@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from hasten.search.result import Goal
+import pytest
+
+from hasten.search.result import Goal, Objective
 from hasten.search.verdict import choose
 
 from .trials import certificate, judged, ratio
@@ -144,3 +146,36 @@ def test_throughput_size_and_memory_are_held_against_their_limits() -> None:
     for goal in (Goal(min_throughput=1e9), Goal(max_file_bytes=10), Goal(max_memory_bytes=10)):
         _, verdict = decide(item, replace(ORIGINAL, measurement=item.measurement), goal=goal)
         assert verdict.word == "BEST_EFFORT"
+
+
+SMALL = replace(ORIGINAL.measurement, resources=replace(ORIGINAL.measurement.resources, file_bytes=10))
+
+
+def test_a_faster_plan_over_a_limit_is_said_to_be_faster_and_over_it() -> None:
+    large = certificate("large", 3.0, judged(0.0))
+    goal = replace(GOAL, max_file_bytes=100)
+    chosen, verdict = decide(large, replace(ORIGINAL, measurement=SMALL), goal=goal, faster=[("large", "original")])
+    assert (chosen.plan, verdict.word) == ("original", "MEETS")
+    assert verdict.sentence.startswith("what is faster beyond doubt does not keep the goal: its files take 1,000 bytes")
+    assert verdict.sentence.endswith("; the untouched model meets the goal")
+
+
+def test_a_faster_plan_whose_p99_is_open_is_said_to_be_not_proven() -> None:
+    few = certificate("fast", 3.0, judged(0.0), runs=100, misses=0)
+    original = replace(ORIGINAL, measurement=certificate("o", 1.0, runs=1000, misses=0).measurement)
+    chosen, verdict = decide(few, original, goal=replace(GOAL, p99_ns=50e6), faster=[("fast", "original")])
+    assert (chosen.plan, verdict.word) == ("original", "MEETS")
+    assert verdict.sentence.startswith("what is faster beyond doubt is not proven to: 100 runs with 0 over 50 ms")
+
+
+@pytest.mark.parametrize(("objective", "word"), [("size", "smaller"), ("memory", "smaller in memory")])
+def test_what_is_better_is_called_by_the_objective(objective: Objective, word: str) -> None:
+    goal = replace(GOAL, objective=objective)
+    assert f"nothing that was tried is {word} beyond doubt" in decide(ORIGINAL, goal=goal)[1].sentence
+    late = certificate("late", 0.5, judged(0.0), runs=1000, misses=900)
+    original = replace(ORIGINAL, measurement=certificate("o", 1.0, runs=1000, misses=0).measurement)
+    _, verdict = decide(late, original, goal=replace(goal, p99_ns=50e6), faster=[("late", "original")])
+    assert verdict.sentence.startswith(f"what is {word} beyond doubt does not keep the goal: 900 of 1000 runs")
+    bad = certificate("bad", 3.0, judged(0.08, half=0.01))
+    _, verdict = decide(bad, ORIGINAL, goal=goal, faster=[("bad", "original")])
+    assert (verdict.word, verdict.sentence.startswith(f"what was {word} did not hold")) == ("REGRESSION", True)

@@ -114,6 +114,29 @@ def test_the_access_log_is_appended_to_a_file(toml: Path, tmp_path: Path, transp
     assert found["duration_ms"] > 0
 
 
+def test_standard_output_has_the_document_and_the_access_log_and_nothing_that_a_step_prints(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "loud.py").write_text(
+        "print('imported', flush=True)\n\ndef same(values):\n    return {'x': values['raw']}\n"
+    )
+    tensor = {"dtype": "float32", "shape": [16]}
+    step = {
+        "step": "function",
+        "function": "loud.py:same",
+        "reads": [{"name": "raw", **tensor}],
+        "makes": [{"name": "x", **tensor}],
+    }
+    path = bundle(tmp_path / "net", pre=(step,))
+    with serving(path, "--drain", "1ms", "--allow-code", str(code), "--access-log=-") as (process, told):
+        assert call(str(told["http"]), "GET", "/v2", None)[0] == 200
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert json.loads(out.partition(b"\n")[0])["target"] == "/v2"
+    assert b"imported" not in out
+    assert b"imported\n" in err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full: Linux has one")
 def test_an_access_log_on_a_full_disk_changes_neither_the_answers_nor_the_end(toml: Path) -> None:
     with serving(toml, "--drain", "1ms", "--access-log", "/dev/full") as (process, told):

@@ -19,7 +19,7 @@ from hasten.serve.app import Listening, open_app
 from hasten.serve.http1 import Http1Server
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
-from hasten.serve.listen import HttpListener, Spot
+from hasten.serve.listen import HttpListener, Spot, bind
 from serve.bundles import bundle
 from serve.wire import run, within
 
@@ -40,6 +40,16 @@ async def listening(route: Callable[[Request], None] = answer, tls: ssl.SSLConte
 def place(listener: HttpListener) -> tuple[str, int]:
     host, _, port = listener.url.removeprefix("http://").rpartition(":")
     return host, int(port)
+
+
+def test_the_kernel_asks_silent_clients_whether_they_are_there_even_at_an_inherited_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        for spot in (Spot("127.0.0.1", 0), Spot("", 0, fd=given.fileno())):
+            with bind(spot) as port, socket.create_connection(port.getsockname()):
+                port.settimeout(10)
+                accepted, _ = port.accept()
+                with accepted:
+                    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_those_who_wait_at_the_port_when_it_closes_are_answered() -> None:

@@ -378,3 +378,24 @@ def test_hasten_cascade_writes_a_deployment_that_can_be_served(
     elsewhere = ["cascade", *words, "-o", str(tmp_path / "elsewhere" / "both" / FILE)]
     assert run_verb(elsewhere) == 1
     assert "in one folder of models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [
+        ("b", "lies in the folder of"),
+        ("link", "lies in the folder of"),
+        ("a", "lies in"),
+        ("b/1", "one folder of models"),
+    ],
+)
+def test_hasten_cascade_never_writes_over_a_deployment_that_it_asks(
+    home: Path, tmp_path: Path, place: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [home / "a" / "1", home / "b" / "1"]
+    (home / "link").symlink_to(home / "b")
+    before = {path: path.read_bytes() for path in home.rglob(FILE)}
+    words = [*map(str, members), "--data", str(tmp_path / "none.npz"), "-o", str(home / place / FILE)]
+    assert run_verb(["cascade", *words]) == 1
+    assert wanted in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in home.rglob(FILE)} == before

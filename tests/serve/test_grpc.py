@@ -130,10 +130,11 @@ def test_no_message_at_all_brings_out_an_internal_error(
                 assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), error
 
 
-def test_a_server_that_ends_does_not_wait_for_who_watches_its_health(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["fast", "library"])
+def test_a_server_that_ends_does_not_wait_for_who_watches_its_health(tmp_path: Path, transport: Transport) -> None:
     async def test() -> None:
         bundle(tmp_path / "net")
-        listening = Listening(port=0, grpc_port=0, finish_s=1000.0)
+        listening = Listening(port=0, grpc_port=0, finish_s=1000.0, transport=transport)
         async with contextlib.AsyncExitStack() as stack:
             app = await stack.enter_async_context(open_app(tmp_path / "net", listening))
             async with grpc.aio.insecure_channel(str(app.grpc)) as channel:

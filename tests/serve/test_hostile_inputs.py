@@ -105,6 +105,18 @@ def test_over_rest_it_is_a_400_that_says_what_is_wrong(opened: Open, case: str) 
     assert call(opened.http, "POST", INFER, infer_body(rows_of(1)))[0] == 200
 
 
+@pytest.mark.parametrize("path", ["index", "models/net/load", "models/net/unload"])
+@pytest.mark.parametrize(
+    "body", [b'{"parameters":{"version":"\xff"}}', b'{"\xff":1}', b'{"ready":"\xff"}', b'{"x":' + b"[" * 100_000]
+)
+def test_a_body_of_a_repository_call_that_is_no_text_or_nested_deep_is_a_400(
+    opened: Open, path: str, body: bytes
+) -> None:
+    status, _, data = call(opened.http, "POST", f"/v2/repository/{path}", body)
+    assert (status, "the body is not what this call takes" in json.loads(data)["error"]) == (400, True)
+    assert call(opened.http, "POST", INFER, infer_body(rows_of(1)))[0] == 200
+
+
 def asked(**changed: Any) -> dict[str, Any]:
     given = {"name": "x", "datatype": "FP32", "shape": [1, FEATURES]} | changed.pop("tensor", {})
     return {"model_name": "net", "inputs": [given], "raw_input_contents": [ROW]} | changed

@@ -140,6 +140,13 @@ BAD: dict[str, tuple[bytes, int]] = {
     "a space before the colon": (b"GET / HTTP/1.1\r\nHost : h\r\n\r\n", 400),
     "a NUL in a header": (b"GET / HTTP/1.1\r\nHost: h\x00\r\n\r\n", 400),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (get("/", "Host: there"), 400),
+    "two hosts, one of them empty": (get("/", "Host:"), 400),
+    "what only proxies do": (b"CONNECT a:1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 501),
+    "chunks of something compressed": (
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        501,
+    ),
     "HTTP/3.7": (b"GET / HTTP/3.7\r\nHost: h\r\n\r\n", 400),
     "a body over the limit": (post(b"", length=1_000_001), 413),
     "chunks over the limit": (

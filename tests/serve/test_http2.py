@@ -24,6 +24,7 @@ from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
 from hasten.serve.http2_connection import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Route
 from hasten.serve.http2_guards import CREDIT, HeaderBlocks
+from hasten.serve.http2_messages import DEADLINE_EXCEEDED, LARGEST_STREAMED_BYTES
 from hasten.serve.http2_stream import MOST_UNREAD_BYTES, RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
 from serve.wire import Clock, run, within
@@ -84,6 +85,14 @@ class Peer:
             got, flags, number, payload = await self.frame()
             if got == kind:
                 return flags, number, payload
+
+    async def status(self, number: int) -> int:
+        """Read up to the end of a call: its gRPC status."""
+        while True:
+            flags, of, payload = await self.until(h2.HEADERS)
+            if of == number and flags & h2.END_STREAM:
+                text = payload.split(b"grpc-status")[1]
+                return int(text[1 : 1 + text[0]])
 
     async def ended_with(self) -> Code:
         """Read up to GOAWAY, and see the connection closed."""
@@ -205,6 +214,14 @@ BROKEN: dict[str, tuple[bytes, Code]] = {
         Code.PROTOCOL_ERROR,
     ),
     "a ping of the wrong size": (HELLO + frame(h2.PING, 0, 0, b"abc"), Code.FRAME_SIZE_ERROR),
+    "a ping of a stream": (HELLO + frame(h2.PING, 0, 1, b"\x00" * 8), Code.PROTOCOL_ERROR),
+    "settings of a stream": (HELLO + frame(h2.SETTINGS, 0, 1), Code.PROTOCOL_ERROR),
+    "a first frame that is none of settings": (h2.PREFACE + frame(h2.PING, 0, 0, b"\x00" * 8), Code.PROTOCOL_ERROR),
+    "settings that acknowledge and set": (HELLO + frame(h2.SETTINGS, h2.ACK, 0, b"\x00" * 6), Code.FRAME_SIZE_ERROR),
+    "a goaway that is too short": (HELLO + frame(h2.GOAWAY, 0, 0, b"\x00" * 7), Code.FRAME_SIZE_ERROR),
+    "a goaway of a stream": (HELLO + frame(h2.GOAWAY, 0, 1, b"\x00" * 8), Code.PROTOCOL_ERROR),
+    "a priority of the wrong size": (HELLO + frame(h2.PRIORITY, 0, 1, b"\x00" * 4), Code.FRAME_SIZE_ERROR),
+    "a priority of no stream": (HELLO + frame(h2.PRIORITY, 0, 0, b"\x00" * 5), Code.PROTOCOL_ERROR),
     "settings of the wrong size": (HELLO + frame(h2.SETTINGS, 0, 0, b"abc"), Code.FRAME_SIZE_ERROR),
     "a window that is too large": (HELLO + h2.window_update(0, h2.LARGEST_WINDOW), Code.FLOW_CONTROL_ERROR),
     "settings of a window that is too large": (HELLO + h2.settings({h2.WINDOW_ID: 2**31}), Code.FLOW_CONTROL_ERROR),
@@ -402,7 +419,8 @@ def test_an_upload_behind_an_unread_answer_has_its_own_time_and_is_watched_to_th
             server.advance(LIMITS.body_s + 1)  # fast enough; the answer, unread, goes
             assert set(connection.calls) == {3}
             server.advance(LIMITS.body_s + 1)  # and now it stalls
-            assert await peer.ended_with() is Code.ENHANCE_YOUR_CALM
+            assert await peer.status(3) == DEADLINE_EXCEEDED
+            assert not connection.calls
 
     run(test)
 
@@ -503,7 +521,134 @@ def test_a_client_that_drips_its_message_is_timed_out() -> None:
                 for _ in range(20):
                     await server.until(lambda: True)
                 server.advance(4.0)
+            assert await peer.status(1) == DEADLINE_EXCEEDED
+
+    run(test)
+
+
+def test_a_client_that_drips_a_frame_is_let_go() -> None:
+    async def test() -> None:
+        async with wire(echo) as server:
+            peer = await server.peer()
+            await peer.send(opening(1))
+            await server.until(lambda: server.server.calls == 1)
+            for byte in h2.HEAD.pack(0, 3, h2.DATA, 0, 1)[:3]:
+                await peer.send(bytes([byte]))
+                for _ in range(20):
+                    await server.until(lambda: True)
+                server.advance(4.0)
             assert await peer.ended_with() == Code.ENHANCE_YOUR_CALM
+
+    run(test)
+
+
+def test_a_call_that_stalls_ends_alone() -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            peer = await server.peer()
+            await peer.send(request(1) + opening(3))
+            await server.until(lambda: server.server.calls == 2)
+            server.advance(LIMITS.body_s + 1)
+            assert await peer.status(3) == DEADLINE_EXCEEDED
+            assert not route.left
+            route.calls[0].respond(b"in its time")
+            assert (await peer.until(h2.DATA))[1:] == (1, message(b"in its time"))
+
+    run(test)
+
+
+def test_a_call_that_stalls_beside_others_that_do_not_ends_too_and_one_that_is_slow_goes_on() -> None:
+    fast = b"".join(frame(h2.DATA, 0, 5, b"\x00" * 60_000) for _ in range(3))
+    slow = frame(h2.DATA, 0, 3, b"\x00" * 1000)  # who shares a connection that is fast has to bring 64 bytes a second
+
+    async def test() -> None:
+        async with wire(echo) as server:
+            peer = await server.peer()
+            await peer.send(opening(1) + opening(3) + opening(5))
+            await peer.send(b"".join(frame(h2.DATA, 0, number, message(bytes(500_000))[:5]) for number in (3, 5)))
+            await server.until(lambda: server.server.calls == 3)
+            (connection,) = server.server.connections
+            for size in (180_005, 360_005):
+                await peer.send(slow + fast)
+                await server.until(lambda size=size: len(connection.calls[5].body) == size)
+                server.advance(LIMITS.body_s + 0.5)
+                assert set(connection.calls) == {3, 5}
+            assert await peer.status(1) == DEADLINE_EXCEEDED
+
+    run(test)
+
+
+def test_a_call_that_begins_between_two_looks_has_its_own_time() -> None:
+    async def test() -> None:
+        async with wire(echo) as server:
+            peer = await server.peer()
+            await peer.send(opening(1))
+            await server.until(lambda: server.server.calls == 1)
+            server.advance(LIMITS.body_s - 1)
+            await peer.send(opening(3))
+            await server.until(lambda: server.server.calls == 2)
+            server.advance(2.0)
+            assert await peer.status(1) == DEADLINE_EXCEEDED
+            assert server.server.calls == 1
+            server.advance(LIMITS.body_s + 1)
+            assert await peer.status(3) == DEADLINE_EXCEEDED
+
+    run(test)
+
+
+def streaming(call: Call) -> None:
+    call.on_message = lambda message: None
+
+
+def test_a_streams_message_that_stalls_ends_its_call_and_is_let_go() -> None:
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            server.server.opened = lambda call: streaming(call) if call.id == 3 else None
+            peer = await server.peer()
+            await peer.send(request(1) + opening(3) + frame(h2.DATA, 0, 3, message(b"x" * 50_000)[:40_000]))
+            await server.until(lambda: server.server.buffered_bytes > 40_000)
+            server.advance(LIMITS.body_s + 1)
+            assert await peer.status(3) == DEADLINE_EXCEEDED
+            assert server.server.buffered_bytes == len(message(b"hi"))
+            assert not route.left
+
+    run(test)
+
+
+def test_a_streams_message_is_no_longer_than_a_question() -> None:
+    async def test() -> None:
+        async with wire(echo) as server:
+            server.server.opened = streaming
+            peer = await server.peer()
+            long = (LARGEST_STREAMED_BYTES + 1).to_bytes(4, "big")
+            await peer.send(opening(1) + frame(h2.DATA, 0, 1, b"\x00" + long))
+            assert await peer.status(1) == RESOURCE_EXHAUSTED
+            assert server.server.buffered_bytes == 0
+
+    run(test)
+
+
+def test_a_stream_may_be_silent_between_its_messages_and_is_not_ended_for_many_that_come_in_pieces() -> None:
+    half, rest = message(b"question")[:6], message(b"question")[6:]
+
+    async def test() -> None:
+        async with wire(echo) as server:
+            server.server.opened = streaming
+            peer = await server.peer()
+            await peer.send(opening(1) + frame(h2.DATA, 0, 1, half))
+            await server.until(lambda: server.server.buffered_bytes == len(half))
+            for _ in range(5):  # each time another message is not whole when the connection is looked at
+                await peer.send(frame(h2.DATA, 0, 1, rest + half))
+                for _ in range(20):
+                    await server.until(lambda: True)
+                server.advance(LIMITS.body_s + 1)
+            await peer.send(frame(h2.DATA, 0, 1, rest))
+            await server.until(lambda: server.server.buffered_bytes == 0)
+            for _ in range(5):
+                server.advance(LIMITS.body_s + 1)
+            assert server.server.calls == 1
 
     run(test)
 

@@ -17,7 +17,7 @@ from hasten.cli.files_of import file_pieces
 from hasten.cli.models import DATA
 from hasten.cli.predict import key_of, read_by_steps
 from hasten.client.client import Client
-from hasten.deployment import read_deployment
+from hasten.deployment import Serving, read_deployment
 from hasten.errors import BadInput, BadRequest
 from hasten.serve.app import Listening
 from hasten.serve.sample_calls import Caller, curl_line, python_line
@@ -68,6 +68,43 @@ def test_infer_sends_a_photo_over_both_protocols_and_shows_labels(
         assert "give one of --data, --image and --text" in capsys.readouterr().err
 
 
+def test_infer_sends_the_files_that_rows_and_limit_name(
+    path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [word for row in range(5) for word in ("--image", photos / f"{row:02}.jpg")]
+    with served(path, ANY) as opened:
+        every = answer_of(capsys, "infer", opened.http, "net", *images)["outputs"]["score"]
+        for words, wanted in (
+            (("--rows", "1:3"), every[1:3]),
+            (("--rows", "4"), every[4:]),
+            (("--limit", "2"), every[:2]),
+            (("--limit", "4", "--rows", "3:"), every[3:4]),
+        ):
+            got = answer_of(capsys, "infer", opened.http, "net", *images, *words)["outputs"]["score"]
+            np.testing.assert_allclose(got, wanted, rtol=1e-5)
+        for words, said in (
+            (("--rows", "7:"), "--image has 5 rows; there is no row 7"),
+            (("--limit", "0"), "limit of 0"),
+        ):
+            assert run_verb([*map(str, ("infer", opened.http, "net", *images, *words))]) == 1
+            assert said in capsys.readouterr().err
+
+
+def test_infer_counts_the_rows_of_a_folder_of_images_by_class_as_they_lie(
+    path: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "by_class"
+    for row in range(9):
+        place = folder / ("ant", "bee", "cat")[row // 3] / f"{row}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / f"{row:02}.jpg", place)
+    words = ("net.raw", "--data", folder, "--preprocess", f"resize=[{SIZE},{SIZE}]")
+    with served(path, ANY) as opened:
+        (every,) = answer_of(capsys, "infer", opened.http, *words)["outputs"].values()
+        (got,) = answer_of(capsys, "infer", opened.http, *words, "--rows", "1:4")["outputs"].values()
+    np.testing.assert_allclose(got, every[1:4], rtol=1e-5)
+
+
 def test_predict_over_a_folder_of_photos_writes_what_serving_says(
     path: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +115,16 @@ def test_predict_over_a_folder_of_photos_writes_what_serving_says(
         got = client.infer("net", {"image": every}).outputs
         assert held["label"].tolist() == [[word.decode() for word in row] for row in got["label"].tolist()]
         np.testing.assert_allclose(held["score"], got["score"], rtol=1e-5)
+
+
+def test_limits_that_are_for_clients_do_not_hold_offline_for_steps(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hasten.cli.predict.TRIES", 0)
+    serving = Serving(instances=1, timeout_ms=0.001, objective_ms=0.001, concurrency=1, queue_rows=1, queue_bytes=1)
+    more = {"pre": PRE, "post": POST, "classes": list(CLASSES)}
+    path = bundle(tmp_path / "net", model=convnet(size=SIZE), serving=serving, **more)
+    assert answer_of(capsys, "predict", path, "--data", photos, "-o", tmp_path / "out.npz")["rows"] == 20
 
 
 def test_predict_reads_images_itself_where_steps_come_after_the_model_alone(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,24 @@ import pytest
 
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.errors import BadRequest, DeadlineExceeded, ModelNotFound, ModelNotReady, ServerFault, StoreError, TooLarge
+from hasten.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    ModelNotFound,
+    ModelNotReady,
+    Overloaded,
+    ServerFault,
+    StoreError,
+    TooLarge,
+)
 from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.samples.preprocess import Preprocess
 from hasten.serve.model import Model
+from hasten.serve.piping import Piping
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.serve.step_threads import StepThreads
 from hasten.serve.ticket import Marks
 from hasten.steps.function import load
 from hasten.store import read_artifact
@@ -288,6 +302,11 @@ def hang(values):
 
 def wrong(values):
     return {"x": "text"}
+
+def noted(values):
+    with (Path(__file__).parent / "order").open("a") as file:
+        file.write(f"{values['half'][0]:g} ")
+    return hang(values) if values["half"][0] == 1 else {"x": values["half"]}
 """
 
 
@@ -407,6 +426,121 @@ def test_a_function_that_hangs_is_found_though_its_client_has_left(tmp_path: Pat
     finally:
         (tmp_path / "go").touch()
     assert not instances_left()
+
+
+def half(value: float, **more: Any) -> InferRequest:
+    """Ask with a row that starts with ``value``."""
+    return InferRequest(model="net", inputs=(Tensor.of("half", np.full((1, 16), value, np.float32)),), **more)
+
+
+def submitted(service: Service, asked: InferRequest) -> asyncio.Future[Any]:
+    """Hand a request in at once; what comes of it is the future's result, an error too."""
+    heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    service.submit(asked, Marks(), heard.set_result)
+    return heard
+
+
+@asynccontextmanager
+async def occupied(folder: Path) -> AsyncIterator[tuple[Service, Piping, asyncio.Future[Any]]]:
+    """Serve with a single thread for steps, which is at work on a request until the file ``go`` is there."""
+    path = with_code(folder / "net", "noted")
+    (folder / "steps.py").write_text(CODE)
+    service = await started(path, code=folder)
+    (model,) = service.models()
+    assert isinstance(model, Model)
+    assert model._piping is not None
+    model._piping.threads.count = 1
+    try:
+        first = submitted(service, half(1))
+        while not (folder / "order").exists():
+            await asyncio.sleep(0)
+        yield service, model._piping, first
+    finally:
+        (folder / "go").touch()
+        await service.stop()
+
+
+def test_priority_then_the_time_left_says_whose_steps_are_next(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with occupied(tmp_path) as (service, _, first):
+            asked = [half(2), half(3, timeout_us=50_000_000), half(4, timeout_us=40_000_000), half(5, priority=1)]
+            others = [submitted(service, each) for each in asked]
+            (tmp_path / "go").touch()
+            assert all(isinstance(answer, InferResponse) for answer in await asyncio.gather(first, *others))
+        assert (tmp_path / "order").read_text() == "1 5 4 3 2 "
+
+    run(work())
+
+
+def test_a_request_that_waits_for_a_thread_is_over_at_its_deadline(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with occupied(tmp_path) as (service, _, first):
+            late = submitted(service, half(2, timeout_us=1000))
+            done, _ = await asyncio.wait({first, late}, return_when=asyncio.FIRST_COMPLETED)
+            assert done == {late}, "it was told while the thread was still at work on another"
+            assert isinstance(late.result(), DeadlineExceeded)
+        assert (tmp_path / "order").read_text() == "1 ", "nothing was prepared in vain"
+
+    run(work())
+
+
+def test_a_request_whose_steps_are_at_work_is_over_at_its_deadline(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with occupied(tmp_path) as (service, piping, _):
+            piping.threads.count = 2
+            late = submitted(service, half(1, timeout_us=100_000))
+            assert isinstance(await late, DeadlineExceeded)
+            assert not (tmp_path / "go").exists()
+
+    run(work())
+
+
+def test_a_request_that_ends_before_its_steps_begin_takes_no_room(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with occupied(tmp_path) as (service, piping, _):
+            held = piping._waiting_rows, piping._waiting_bytes
+            tickets = [service.submit(half(2), Marks(), lambda outcome: None) for _ in range(200)]
+            for ticket in tickets:
+                ticket.cancel()
+            assert (piping._waiting_rows, piping._waiting_bytes) == held
+            assert len(piping.threads._heap) < 100
+
+    run(work())
+
+
+def test_a_request_is_not_refused_for_rows_that_it_goes_before(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with occupied(tmp_path) as (service, piping, _):
+            others = [submitted(service, half(2)) for _ in range(9)]
+            piping._row_ns = 1e9
+            usual = submitted(service, half(3, timeout_us=5_000_000))
+            urgent = submitted(service, half(4, timeout_us=5_000_000, priority=1))
+            assert usual.done()
+            assert isinstance(usual.result(), Overloaded)
+            assert not urgent.done()
+            (tmp_path / "go").touch()
+            await asyncio.gather(urgent, *others)
+
+    run(work())
+
+
+def test_a_burst_of_jobs_runs_on_all_threads() -> None:
+    threads, together, once = StepThreads("net", 4), threading.Barrier(5), threading.Event()
+
+    def meet() -> None:
+        together.wait(10)
+
+    threads.put(once.set)
+    assert once.wait(10)
+    idle = False
+    while not idle:
+        with threads._bell:
+            idle = threads._idle == 1
+    with threads._bell:  # the one that is idle cannot wake between the jobs of a burst
+        for _ in range(4):
+            threads.put(meet)
+    meet()
+    threads.close()
 
 
 @pytest.mark.parametrize(("max_change", "size", "routed"), [(None, 24, "2"), (0.5, 24, "1"), (0.0, SIZE, "2")])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 from hasten.errors import Overloaded
+from hasten.protocol import rest
+from hasten.protocol.messages import InferRequest
 from hasten.protocol.phases import PHASES
 from hasten.serve.app import Listening, Open
 from hasten.serve.limits import Limits
@@ -61,6 +66,34 @@ def test_the_server_and_its_model_describe_themselves(opened: Open) -> None:
         assert (status, model["name"], model["versions"]) == (200, "net", ["1"])
         assert model["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 16]}]
     assert ask(opened, "GET", "/v2/models/net/ready") == (200, {"name": "net", "ready": True})
+
+
+def test_requests_of_models_that_are_not_there_leave_no_memory_behind(opened: Open) -> None:
+    named = ",".join(f'{{"name":"y{n}"}}' for n in range(400))
+    tracemalloc.start()
+    try:
+        for n in range(100):
+            head = f'{{"inputs":[],"outputs":[{named}],"parameters":{{"k":{n}}}}}'.encode()
+            path, size = f"/v2/models/nix{n % 10}/infer", str(len(head))
+            assert ask(opened, "POST", path, head, Inference_Header_Content_Length=size)[0] == 404
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_head_is_read_once_where_the_model_is_there(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    decode = rest.decode_request
+
+    def counted(body: bytes, *, model: str, **named: Any) -> InferRequest:
+        read.append(model)
+        return decode(body, model=model, **named)
+
+    monkeypatch.setattr(rest, "decode_request", counted)
+    for seed in range(3):
+        assert ask(opened, "POST", INFER, infer_body(rows_of(2, seed), parameters={"told": "once"}))[0] == 200
+    assert read == ["net"]
 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/models/net/versions/1/infer"])

@@ -63,10 +63,18 @@ def test_the_answers_encoding_is_the_clients_choice(accepted: bytes, wanted: byt
         (b"/v2/models/stats", Target("stats")),
         (b"/v2/models/versions", Target("model", "versions")),
         (b"/v2/repository/models/a/load", Target("load", "a")),
+        (b"http://h:8000/v2/models/a/infer?x=http://y/z", Target("infer", "a")),
+        (b"HTTPS://h/v2/", Target("server")),
     ],
 )
 def test_a_path_means_a_call(target: bytes, wanted: Target) -> None:
     assert find_target(target) == wanted
+
+
+@pytest.mark.parametrize("target", [b"http://h", b"http://h?x=/v2", b"ftp://h/v2", b"*", b"h:1", b"/http://h/v2"])
+def test_what_is_no_path_of_a_call_is_not_found(target: bytes) -> None:
+    with pytest.raises(ModelNotFound):
+        find_target(target)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,16 @@ def test_values_that_are_infinite_in_both_cost_nothing():
     assert bool(student.grad.isfinite().all())
 
 
+def test_rows_that_mark_several_classes_are_no_targets_also_beyond_the_first_rows():
+    labels = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
+    objective = settled(logits(8, 4), labels)
+    assert objective.kind == "cross-entropy"
+    labels[5] = [1, 1, 0, 0]
+    with pytest.raises(BadInput, match="several classes of a row"):
+        objective.targets(labels, (8, 4))
+    assert settled(logits(8, 4), labels).kind == "mse"
+
+
 def test_a_hot_distillation_pulls_as_hard_as_a_cold_one():
     gradients = []
     for temperature in (10.0, 100.0):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hasten.analyse.batch_costs import BatchCosts, costs_of
+from hasten.analyse.bundle_files import files_beside
 from hasten.analyse.capacity import Choice, Load, Replicas, best_choices, choices, replicas_for
 from hasten.analyse.costs_worker import measure_costs, sizes_for, threads_for
 from hasten.analyse.highest_rate import Found, Rules, Seen, check_objective, find_highest_rate
@@ -199,7 +200,8 @@ def _overheads(
     progress("learning what a server adds to a run", None)
     serving = replace(candidate.deployment.serving, instances=max(1, wanted.cores // threads), batch_sizes=costs.sizes)
     settings = {**candidate.deployment.settings, "threads": threads}
-    with served(candidate.deployment, candidate.artifact, serving=serving, settings=settings) as url:
+    files = files_beside(candidate.path, candidate.deployment)
+    with served(candidate.deployment, candidate.artifact, serving=serving, settings=settings, files=files) as url:
         target = Target(url=url, model=candidate.deployment.name)
         with open_load(target, payloads_of(target, candidate.samples)) as load:
 
@@ -263,7 +265,8 @@ def _measured(option: Option, candidate: Candidate, wanted: Wanted, progress: Pr
     """Serve one way, and search for its highest rate."""
     deployment = candidate.deployment
     serving, settings = _serving(option, deployment), _settings(option, deployment)
-    with served(deployment, candidate.artifact, serving=serving, settings=settings) as url:
+    files = files_beside(candidate.path, deployment)
+    with served(deployment, candidate.artifact, serving=serving, settings=settings, files=files) as url:
         target = Target(url=url, model=deployment.name)
         with open_load(target, payloads_of(target, candidate.samples)) as load:
             alone = times_of(load.run(LoadPlan(arrivals=Closed(concurrency=1), duration_s=ALONE_S)))

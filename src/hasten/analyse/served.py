@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
@@ -27,16 +27,23 @@ END_S = 20.0
 
 @contextlib.contextmanager
 def served(
-    deployment: Deployment, artifact: Artifact, *, serving: Serving, settings: dict[str, Json] | None = None
+    deployment: Deployment,
+    artifact: Artifact,
+    *,
+    serving: Serving,
+    settings: dict[str, Json] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Iterator[str]:
     """Serve a deployment with other ``serving`` and engine settings; gives the server's URL.
+
+    ``files`` are those beside its model, as of its steps (``bundle_files``).
 
     Raises:
         BuildFailed: it did not come up, and what it said.
     """
     changed = replace(deployment, serving=serving, settings=deployment.settings if settings is None else settings)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder, tempfile.TemporaryFile() as said:
-        path = write_deployment(changed, artifact, Path(folder) / "bundle")
+        path = write_deployment(changed, artifact, Path(folder) / "bundle", files=files)
         command = [*PYTHON, "hasten", "serve", str(path), "--port", "0", "--grpc-port", "-1", "--json"]
         process = subprocess.Popen(
             [*command, "--drain", "1ms"],

@@ -50,7 +50,7 @@ class LookOptions:
     """With --slo: how long the search for the highest rate may take."""
     for_rate: tuple[Annotated[float, units.read_by(units.positive)], ...] = ()
     """With --slo: tell how many replicas would carry so many requests a second."""
-    seed: int = 0
+    seed: Annotated[int, units.read_by(units.seed)] = 0
     """Of arrivals."""
 
 

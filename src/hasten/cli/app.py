@@ -6,6 +6,9 @@ was measured does not decide. 130: stopped.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from cyclopts import App, CycloptsError, Parameter
 
+from hasten.cli.standard_output import apart
 from hasten.errors import BadInput, HastenError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +45,9 @@ VERBS = {
     "doctor": "Show what works here, and the fix for what does not.",
 }
 """Each verb lives in a module of its name, which is imported when it is called."""
+
+HELP = frozenset(("--help", "-h", "--version"))
+"""What is printed before any verb is called, and not in JSON."""
 
 RESUMES = ("optimize", "demo", "predict")
 
@@ -80,11 +87,26 @@ def main() -> None:
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and give its exit code."""
+    try:
+        code = _run(tokens)
+        sys.stdout.flush()  # here, where a reader that has gone can still be told from a defect
+    except BrokenPipeError:  # whoever reads has enough, as ``head`` has
+        _leave_standard_output()
+        return 1
+    return code
+
+
+def _run(tokens: Sequence[str]) -> int:
     as_json = "--json" in tokens
     try:
-        answer = make_app(tokens[0] if tokens else None)(
-            list(tokens), exit_on_error=False, print_error=False, verbose=False
-        )
+        with apart() if as_json and not HELP.intersection(tokens) else contextlib.nullcontext():
+            answer = make_app(tokens[0] if tokens else None)(
+                list(tokens), exit_on_error=False, print_error=False, verbose=False
+            )
+        if answer is None:  # --help, --version and --install-completion have printed already
+            return 0
+        _print(answer, as_json=as_json)
+        return int(answer.code)
     except CycloptsError as error:
         return _fail(error, f"{_one_line(error)} (hasten {_verb(tokens)}--help)", 2, tokens)
     except HastenError as error:
@@ -95,14 +117,18 @@ def run(tokens: Sequence[str]) -> int:
         print(f"hasten: stopped{again}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
-        return 1
+        raise
     except Exception as error:  # noqa: BLE001 - the last resort: one line for the user, the trace with --debug
         text = f"{type(error).__name__}: {_one_line(error)} (a defect of hasten; --debug shows where)"
         return _fail(error, text, 1, tokens)
-    if answer is None:  # --help, --version and --install-completion have printed already
-        return 0
-    _print(answer, as_json=as_json)
-    return int(answer.code)
+
+
+def _leave_standard_output() -> None:
+    """Let what is still to be written go nowhere: the interpreter writes it out as it ends, and would complain."""
+    with contextlib.suppress(io.UnsupportedOperation):  # it was replaced by what is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _print(answer: Answer, *, as_json: bool) -> None:

@@ -36,7 +36,7 @@ def apply(
     train: str | None = None,
     samples: DataOptions = DATA,
     state: Path | None = None,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     common: Common = COMMON,
 ) -> Answer:
     r"""Apply passes to a model, in the order they are written, and write the changed model.
@@ -181,7 +181,8 @@ def list_answer() -> Answer:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for setting in known:
             default = str(msgspec.to_builtins(setting.default))
-            table.add_row(f"  {setting.name}={default}", Text(setting.type_name, style="dim"), setting.doc)
+            told = Text(f"  {setting.name}={default}")
+            table.add_row(told, Text(setting.type_name, style="dim"), Text(setting.doc))
         shown += [Text.assemble((name, "bold"), f"  {doc}"), table, Text()]
     return Answer(document={"passes": document}, shown=shown)
 

@@ -84,11 +84,18 @@ def cascade(
 
 
 def member_name(path: Path, output: Path) -> str:
-    """Give the name under which a deployment is served beside the one to be written. Raises BadInput: it is not."""
+    """Give the name under which a deployment is served beside the one to be written.
+
+    Raises:
+        BadInput: it is not; or what is to be written would take its place.
+    """
     home, folder = output.resolve().parent.parent, (path if path.is_dir() else path.parent).resolve()
     if output.name != FILE or not folder.is_relative_to(home) or folder == home:
         raise BadInput(f"{path} and {output} must be MODELS/NAME and MODELS/OTHER/{FILE} in one folder of models")
-    return folder.relative_to(home).parts[0]
+    name = folder.relative_to(home).parts[0]
+    if output.resolve().parent.name == name:
+        raise BadInput(f"{output} lies in the folder of {path}, which it asks; write it to {home / 'OTHER' / FILE}")
+    return name
 
 
 async def answers(path: Path, data: str, options: DataOptions) -> tuple[dict[str, Array], Samples]:

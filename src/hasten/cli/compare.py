@@ -41,7 +41,7 @@ def compare(
     arrivals: str = "poisson:rate=100",
     blocks: int = 12,
     block: Annotated[float, units.read_by(units.seconds)] = 2.0,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     samples: DataOptions = DATA,
     target: TargetOptions = TARGET,
     common: Common = COMMON,
@@ -135,7 +135,7 @@ def table_of(found: tuple[Compared, ...]) -> Table:
     for item in found:
         write = (lambda value: f"{fmt.digits(value)}/s") if item.name == "throughput" else fmt.duration
         a, b = (fmt.NONE if value is None else write(value) for value in (item.a, item.b))
-        table.add_row(item.name, a, b, fmt.times(item.ratio), item.why or SAID[item.better])
+        table.add_row(Text(item.name), a, b, fmt.times(item.ratio), Text(item.why or SAID[item.better]))
     return table
 
 

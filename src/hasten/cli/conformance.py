@@ -211,7 +211,7 @@ def _listed(results: Sequence[Result], *, named: bool) -> Table:
     for (says, level), same in groupby(results, key=lambda result: (result.says, result.check.level)):
         names = [result.check.name for result in same]
         table.add_row(
-            "\n".join(names) if named else f"{len(names)} checks",
+            Text("\n".join(names) if named else f"{len(names)} checks"),
             Text(f"{says}{' (recommended)' if level == 'recommended' else ''}"),
         )
     return table

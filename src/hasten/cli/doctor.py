@@ -19,6 +19,7 @@ from hasten.isolation import Limits
 from hasten.measure.worker import open_isolated
 from hasten.plan import Inputs, Part, Plan, run_plan_isolated
 from hasten.report import format as fmt
+from hasten.search.task import runs_in
 from hasten.store import Store
 from hasten.testing.models import mlp, random_samples, stored
 
@@ -70,7 +71,7 @@ def doctor(*, common: Common = COMMON) -> Answer:
 
 def examine(home: Path) -> list[Finding]:
     """Look at everything."""
-    findings = [_host(), *_threads(), _disk(home), _store(home)]
+    findings = [_host(), *_threads(), _disk(home), store_finding(home)]
     for kind in KINDS:
         findings += [_plug_in(kind, name) for name in sorted(registry.entries(kind))]
     return findings
@@ -88,7 +89,7 @@ def findings_table(findings: list[Finding]) -> Table:
         if finding.fix:
             says.append(f"\nrun: {finding.fix}", style="yellow")
         mark = Text("ok", style="green") if finding.works else Text("no", style="yellow" if finding.fix else "red")
-        table.add_row(mark, finding.kind, finding.name, says)
+        table.add_row(mark, finding.kind, Text(finding.name), says)
     return table
 
 
@@ -151,11 +152,10 @@ def _disk(home: Path) -> Finding:
     return Finding(kind="disk", name="space", works=enough, says=says)
 
 
-def _store(home: Path) -> Finding:
+def store_finding(home: Path) -> Finding:
+    """Say what the store at ``home`` holds."""
     files = [path for path in home.rglob("*") if path.is_file()] if home.exists() else []
     models = sum(1 for path in (home / "objects").glob("*")) if home.exists() else 0
-    runs = sum(1 for path in (home / "runs").glob("*")) if home.exists() else 0
     total = sum(path.stat().st_size for path in files)
-    return Finding(
-        kind="disk", name="store", works=True, says=f"{home}: {models} models, {runs} runs, {fmt.size(total)}"
-    )
+    says = f"{home}: {models} models, {len(runs_in(home))} runs, {fmt.size(total)}"
+    return Finding(kind="disk", name="store", works=True, says=says)

@@ -65,7 +65,7 @@ def gate(
     data: str | None = None,
     arrivals: str = "poisson:rate=100",
     duration: Annotated[float, units.read_by(units.seconds)] = 30.0,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     samples: DataOptions = DATA,
     target: TargetOptions = TARGET,
     common: Common = COMMON,
@@ -120,7 +120,7 @@ def answer_of(run: LoadRun, checks: tuple[Check, ...], folder: Path) -> Answer:
     for name in ("limit", "", "measured"):
         table.add_column(name, overflow="fold")
     for check in checks:
-        table.add_row(check.limit, Text(check.state, style=STATE_STYLES[check.state]), check.why)
+        table.add_row(Text(check.limit), Text(check.state, style=STATE_STYLES[check.state]), Text(check.why))
     shown: list[Shown] = [table, Text(f"\n{state}: {run.url} under {run.arrivals}; the run is in {folder}.")]
     document = {
         "state": state,

@@ -115,7 +115,11 @@ def infer(
         return python_answer(*_python_of_files(url, model, image, text))
     with Client(url, binary=not server.as_text, api_key=server.api_key, certificate=server.certificate) as client:
         metadata = client.metadata(model, version=server.version)
-        chosen = _given(metadata, image, text) if data is None else _samples(data, metadata, samples, rows)
+        chosen: Samples | Rows
+        if data is None:
+            chosen, unlabelled = _given(metadata, image, text, limit=samples.limit, rows=rows), None
+        else:
+            chosen, unlabelled = _samples(data, metadata, samples, rows)
         results = [
             client.infer(model, feed, version=server.version, timeout_s=server.timeout)
             for feed in chosen.batches(server.batch)
@@ -125,6 +129,8 @@ def infer(
         write_npz(output, outputs)
     first_row = rows.start if rows else 0
     shown: list[Shown] = [outputs_table(outputs, chosen, first_row), _summary(results, len(chosen), output)]
+    if unlabelled is not None:
+        shown.append(Text(f"No labels are shown: {unlabelled}.", style="dim"))
     return Answer(document=_document(results, outputs), shown=shown)
 
 
@@ -149,32 +155,54 @@ def _spec(spec: TensorMetadata) -> TensorSpec:
     return TensorSpec(spec.name, DATATYPES[spec.datatype], shape)
 
 
-def _given(metadata: ModelMetadata, images: Sequence[Path], texts: Sequence[str]) -> Rows:
-    """Give files or texts as the only input of BYTES. Raises BadInput: the model has none, or a file cannot be read."""
+def _given(
+    metadata: ModelMetadata, images: Sequence[Path], texts: Sequence[str], *, limit: int | None, rows: slice | None
+) -> Rows:
+    """Give files, or else texts, as the only input of BYTES.
+
+    Raises:
+        BadInput: the model has no such input, there are no such rows, or a file cannot be read.
+    """
     takes = [spec for spec in metadata.inputs if spec.datatype == "BYTES"]
     if len(takes) != 1 or len(metadata.inputs) != 1:
         listed = ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in metadata.inputs)
         raise BadInput(f"model {metadata.name!r} takes {listed}, not one file or text for each row; send it --data")
-    items = [text.encode() for text in texts] if texts else [Images(images).read(row) for row in range(len(images))]
+    if limit is not None and limit < 1:
+        raise BadInput(f"a limit of {limit} leaves no rows")
+    what, there = ("--text", len(texts)) if texts else ("--image", len(images))
+    chosen = _chosen(what, there if limit is None else min(there, limit), rows)
+    items = [texts[row].encode() if texts else Images(images).read(row) for row in chosen]
     held = as_objects(items).reshape(len(items), *(1 for _ in takes[0].shape[1:]))
     return Rows({takes[0].name: held})
 
 
-def _samples(data: str, metadata: ModelMetadata, options: DataOptions, rows: slice | None) -> Samples:
-    limits = [limit for limit in (options.limit, rows.stop if rows else None) if limit is not None]
-    found = read_samples(
+def _samples(
+    data: str, metadata: ModelMetadata, options: DataOptions, rows: slice | None
+) -> tuple[Samples, str | None]:
+    """Read the rows that are asked for; with them why they have no labels, where the data has some."""
+    # Of a folder of images by class a limit takes equal shares of each class: other rows than the first ones.
+    stop = rows.stop if rows and not Path(data).is_dir() else None
+    limits = [limit for limit in (options.limit, stop) if limit is not None]
+    read = read_samples(
         data,
         signature_of(metadata),
         preprocess=options.preprocess,
         inputs=options.inputs,
         label=options.label,
+        labels="optional",
         limit=min(limits, default=None),
-    ).samples
+    )
+    found = read.samples
+    return (found if rows is None else found.take(_chosen(data, len(found), rows))), read.unlabelled
+
+
+def _chosen(what: str, there: int, rows: slice | None) -> range:
+    """Give the numbers of the rows that are asked for, of those that are there. Raises BadInput: there are none."""
     if rows is None:
-        return found
-    if rows.start >= len(found):
-        raise BadInput(f"{data} has {len(found)} rows; there is no row {rows.start}")
-    return found.take(range(*rows.indices(len(found))))
+        return range(there)
+    if rows.start >= there:
+        raise BadInput(f"{what} has {there} rows; there is no row {rows.start}")
+    return range(*rows.indices(there))
 
 
 def joined(results: Sequence[InferResult]) -> dict[str, Array]:

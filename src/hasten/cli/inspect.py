@@ -177,12 +177,12 @@ def signature_table(artifact: Artifact) -> Table:
     title = f"{artifact.digest[:16]}  {artifact.format}, {fmt.size(artifact.size_bytes)}"
     if artifact.traits:
         title += f", {', '.join(sorted(artifact.traits))}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="dim", pad_edge=False)
     for name in ("", "name", "dtype", "shape"):
         table.add_column(name)
     for word, specs in (("in", artifact.signature.inputs), ("out", artifact.signature.outputs)):
         for spec in specs:
-            table.add_row(word, spec.name, spec.dtype, Text(f"[{', '.join(str(dim) for dim in spec.shape)}]"))
+            table.add_row(word, Text(spec.name), spec.dtype, Text(f"[{', '.join(str(dim) for dim in spec.shape)}]"))
     return table
 
 
@@ -201,7 +201,7 @@ def operator_table(priced: Sequence[Priced], *, nodes: bool) -> Table:
     table.add_column("at least", justify="right", footer=fmt.duration(total_ns(priced)))
     table.add_column("held by")
     for item in priced:
-        first = (Text(item.name), item.kind) if nodes else (item.kind, str(item.count))
+        first = (Text(item.name), Text(item.kind)) if nodes else (Text(item.kind), Text(str(item.count)))
         counted = fmt.NONE if item.operations is None else fmt.count(item.operations)
         table.add_row(*first, counted, fmt.size(item.bytes), fmt.duration(item.bound_ns), item.limit)
     return table

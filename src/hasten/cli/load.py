@@ -71,7 +71,7 @@ def load(
     metric: str | None = None,
     target_quality: float | None = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     samples: DataOptions = DATA,
     target: TargetOptions = TARGET,
     common: Common = COMMON,
@@ -242,7 +242,7 @@ def figures_table(figures: Figures) -> RenderableType:
     for name in ("response", "time", "95 % interval", "requests"):
         times.add_column(name, justify="left" if name == "response" else "right")
     for found in figures.percentiles:
-        times.add_row(found.name, *_cells(found))
+        times.add_row(*(Text(cell) for cell in (found.name, *_cells(found))))
     return Group(counts, Text(), times)
 
 

@@ -76,7 +76,7 @@ def measure(
     precision: Annotated[float, units.read_by(units.share)] = 0.01,
     operators: bool = False,
     state: Path | None = None,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     common: Common = COMMON,
 ) -> Answer:
     r"""Time a model in one engine, or in several side by side, each in a process of its own with pinned threads.
@@ -226,13 +226,14 @@ def _cells(item: Measured) -> tuple[str, ...]:
 
 def operators_table(item: Measured) -> Table:
     """Draw the operators of one engine, the slowest first; with the time outside them they add up to the latency."""
-    table = Table(title=item.engine, title_justify="left", box=None, header_style="dim", pad_edge=False)
+    title = Text(item.engine, style="table.title")
+    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
     table.add_column("operator", overflow="fold")
     for name in ("kind", "dtype", "time", "limit", "of limit", "held by"):
         table.add_column(name, justify="right" if name in ("time", "limit", "of limit") else "left")
     for op in sorted(item.bound.operators, key=lambda op: -(op.time_ns or 0.0)):
         times = (fmt.duration(op.time_ns), fmt.duration(op.bound_ns), fmt.percent(op.efficiency))
-        table.add_row(Text(op.name), op.kind, op.dtype, *times, op.limit)
+        table.add_row(Text(op.name), Text(op.kind), Text(op.dtype), *times, op.limit)
     table.add_row("outside operators", "", "", fmt.duration(item.bound.outside_ns))
     table.add_row("all", "", "", fmt.duration(item.bound.measured_ns), style="bold")
     return table

@@ -54,7 +54,8 @@ class GoalOptions:
     objective: Objective = "latency"
     """What to make small."""
     metric: str | None = None
-    """Name of a quality metric, or module:function; by default accuracy with class labels, else agreement."""
+    """Name of a quality metric, or module:function; by default accuracy with labels that are classes, mse with others,
+    agreement or relative-error without."""
     batch: int = 1
     """Samples in one run."""
 
@@ -86,7 +87,7 @@ class SearchOptions:
     """Engines to try, as onnxruntime,openvino; by default all that are here."""
     threads: Annotated[tuple[int, ...] | None, units.read_by(units.numbers)] = None
     """Thread counts to try, as 1,2; by default powers of two up to the cores here."""
-    seed: int = 0
+    seed: Annotated[int, units.read_by(units.seed)] = 0
     """Of the splits, the calibration and the order of measurements."""
     fresh: bool = False
     """Forget an earlier search of the same question, instead of going on with it."""
@@ -162,10 +163,10 @@ def optimize(
     return answer_of(result, write_page(result, store))
 
 
-def write_page(result: Result, store: Store, path: Path | None = None) -> Path:
-    """Write a result's page, beside it by default, and give its path."""
+def write_page(result: Result, store: Store | None, path: Path | None = None) -> Path:
+    """Write a result's page, beside it by default, and give its path; without a store it leaves the lineage out."""
     built = result.trial(result.chosen).artifact
-    return write_html(result, path or result.run / PAGE, chosen=store.get(built) if built else None)
+    return write_html(result, path or result.run / PAGE, chosen=store.get(built) if built and store else None)
 
 
 def answer_of(result: Result, page: Path, *, code: int | None = None) -> Answer:

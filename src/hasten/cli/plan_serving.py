@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hasten.analyse.bundle_files import check_replaceable, files_beside
 from hasten.analyse.capacity import Replicas
 from hasten.analyse.highest_rate import Rules
 from hasten.analyse.plan_serving import SIZES, Option, ServingPlan, Wanted, read_candidate
@@ -42,7 +43,7 @@ def plan_serving(
     search: Annotated[float, units.read_by(units.seconds)] = 45.0,
     measured: int = 3,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
-    seed: int = 0,
+    seed: Annotated[int, units.read_by(units.seed)] = 0,
     samples: DataOptions = DATA,
     common: Common = COMMON,
 ) -> Answer:
@@ -80,8 +81,8 @@ def plan_serving(
     if measured < 1 or (cores is not None and cores < 1):
         raise InvalidSetting(f"--measured is {measured} and --cores {cores}; both must be 1 or more")
     paths = [path / FILE if path.is_dir() else path for path in deployments]
-    if output is not None and any(path.parent.resolve() == output.resolve() for path in paths):
-        raise BadInput(f"{output} is one of the bundles that are compared; give another folder for the chosen one")
+    if output is not None:
+        _check_output(output, paths)
     if common.show_python:
         return python_answer(*_python(paths, data, slo))
     wanted = Wanted(
@@ -105,10 +106,16 @@ def plan_serving(
 
 
 def write_plan(found: ServingPlan, folder: Path) -> Path:
-    """Write the chosen deployment as a new bundle. Raises StoreError."""
-    deployment, artifact = read_deployment(Path(found.chosen.path))
+    """Write the chosen deployment as a new bundle, with the files beside its model.
+
+    Raises:
+        BadInput: the folder holds something else than a bundle. StoreError: a file cannot be read or written.
+    """
+    check_replaceable(folder)
+    path = Path(found.chosen.path)
+    deployment, artifact = read_deployment(path)
     changed = replace(deployment, serving=found.serving, settings=found.settings)
-    return write_deployment(changed, artifact, folder)
+    return write_deployment(changed, artifact, folder, files=files_beside(path, deployment))
 
 
 def shown(found: ServingPlan, rate: float | None) -> RenderableType:
@@ -127,11 +134,18 @@ def shown(found: ServingPlan, rate: float | None) -> RenderableType:
     return Group(*lines)
 
 
-def _cells(option: Option, *, chosen: bool) -> tuple[str, ...]:
+def _check_output(folder: Path, paths: list[Path]) -> None:
+    """Check where the chosen bundle goes before anything is done. Raises BadInput."""
+    if any(path.parent.resolve() == folder.resolve() for path in paths):
+        raise BadInput(f"{folder} is one of the bundles that are compared; give another folder for the chosen one")
+    check_replaceable(folder)
+
+
+def _cells(option: Option, *, chosen: bool) -> tuple[str | Text, ...]:
     found = option.found
     measured = fmt.NONE if found is None else f"{fmt.digits(found.rate)} ({found.confirmed} of 3 confirmed)"
     return (
-        option.engine,
+        Text(option.engine),
         str(option.threads),
         str(option.instances),
         ",".join(str(size) for size in option.sizes),

@@ -64,7 +64,8 @@ def predict(
 ) -> Answer:
     """Run a deployment over a file, in this process, and write what it says of every row.
 
-    A deployment with steps is given images and text as they are, and writes what its last step says. Parquet is read
+    A deployment with steps is given images and text as they are, and writes what its last step says. Labels are not
+    looked at, and limits that the deployment has for clients, as its objective, do not hold. Parquet is read
     piece by piece, so a file may be larger than memory; other data is read whole. Finished pieces are
     kept beside the output until it is whole: after an interruption the same command goes on where it was.
 
@@ -98,7 +99,8 @@ def predict(
     steps = open_steps(file, what, artifact, allow_code)
     if what.pre and samples.preprocess:
         raise InvalidSetting(f"{file} prepares its inputs by steps of its own; leave --preprocess out")
-    parts = open_parts(output, key_of(what, data, samples, piece, beside=read_by_steps(file, what, allow_code)))
+    beside = read_by_steps(file, what, allow_code)
+    parts = open_parts(output, key_of(what, data, samples, piece, beside=beside, output=output))
     kept = len(parts.finished())
     pieces: Iterator[Pieced] = (
         read_pieces(data, artifact, samples, piece, what)
@@ -152,13 +154,21 @@ def read_by_steps(file: Path, what: Deployment, code: Path | None) -> list[Path]
     return [*found, *([] if code is None else sorted(code.rglob("*.py")))]
 
 
-def key_of(what: Deployment, data: str, samples: DataOptions, piece: int, *, beside: Sequence[Path] = ()) -> str:
+def key_of(
+    what: Deployment,
+    data: str,
+    samples: DataOptions,
+    piece: int,
+    *,
+    beside: Sequence[Path] = (),
+    output: Path | None = None,
+) -> str:
     """Give what tells one run from another: the model, the data as it is on disk, and how it is read and cut.
 
-    ``beside`` are other files that answers depend on.
+    ``beside`` are other files that answers depend on. ``output`` may lie among the data: what is written is none of it.
     """
-    path = source_of(data)
-    stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in (*_files(path), *beside)]
+    files = _files(source_of(data), output)
+    stamp = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in (*files, *beside)]
     told = msgspec.json.encode(
         [
             what.artifact,
@@ -182,10 +192,20 @@ def source_of(data: str) -> Path:
     return Path(data) if Path(data).exists() else Path(data.partition("#")[0])
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(found for found in path.rglob("*") if found.is_file())
-    return [path] if path.is_file() else []
+def _files(path: Path, output: Path | None) -> list[Path]:
+    """Give the files of a source; of a folder without the output, what is written to become it, and its pieces."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found = sorted(each for each in path.resolve().rglob("*") if each.is_file())
+    if output is None:
+        return found
+    home, name = output.parent.resolve(), output.name
+
+    def is_of_output(each: Path) -> bool:
+        first = each.relative_to(home).parts[0] if each.is_relative_to(home) else ""
+        return first == name or first.startswith(f".{name}.")
+
+    return [each for each in found if not is_of_output(each)]
 
 
 def read_pieces(data: str, artifact: Artifact, options: DataOptions, rows: int, what: Deployment) -> Iterator[Samples]:
@@ -195,7 +215,13 @@ def read_pieces(data: str, artifact: Artifact, options: DataOptions, rows: int, 
         room, left = Room(this_host().memory_bytes // 4), options.limit
         for columns in parquet_pieces(Path(data), rows):
             found = fit(
-                columns, artifact.signature, room, preprocess=declared, inputs=options.inputs, label=options.label
+                columns,
+                artifact.signature,
+                room,
+                preprocess=declared,
+                inputs=options.inputs,
+                label=options.label,
+                labels="unread",
             ).samples
             yield found if left is None or left >= len(found) else found.take(range(left))
             left = None if left is None else left - len(found)
@@ -208,6 +234,7 @@ def read_pieces(data: str, artifact: Artifact, options: DataOptions, rows: int, 
         preprocess=declared,
         inputs=options.inputs,
         label=options.label,
+        labels="unread",
         limit=options.limit,
     ).samples
     for start in range(0, len(whole), rows):
@@ -232,7 +259,7 @@ async def run_pieces(
     """
     finished, rows, number = set(parts.finished()), 0, -1
     like: Part | None = None
-    service = Service(open_repository(file), code=code)
+    service = Service(open_repository(file), code=code, offline=True)
     try:
         await service.start()
         state = service.index()[0]

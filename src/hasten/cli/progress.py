@@ -114,7 +114,11 @@ def telling(title: str, *, console: Console | None = None) -> Iterator[Progress]
         yield line
         return
     with Bar(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=screen, transient=True
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
     ) as bar:
         task = bar.add_task(title, total=1.0)
 

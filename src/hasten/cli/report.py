@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from hasten.cli.optimize import PAGE, answer_of, write_page
 from hasten.errors import BadInput
 from hasten.search.optimize import LAST, RESULT
 from hasten.search.result import Result, read_result
+from hasten.search.task import runs_in
 from hasten.store import Store
 
 
@@ -40,22 +42,22 @@ def report(
         common: The options of every verb.
     """
     folder = find_run(run, common.home)
-    if common.show_python:
-        page = html or folder / PAGE
-        return python_answer(
-            "from pathlib import Path",
-            "import hasten",
-            "from hasten.report.html import write_html",
-            "",
-            f"result = hasten.read_result(Path({str(folder / RESULT)!r}))",
-            f"chosen = hasten.Store(Path({str(common.home)!r})).get(result.trial(result.chosen).artifact)",
-            f"print(result.verdict.word, write_html(result, Path({str(page)!r}), chosen=chosen))",
-        )
+    page = html or folder / PAGE
     result = moved(read_result(folder / RESULT), folder)
-    page = write_page(result, Store(common.home), html or folder / PAGE)
+    store = store_of(result, (common.home, folder.resolve().parent.parent))
+    if common.show_python:
+        return python_answer(*_python(folder, store, page))
+    write_page(result, store, page)
     if open_page:
         webbrowser.open(page.resolve().as_uri())
     return answer_of(result, page, code=0)
+
+
+def store_of(result: Result, homes: Sequence[Path]) -> Store | None:
+    """Give the first of the stores at ``homes`` that has what a run chose: a run's folder may be given by itself."""
+    built = result.trial(result.chosen).artifact
+    stores = [Store(home) for home in homes]
+    return next((store for store in stores if built and store.holds(built)), None)
 
 
 def moved(result: Result, folder: Path) -> Result:
@@ -89,9 +91,23 @@ def _named(run: str, home: Path) -> Path:
         path = path.parent
     if path.is_dir():
         return path
-    found = [folder for folder in sorted((home / "runs").glob("*")) if folder.name.startswith(run)]
+    known = runs_in(home)
+    found = [folder for folder in known if folder.name.startswith(run)]
     exact = [folder for folder in found if folder.name == run]
     if len(exact or found) != 1:
-        known = ", ".join(folder.name for folder in sorted((home / "runs").glob("*"))) or "none"
-        raise BadInput(f"{len(found)} runs in {home} begin with {run!r}; there are: {known}")
+        told = ", ".join(folder.name for folder in known) or "none"
+        raise BadInput(f"{len(found)} runs in {home} begin with {run!r}; there are: {told}")
     return (exact or found)[0]
+
+
+def _python(folder: Path, store: Store | None, page: Path) -> list[str]:
+    get = "" if store is None else f"hasten.Store(Path({str(store.root)!r})).get(result.trial(result.chosen).artifact)"
+    return [
+        "from pathlib import Path",
+        "import hasten",
+        "from hasten.report.html import write_html",
+        "",
+        f"result = hasten.read_result(Path({str(folder / RESULT)!r}))",
+        f"chosen = {get or None}",
+        f"print(result.verdict.word, write_html(result, Path({str(page)!r}), chosen=chosen))",
+    ]

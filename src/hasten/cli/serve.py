@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +12,7 @@ from cyclopts import Group, Parameter
 
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, python_answer
+from hasten.cli.standard_output import write_now
 from hasten.errors import InvalidSetting, MissingDependency, ServeError
 
 if TYPE_CHECKING:
@@ -181,7 +181,6 @@ def _announce(opened: Open, guards: GuardOptions, common: Common) -> None:
         calls = [line for line in (curl_line(caller, metadata), python_line(caller, metadata)) if line is not None]
     if common.json:
         document = {"http": opened.http, "grpc": opened.grpc, "models": models, "calls": calls}
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        write_now(msgspec.json.encode(document).decode() + "\n")
     else:
-        sys.stdout.write("\n".join([*lines, "", *calls, ""]) + "\n")
-    sys.stdout.flush()
+        write_now("\n".join([*lines, "", *calls, ""]) + "\n")

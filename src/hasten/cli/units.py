@@ -75,6 +75,13 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in found)
 
 
+def seed(text: str) -> int:
+    """Read what random numbers begin with. Raises ValueError for what is no whole number from 0 on."""
+    if not text.strip().isdecimal():
+        raise ValueError(f"{text!r} is no seed; write a whole number, 0 or above")
+    return int(text)
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read names, as ``a,b``. Raises ValueError for an empty one."""
     found = tuple(word.strip() for word in text.split(","))
@@ -160,6 +167,7 @@ METAVARS: Mapping[Callable[[str], Any], str] = {
     share: "SHARE",
     positive: "NUMBER",
     numbers: "N,N",
+    seed: "N",
     words: "NAME,NAME",
     pairs: "KEY=VALUE,...",
 }

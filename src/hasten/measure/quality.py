@@ -19,6 +19,7 @@ from scipy import optimize, stats
 from hasten.errors import BadInput, Untrusted
 from hasten.measurement import Estimate, Quality
 from hasten.metrics import Floats, Metric, classified, first, predicted
+from hasten.samples.samples import check_labels
 from hasten.tensors import Array, Feed
 
 Z = 1.959963984540054
@@ -52,8 +53,8 @@ def quality(
         seed: Of the bootstrap.
 
     Raises:
-        BadInput: labels are missing, of another length, or do not fit the outputs.
-        Untrusted: the outputs differ in shape, or hold values that are not finite.
+        BadInput: labels are missing, of another length, not finite, or do not fit the outputs.
+        Untrusted: the outputs differ in shape, or hold values that are not finite; or the metric gives such a value.
     """
     _check(reference, candidate)
     target = _target(metric, reference, labels)
@@ -62,6 +63,11 @@ def quality(
         pair = _compare_scores(metric, before, after, seed)
     else:
         pair = _compare_statistics(metric, reference, candidate, target, seed)
+    if not all(map(math.isfinite, (pair.before, pair.after, pair.drop.value, pair.drop.low, pair.drop.high))):
+        raise Untrusted(
+            f"{metric.name} is {pair.before:g} for the original and {pair.after:g} for the candidate, its drop "
+            f"{pair.drop.value:g} [{pair.drop.low:g}, {pair.drop.high:g}]: a number that is not finite proves nothing"
+        )
     flips = _flips(reference, candidate, target) if metric.classes else None
     return Quality(
         metric=metric.name,
@@ -268,6 +274,7 @@ def _target(metric: Metric, reference: Feed, labels: Array | None) -> Array:
         raise BadInput(f"the metric {metric.name!r} needs labels, and the samples have none; agreement needs none")
     if len(labels) != len(output):
         raise BadInput(f"there are {len(labels)} labels, but outputs for {len(output)} samples")
+    check_labels(labels)
     return labels
 
 

@@ -93,6 +93,12 @@ def unpadded(flags: int, payload: memoryview) -> memoryview:
     return payload[1 : len(payload) - payload[0]]
 
 
+def of_connection(name: str, number: int) -> None:
+    """Check that a frame which is about the whole connection names no stream. Raises Broken."""
+    if number:
+        raise Broken(Code.PROTOCOL_ERROR, f"{name} of stream {number}; it is the connection's")
+
+
 def read_settings(payload: memoryview) -> dict[int, int]:
     """Read and check a peer's settings. Raises Broken."""
     if len(payload) % 6:

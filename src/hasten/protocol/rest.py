@@ -216,7 +216,7 @@ def decode_model_metadata(body: Buffer) -> ModelMetadata:
     """Read what a server says of a model. Raises BadRequest."""
     try:
         return msgspec.json.decode(body, type=ModelMetadata)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"this is no model metadata: {error}") from error
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,8 +22,13 @@ from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, Mo
 from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
+T = TypeVar("T")
+
+KEPT_BYTES = 2**21
+"""Of heads, over all the targets that share a ``Heads``. What was read of one takes up to 14 times as much memory."""
+
 KEPT_HEADS = 256
-"""Heads that are kept of a target, or of answers; then all are forgotten: nobody fills the memory with them."""
+"""Heads that are kept of answers; then all are forgotten."""
 
 LONGEST_HEAD_BYTES = 8192
 """A longer one is read anew each time."""
@@ -58,15 +64,45 @@ class _Known:
     """The place that was emptied is the request's own id, since it was read from there."""
 
 
-class RequestTemplates:
-    """Reads the requests of one target; gives what ``rest.decode_request`` gives."""
+class Heads:
+    """What was read of heads, in tables that are bounded together: nobody fills the memory with them."""
 
-    def __init__(self, model: str, version: str | None, *, regions: Regions | None = None) -> None:
+    def __init__(self) -> None:
+        self._tables: list[dict[bytes, Any]] = []
+        self._held_bytes = 0
+
+    def table(self) -> dict[bytes, Any]:
+        """Give one more table, empty. Only ``keep`` adds to it; it may be emptied at any time."""
+        made: dict[bytes, Any] = {}
+        self._tables.append(made)
+        return made
+
+    def keep(self, table: dict[bytes, T], head: bytes, known: T) -> None:
+        """Keep what was read of a head. Where all together would be too much, the others are forgotten."""
+        if head not in table:
+            self._held_bytes += len(head)
+        if self._held_bytes > KEPT_BYTES:
+            for each in self._tables:
+                each.clear()
+            self._held_bytes = len(head)
+        table[head] = known
+
+
+class RequestTemplates:
+    """Reads the requests of one target; gives what ``rest.decode_request`` gives.
+
+    Those of several targets that are given the same ``heads`` are bounded together.
+    """
+
+    def __init__(
+        self, model: str, version: str | None, *, regions: Regions | None = None, heads: Heads | None = None
+    ) -> None:
         self._regions = regions
         self.model = model
         self.version = version
-        self._known: dict[bytes, _Known] = {}
-        self._plain: dict[bytes, _Plain] = {}
+        self._heads = heads or Heads()
+        self._known: dict[bytes, _Known] = self._heads.table()
+        self._plain: dict[bytes, _Plain] = self._heads.table()
         self._numbers = json_templates.Numbers()
 
     def decode(
@@ -114,9 +150,8 @@ class RequestTemplates:
         if known is None and (name is None or (name and request.id == name)):
             slots = json_templates.slots_of(request, rest.said_of(parted.head))
             if slots is not None and len(slots) == len(parted.parts):
-                if len(self._plain) >= KEPT_HEADS:
-                    self._plain.clear()
-                self._plain[head] = _Plain(msgspec.structs.replace(request, inputs=()), slots)
+                bare = msgspec.structs.replace(request, inputs=())
+                self._heads.keep(self._plain, head, _Plain(bare, slots))
         return request
 
     def _read(
@@ -140,10 +175,8 @@ class RequestTemplates:
             data = tensor.data
             slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters))
             at += data.nbytes
-        if len(self._known) >= KEPT_HEADS:
-            self._known.clear()
         bare = msgspec.structs.replace(request, inputs=(), id="")
-        self._known[head] = _Known(bare, tuple(slots), at, bool(request.id))
+        self._heads.keep(self._known, head, _Known(bare, tuple(slots), at, bool(request.id)))
 
 
 @dataclass(frozen=True, slots=True)

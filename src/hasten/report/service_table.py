@@ -30,7 +30,7 @@ def drawn(table: Table) -> RenderableType:
         wide = k == 0 or name in ("for example", "it", "")
         grid.add_column(name, justify="left" if wide else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(cell) for cell in row))
     about = [Padding(Text(table.about, style="dim"), (0, 1))] if table.about else []
     return Group(Text(table.title, style="bold"), grid, *about)
 

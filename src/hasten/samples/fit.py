@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from hasten.errors import BadInput, SignatureMismatch, UnknownName
 from hasten.samples.columns import Columns, Images, Room, Unusable, is_array
 from hasten.samples.preprocess import Preprocess, open_image, preprocess_for
-from hasten.samples.samples import Samples
+from hasten.samples.samples import Samples, check_labels
 from hasten.tensors import DTYPES, Array, Signature, TensorSpec
 
 LABELS = ("label", "labels", "target", "targets", "y", "class")
 """Names that a label column has, where none is given: the first of these wins."""
+
+
+Labels = Literal["needed", "optional", "unread"]
+"""Of labels that are there: "needed" raises where they cannot be used, "optional" then leaves them out and says why,
+"unread" leaves them out unseen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,8 @@ class ReadResult:
     """The label column."""
     unused: tuple[str, ...] = ()
     """Columns that feed nothing."""
+    unlabelled: str | None = None
+    """Why labels that are there were left out, where they were optional."""
 
 
 def fit(
@@ -41,12 +49,14 @@ def fit(
     preprocess: Preprocess | None = None,
     inputs: Mapping[str, str] | None = None,
     label: str | None = None,
+    labels: Labels = "needed",
 ) -> ReadResult:
     """Lay columns out as a model's inputs, and labels.
 
     A column feeds the input that ``inputs`` assigns it to, else the one of its name. What is left feeds the one input
     that is left: a single column, or all plain numbers side by side as [n, features], or the only column of images.
-    Rows are reshaped where only axes of length 1 differ, or where they are flat.
+    Rows are reshaped where only axes of length 1 differ, or where they are flat. The label column feeds no input,
+    whether the labels are wanted or not.
 
     Raises:
         UnknownName: a column or an input that is not there.
@@ -64,9 +74,7 @@ def fit(
         used += [done] if done else []
     if preprocess is not None and not used:
         raise BadInput("preprocessing was declared, but no column that feeds the model holds images")
-    labels, classes = _labels(columns, label)
-    _check_lengths(arrays, labels, label)
-    samples = Samples(arrays, labels, classes)
+    samples, why = labelled(Samples(arrays), labels, lambda: _labels(columns, label, len(next(iter(arrays.values())))))
     samples.check(signature)
     taken = {name for names in assigned.values() for name in names} | {label}
     return ReadResult(
@@ -75,7 +83,33 @@ def fit(
         columns=assigned,
         label=label,
         unused=tuple(name for name in columns.by_name if name not in taken),
+        unlabelled=why,
     )
+
+
+Labelling = tuple[Array | None, tuple[str, ...] | None]
+"""Labels [n, ...], and the name of each class index; None where there are none."""
+
+
+def labelled(samples: Samples, wanted: Labels, read: Callable[[], Labelling]) -> tuple[Samples, str | None]:
+    """Give samples with the labels that ``read`` gives, where they are wanted, and why optional ones were left out.
+
+    Raises:
+        BadInput: labels that are needed cannot be used.
+    """
+    if wanted == "unread":
+        return replace(samples, labels=None, classes=None), None
+    try:
+        labels, classes = read()
+        if labels is not None:
+            check_labels(labels)
+    except BadInput as error:
+        if wanted == "needed":
+            raise
+        return replace(samples, labels=None, classes=None), str(error)
+    if labels is samples.labels:  # as they were, and their digest with them
+        return samples, None
+    return replace(samples, labels=labels, classes=classes), None
 
 
 def assign(
@@ -178,13 +212,15 @@ def label_column(columns: Columns, signature: Signature, inputs: Mapping[str, st
     return next((lower[name] for name in LABELS if name in lower), None)
 
 
-def _labels(columns: Columns, label: str | None) -> tuple[Array | None, tuple[str, ...] | None]:
-    """Give the labels: numbers as they are, strings as indices into their sorted values."""
+def _labels(columns: Columns, label: str | None, rows: int) -> Labelling:
+    """Give the labels of so many rows: numbers as they are, strings as indices into their sorted values."""
     if label is None:
         return None, None
     column = _usable(columns, label)
     if isinstance(column, Images):
         raise BadInput(f"the label column {label!r} holds images; labels are numbers or strings")
+    if len(column) != rows:
+        raise BadInput(f"there are {len(column)} labels (column {label!r}) for {rows} samples; each sample needs one")
     if column.dtype.kind == "S":
         try:
             column = np.char.decode(column.astype(np.bytes_), "utf-8")
@@ -192,18 +228,23 @@ def _labels(columns: Columns, label: str | None) -> tuple[Array | None, tuple[st
             raise BadInput(f"the label column {label!r} holds bytes that are no UTF-8 text: {error.reason}") from error
     named = columns.classes if label == columns.label else None
     if column.dtype.kind not in "US":
-        if named is not None and column.size and not 0 <= int(column.min()) <= int(column.max()) < len(named):
-            raise BadInput(f"the label column {label!r} has the value {int(column.max())}, but {len(named)} classes")
+        if named is not None:
+            _check_within(column, len(named), label)
         whole = column.dtype.kind in "biu"
         return (column.astype(np.int64) if whole else column), named
     classes = columns.vocabularies.get(label) or tuple(str(word) for word in np.unique(column))
     return np.searchsorted(np.asarray(classes), column).astype(np.int64), classes
 
 
-def _check_lengths(arrays: Mapping[str, Array], labels: Array | None, label: str | None) -> None:
-    rows = len(next(iter(arrays.values())))
-    if labels is not None and len(labels) != rows:
-        raise BadInput(f"there are {len(labels)} labels (column {label!r}) for {rows} samples; each sample needs one")
+def _check_within(column: Array, classes: int, label: str) -> None:
+    values = column.astype(np.float64)
+    outside = np.argwhere((values < 0) | (values >= classes))
+    if outside.size:
+        place = tuple(outside[0])
+        raise BadInput(
+            f"the label column {label!r} has the value {column[place]} in row {place[0]}, but its classes are 0 to "
+            f"{classes - 1}; take out the rows without a class, or name another column with --label"
+        )
 
 
 def _input(

@@ -10,7 +10,7 @@ from hasten.host import this_host
 from hasten.samples.arrow import read_csv_file, read_dataset_folder, read_parquet_files
 from hasten.samples.columns import Columns, Room
 from hasten.samples.files import read_function, read_image_folder, read_npz
-from hasten.samples.fit import ReadResult, fit
+from hasten.samples.fit import Labels, ReadResult, fit, labelled
 from hasten.samples.preprocess import Preprocess
 from hasten.samples.samples import INDEX, Samples
 from hasten.tensors import Signature
@@ -35,6 +35,7 @@ def read_samples(
     preprocess: Preprocess | None = None,
     inputs: Mapping[str, str] | None = None,
     label: str | None = None,
+    labels: Labels = "needed",
     limit: int | None = None,
     memory_bytes: int | None = None,
 ) -> ReadResult:
@@ -48,6 +49,8 @@ def read_samples(
         preprocess: What to do to images; by default what the input's shape says (``preprocess_for``).
         inputs: Model input to column, where the names differ.
         label: The label column; by default one of ``fit.LABELS``, or none.
+        labels: What is done about labels: "needed" raises where they cannot be used, "optional" then leaves them out,
+            "unread" leaves them out in any case.
         limit: Read only that many: the first rows of a table, equal shares of each class of a folder.
         memory_bytes: What the samples may take; by default a quarter of this machine's memory.
 
@@ -64,9 +67,10 @@ def read_samples(
     if isinstance(columns, Samples):
         if preprocess is not None or inputs or label:
             raise BadInput(f"{source} gives finished samples: preprocessing, columns and labels cannot be told apart")
-        columns.check(signature)
-        return ReadResult(samples=columns, columns={name: (name,) for name in columns.inputs})
-    return fit(columns, signature, room, preprocess=preprocess, inputs=inputs, label=label)
+        samples, why = labelled(columns, labels, lambda: (columns.labels, columns.classes))
+        samples.check(signature)
+        return ReadResult(samples=samples, columns={name: (name,) for name in samples.inputs}, unlabelled=why)
+    return fit(columns, signature, room, preprocess=preprocess, inputs=inputs, label=label, labels=labels)
 
 
 def open_columns(source: str | Path, room: Room) -> Columns | Samples:

@@ -80,11 +80,14 @@ class Samples:
             yield self.feed(slice(start, start + size))
 
     def check(self, signature: Signature) -> None:
-        """Check names, dtypes and shapes against a model's inputs, but for the length of the batch axis.
+        """Check names, dtypes and shapes against a model's inputs, but for the batch axis's length; and the labels.
 
         Raises:
             SignatureMismatch: names the input, what was wanted, what the samples have.
+            BadInput: the labels are no numbers, or some are not finite.
         """
+        if self.labels is not None:
+            check_labels(self.labels)
         names = {spec.name for spec in signature.inputs}
         if self.inputs.keys() != names:
             raise SignatureMismatch(f"the samples have inputs {sorted(self.inputs)}, the model wants {sorted(names)}")
@@ -139,6 +142,27 @@ class Samples:
             raise StoreError(f"{folder} holds no readable samples: {error}") from error
         loaded.__dict__["digest"] = index.digest
         return loaded
+
+
+def check_labels(labels: Array) -> None:
+    """Check that labels [n, ...] can be judged by.
+
+    Raises:
+        BadInput: they are texts; or some are NaN or infinite, with the first such row and how many there are.
+    """
+    if labels.dtype.kind in "SU":
+        raise BadInput(
+            "the labels are texts; give the index of each sample's class as a number, and the names of the classes as "
+            "Samples(..., classes=(...)): numpy.unique(labels, return_inverse=True) gives both"
+        )
+    if labels.dtype.kind in "biu":
+        return
+    wrong = np.flatnonzero(~np.isfinite(labels).reshape(len(labels), -1).all(axis=1))
+    if wrong.size:
+        raise BadInput(
+            f"the labels of {wrong.size} of {len(labels)} samples are NaN or infinite, the first in row {wrong[0]}; "
+            "take these rows out, or name another column with --label"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,11 @@ def alone(run: Path) -> Iterator[None]:
         yield
 
 
+def runs_in(home: Path) -> list[Path]:
+    """Give the folders of the searches below ``home``, by their names; a lock that lies beside one is none."""
+    return sorted(path for path in (home / "runs").glob("*") if path.is_dir())
+
+
 def task_id(source: Artifact, samples: Samples, goal: Goal, *, choices: Mapping[str, object]) -> str:
     """Give ten hex digits, the same for the same question on the same machine with the same versions.
 

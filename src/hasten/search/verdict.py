@@ -14,7 +14,10 @@ from hasten.measure.statistics import (
     runs_needed,
 )
 from hasten.measurement import Estimate, Latency, Measurement
-from hasten.search.result import Certificate, Goal, Verdict
+from hasten.search.result import Certificate, Goal, Objective, Verdict
+
+BETTER: Mapping[Objective, str] = {"latency": "faster", "size": "smaller", "memory": "smaller in memory"}
+"""The word for a plan that is better by an objective."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,12 @@ def _proven(
     """Say how good a proven plan is. ``needed``: the original misses the goal, so it need not be faster."""
     ratio = item.over_original
     if item.plan == original:
-        lost = [c for c in certificates if _lost(c, goal) and faster.get((c.plan, original), False)]
+        better = [c for c in certificates if faster.get((c.plan, original), False)]
+        lost = [c for c in better if _lost(c, goal)]
         if lost:
-            sentence = f"what was faster did not hold on the certify split: {_lost(lost[0], goal)}"
+            sentence = f"what was {BETTER[goal.objective]} did not hold on the certify split: {_lost(lost[0], goal)}"
             return item, Verdict(word="REGRESSION", sentence=f"{sentence}. The untouched model stays")
-        return item, Verdict(
-            word="MEETS", sentence="nothing that was tried is faster beyond doubt; the untouched model meets the goal"
-        )
+        return item, Verdict(word="MEETS", sentence=f"{_kept_back(better, goal)}; the untouched model meets the goal")
     if goal.objective == "latency" and not needed and not ratio.settled and not ratio.wins:
         sentence = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] is too wide to say that it is faster"
         return item, Verdict(word="INCONCLUSIVE", sentence=sentence)
@@ -178,3 +180,15 @@ def _proven(
         drop = item.quality.drop
         sentence += f", {item.quality.metric} drop {percent(drop)} on {drop.n} samples that the search never saw"
     return item, Verdict(word="MEETS", sentence=sentence)
+
+
+def _kept_back(better: Sequence[Certificate], goal: Goal) -> str:
+    """Say why none of the plans that are better than the original beyond doubt, best first, was chosen."""
+    word = BETTER[goal.objective]
+    for item in better:
+        judgement = judge(item, goal)
+        if judgement.missed:
+            return f"what is {word} beyond doubt does not keep the goal: {'; '.join(judgement.missed)}"
+        if judgement.noisy or judgement.open:
+            return f"what is {word} beyond doubt is not proven to: {'; '.join((*judgement.noisy, *judgement.open))}"
+    return f"nothing that was tried is {word} beyond doubt"

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 GC_THRESHOLD = (20_000, 20, 50)
 """Of the cyclic collector: what a request makes is freed by counting, and each pass costs as much as a few requests."""
 
+STANDARD_OUTPUT = 1
+"""Its file descriptor: ``sys.stdout`` may stand for another while a verb runs."""
+
 Transport = Literal["fast", "library"]
 
 
@@ -296,7 +299,7 @@ def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog 
     name = listening.access_log
     try:  # without a buffer: what could not be written must not come again when it is closed
         if str(name) == "-":
-            stream: IO[bytes] = FileIO(sys.stdout.fileno(), "ab", closefd=False)
+            stream: IO[bytes] = FileIO(STANDARD_OUTPUT, "ab", closefd=False)
         else:
             stream = stack.enter_context(name.open("ab", buffering=0))
     except OSError as error:

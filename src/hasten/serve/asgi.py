@@ -52,10 +52,13 @@ def asgi(rest: Rest, limits: Limits, log: Callable[[Request], None] | None = Non
         reply = _Reply()
         request = _request(scope, reply)
         try:
-            request.body = await _body(request, receive, limits.body_bytes)
+            body = await _body(request, receive, limits.body_bytes)
         except ServeError as error:
             fail(request, error)
         else:
+            if body is None:
+                return
+            request.body = body
             request.received_ns = perf_counter_ns()
             pass_on(rest.route, request)
         await _until_ready(request, reply, receive)
@@ -78,14 +81,16 @@ def _request(scope: Message, reply: _Reply) -> Request:
     return request
 
 
-async def _body(request: Request, receive: Receive, limit_bytes: int) -> bytes:
-    """Read a body whole. Raises TooLarge as soon as it is known to be."""
+async def _body(request: Request, receive: Receive, limit_bytes: int) -> bytes | None:
+    """Read a body whole; None: the client left before its end. Raises TooLarge as soon as it is known to be."""
     length = request.headers.get(b"content-length", b"0")
     parts, size = [], 0
     while True:
         if size > limit_bytes or (length.isdigit() and int(length[:20]) > limit_bytes):
             raise TooLarge(f"the body has more than {limit_bytes} bytes, the limit")
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -42,6 +43,11 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         self._service = service
         self._keys = keys
         self._reflection = side.Reflection((codec.FILE, *side.FILES))
+        self._ending = asyncio.Event()
+
+    def end_watches(self) -> None:
+        """End the calls that would go on for as long as their clients like: the server is ending."""
+        self._ending.set()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Find what answers a call; None: it is not known (UNIMPLEMENTED)."""
@@ -138,12 +144,15 @@ class InferenceHandlers(grpc.GenericRpcHandler):
         except ServeError as error:
             await fail(context, error)
         told = None
-        while True:
+        while not self._ending.is_set():
             status = side.health_of(self._service.ready(), name)
             if status != told:
                 yield side.health_reply(status)
                 told = status
-            await asyncio.sleep(WATCH_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), WATCH_S)
+        yield side.health_reply(side.NOT_SERVING)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is ending")
 
     def _reflect(self, package: str) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def reflect(asked: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
@@ -184,10 +193,9 @@ class GrpcListener:
         tls: tuple[Path, Path] | None,
     ) -> None:
         """Make one, closed."""
-        self._service = service
+        self._handlers = InferenceHandlers(service, keys)
         self._limits = limits
         self._spot = spot
-        self._keys = keys
         self._tls = tls
         self._server: grpc.aio.Server | None = None
         self._url = ""
@@ -214,7 +222,7 @@ class GrpcListener:
             ),
             maximum_concurrent_rpcs=limits.requests,
         )
-        server.add_generic_rpc_handlers((InferenceHandlers(self._service, self._keys),))
+        server.add_generic_rpc_handlers((self._handlers,))
         host, port = self._spot.host, self._spot.port
         shown = f"[{host}]" if ":" in host else host
         try:
@@ -241,6 +249,7 @@ class GrpcListener:
     async def close(self, finish_s: float) -> None:
         """Accept no more, finish, close."""
         if self._server is not None:
+            self._handlers.end_watches()
             await self._server.stop(finish_s)
             self._server = None
 

@@ -38,7 +38,8 @@ class Http1Server:
         self.log = log
         self.connections: set[Connection] = set()
         self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
-        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.scratch_bytes = bytearray(SCRATCH_BYTES)
+        self.scratch = memoryview(self.scratch_bytes)
         self.heads: Heads = {}
         self.requests = 0
         self.buffered_bytes = 0

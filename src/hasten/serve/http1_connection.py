@@ -3,7 +3,8 @@
 It knows nothing of models. A connection reads into the server's one scratch buffer; a body that does not end in the
 same read gets a buffer of its own, sized from Content-Length after the limits were checked, and the socket is then read
 straight into it. Each complete request goes to ``route``, which calls ``request.respond`` at once or later; answers
-leave in the order of the requests. Bounds and timeouts are those of ``Limits``.
+leave in the order of the requests. Requests that came in one read wait as they came where as many as may be are in
+work, or where the client does not read. Bounds and timeouts are those of ``Limits``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Protocol
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from hasten.serve.cork import Cork
-from hasten.serve.http1_checks import problem_of
-from hasten.serve.http1_heads import Heads, keep_head
+from hasten.serve.http1_bodies import room
+from hasten.serve.http1_checks import framing, problem_of, problem_of_part
+from hasten.serve.http1_heads import LONGEST_HEAD, Heads, keep_head
 from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
+from hasten.serve.http1_unread import Unread
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
 from hasten.serve.wheel import Wheel
@@ -29,6 +32,8 @@ Route = Callable[[Request], None]
 
 LARGEST_WHOLE = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
+ONE_PIECE = 4 * 2**10
+"""Reads below this size are parsed as they are where at most one head ends in them."""
 JOIN_BYTES = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
 
@@ -44,8 +49,10 @@ class Common(Protocol):
     log: Callable[[Request], None] | None
     connections: set[Connection]
     wheel: Wheel[Connection]
+    scratch_bytes: bytearray
     scratch: memoryview
-    """What every connection reads into: a read is parsed before the loop goes on to the next."""
+    """What every connection reads into, a view of ``scratch_bytes``: a read is parsed, or what is left of it kept,
+    before the loop goes on to the next."""
     heads: Heads
     """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
     requests: int
@@ -60,20 +67,9 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         *("_body", "_body_began_s", "_chunked", "_continue", "_deaf", "_direct", "_fed", "_filled", "_head"),
-        "_header_bytes",
-        *("_headers", "_in_headers", "_in_message", "_length", "_outstanding", "_parser", "_paused", "_peer"),
-        *(
-            "_read_ns",
-            "_reading",
-            "_request",
-            "_server",
-            "_target",
-            "_transport",
-            "_timed",
-            "deadline_s",
-            "fresh",
-            "slot",
-        ),
+        *("_header_bytes", "_headers", "_in_headers", "_in_message", "_kept", "_length", "_outstanding", "_parser"),
+        *("_paused", "_peer", "_read_ns", "_reading", "_request", "_server", "_target", "_timed", "_transport"),
+        *("_unread", "deadline_s", "fresh", "slot"),
     )
 
     def __init__(self, server: Common) -> None:
@@ -89,7 +85,11 @@ class Connection(asyncio.BufferedProtocol):
         self._deaf = False
         """What comes is thrown away: a refusal is on its way, or the connection is over."""
         self._paused = False
+        self._unread: Unread | None = None
+        """What the client had still to read when its reading was last looked at, where it keeps this server waiting."""
         self._reading = True
+        self._kept = b""
+        """Requests of the last read that wait until the client reads, or until those before them are answered."""
         self._continue = False
         self._direct = False
         self._read_ns = 0
@@ -134,10 +134,10 @@ class Connection(asyncio.BufferedProtocol):
         server.wheel.forget(self)
         self._transport, self._deaf = None, True
         if self._request is not None:
-            server.buffered_bytes -= self._length
+            server.buffered_bytes -= self._filled
             self._request = None
         self._drop()
-        self._body = b""
+        self._body = self._kept = b""
         self._parser = None  # type: ignore[assignment]  # it refers back to this object
 
     def eof_received(self) -> bool:
@@ -148,11 +148,13 @@ class Connection(asyncio.BufferedProtocol):
         """The client does not read: take no more of its requests."""
         self._paused = True
         self._watch_reading()
-        self._arm(self._server.limits.write_s)
+        self._await_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._paused = False
+        if not self._deaf:
+            self._unread = None
         self._watch_reading()
         self._rest()
 
@@ -165,34 +167,38 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
         if self._direct:
-            self._filled += nbytes
-            if self._filled == self._length:
-                self._direct = False
-                self._parser = HttpRequestParser(self)  # the old one still waits for the body that went past it
-                self._read_ns = perf_counter_ns()
-                self._server.turns.reads(self._read_ns)
-                self._dispatch()
-                self._rest()
+            self._fill(nbytes)
             return
-        if self._deaf:
-            return
+        if self._deaf or (self._outstanding and not self._outstanding[-1].keep_alive):
+            return  # nothing may follow a request that closes
         self._read_ns = perf_counter_ns()
         self._server.turns.reads(self._read_ns)
-        data = self._server.scratch[:nbytes]
-        if not self._in_message and nbytes <= LARGEST_WHOLE:
-            whole = bytes(data)
-            at = self._known(whole)
-            if at == nbytes or self._deaf:
-                return
-            data = data[at:]
-            end = whole.find(b"\r\n\r\n", at)
-            if end >= 0 and not self._outstanding:  # else an answer would have to wait for those before it
-                self._head = whole[at : end + 4]
-        self._fed += len(data)
-        self._parse(data)
-        self._head = b""
-        if not self._deaf and self._in_message:
-            self._after_part()
+        if self._in_message or nbytes > LARGEST_WHOLE:
+            self._take(self._server.scratch_bytes, 0, nbytes)
+            return
+        whole = bytes(self._server.scratch[:nbytes])
+        at = self._known(whole)
+        if at < nbytes and not self._deaf:
+            self._take(whole, at, nbytes)
+
+    def _fill(self, nbytes: int) -> None:
+        """Take a part of a body that was read straight into its buffer."""
+        server = self._server
+        problem = problem_of_part(server, nbytes, size=self._filled + nbytes)
+        if problem is not None:
+            self._refuse(*problem)
+            return
+        server.buffered_bytes += nbytes
+        self._filled += nbytes
+        if self._filled == self._length:
+            self._direct = False
+            self._parser = HttpRequestParser(self)  # the old one still waits for the body that went past it
+            self._read_ns = perf_counter_ns()
+            server.turns.reads(self._read_ns)
+            self._dispatch()
+            self._rest()
+        elif self._filled == len(self._body):
+            self._body = room(self._length, self._body)
 
     def _known(self, data: bytes) -> int:
         """Take the requests that ``data`` begins with, as far as their heads were seen before; give where they end.
@@ -200,9 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
         """
         server, at = self._server, 0
-        if self._outstanding and not self._outstanding[-1].keep_alive:
-            return 0  # nothing may follow a request that closes: llhttp says so
-        while at < len(data) and not server.draining and not self._deaf:
+        while not server.draining:
             end = data.find(b"\r\n\r\n", at) + 4
             head = server.heads.get(data[at:end]) if end >= 4 else None
             if head is None:
@@ -216,7 +220,20 @@ class Connection(asyncio.BufferedProtocol):
             server.buffered_bytes += length
             self._hand_on(request)
             at = rest
+            if at == len(data) or self._deaf or not self._reading:
+                return at
         return at
+
+    def _take(self, held: bytes | bytearray, at: int, end: int) -> None:
+        """Parse what was read from ``at`` to ``end``, as far as requests may be taken now; keep the rest."""
+        # Behind others an answer would have to wait, and a large read has its time for llhttp.
+        if not self._in_message and not self._outstanding and end <= LARGEST_WHOLE:
+            ends = held.find(b"\r\n\r\n", at, min(end, at + LONGEST_HEAD))
+            self._head = bytes(held[at : ends + 4]) if ends >= 0 else b""
+        self._parse(held, at, end)
+        self._head = b""
+        if not self._deaf and self._in_message:
+            self._after_part()
 
     # llhttp's side
 
@@ -228,7 +245,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
-        self._target += url
+        if self._in_headers:
+            self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; what comes after the body (trailers) is not used."""
@@ -244,7 +262,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         """Check all that can be checked before the body."""
-        if self._deaf:
+        if self._deaf or self._request is not None:  # the head is read: this one repeats what it says of its body
+            return
+        if self._outstanding and not self._outstanding[-1].keep_alive:
+            self._deaf = True  # nothing may follow a request that closes
             return
         parser = self._parser
         self._in_headers = False
@@ -253,8 +274,10 @@ class Connection(asyncio.BufferedProtocol):
         request.began_ns, request.peer = self._read_ns, self._peer
         version = parser.get_http_version()
         request.old = version == "1.0"
-        request.keep_alive = parser.should_keep_alive() and not self._server.draining
         self._chunked = b"transfer-encoding" in headers
+        # HTTP/1.0 knows no chunks: where such a message ends is not to be trusted.
+        lasting = parser.should_keep_alive() and not (request.old and self._chunked)
+        request.keep_alive = lasting and not self._server.draining
         length = 0 if self._chunked else int(headers.get(b"content-length", b"0"))
         size = len(self._target) + self._header_bytes
         problem = problem_of(request, server=self._server, version=version, head_bytes=size, length=length)
@@ -262,7 +285,6 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(*problem)
             return
         self._request, self._length = request, length
-        self._server.buffered_bytes += length
         if b"expect" in headers and not request.old:
             self._continue = True
 
@@ -272,46 +294,60 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._chunked:
             self._grow(data)
-        elif len(data) == self._length:
-            self._body, self._filled = data, self._length
-        else:
-            self._body = bytearray(self._length)
-            self._body[: len(data)] = data
-            self._filled = len(data)
+            return
+        self._body = data if len(data) == self._length else room(self._length, data)
+        self._filled = len(data)
+        self._server.buffered_bytes += len(data)
 
     def on_message_complete(self) -> None:
         """Hand the request on."""
-        if not self._deaf:
-            self._dispatch()
+        if self._deaf or (self._parser.should_upgrade() and (self._length or self._chunked)):
+            return  # llhttp takes what follows an offer of another protocol for that protocol: the body is to come
+        self._dispatch()
 
     # a request's way
 
-    def _parse(self, data: memoryview) -> None:
-        while data:
+    def _parse(self, held: bytes | bytearray, at: int, end: int) -> None:
+        view = memoryview(held)
+        while at < end and not self._deaf:
+            if not self._in_message and not self._reading:
+                self._kept = bytes(view[at:end])
+                return
+            alone = self._request is None and end - at < ONE_PIECE
+            cut = end if alone and held.count(b"\r\n\r\n", at, end) < 2 else self._cut(held, at, end)
+            self._fed += cut - at
             try:
-                self._parser.feed_data(data)
+                self._parser.feed_data(view[at:cut])
             except HttpParserUpgrade as upgrade:  # an offer of another protocol is not taken up: go on with this one
+                cut = at + upgrade.args[0]
                 self._parser = HttpRequestParser(self)
-                data = data[upgrade.args[0] :]
-                if self._deaf:
-                    return
-                continue
+                if self._request is not None:
+                    self._parser.feed_data(framing(self._length, chunked=self._chunked))
             except HttpParserCallbackError:
                 raise  # a defect of ours, not the client's
             except HttpParserError as error:
                 if not self._deaf:
                     self._refuse(400, f"this is no HTTP/1.1 request: {error}")
-            return
+                return
+            at = cut
+
+    def _cut(self, held: bytes | bytearray, at: int, end: int) -> int:
+        """Say up to where to parse at once: behind the next place where a message may end, so that the next can wait.
+
+        One ends with its head, with its body, whose length is known, or with the empty line behind its chunks.
+        """
+        if self._request is not None and not self._chunked:
+            return min(end, at + self._length - self._filled)
+        found = held.find(b"\r\n\r\n", at, end)
+        return found + 4 if found >= 0 else end
 
     def _grow(self, data: bytes) -> None:
         """Append to a chunked body, whose length nobody knows beforehand."""
         server = self._server
         size = self._filled + len(data)
-        if size > server.limits.body_bytes:
-            self._refuse(413, f"the body is over {server.limits.body_bytes} bytes, the limit")
-            return
-        if server.buffered_bytes + len(data) > server.limits.buffered_bytes:
-            self._refuse(503, f"bodies of {server.buffered_bytes} bytes are in work; try again")
+        problem = problem_of_part(server, len(data), size=size)
+        if problem is not None:
+            self._refuse(*problem)
             return
         if not isinstance(self._body, bytearray):
             self._body = bytearray()
@@ -336,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
         else:
             if self._filled == 0:
-                self._body = bytearray(self._length)
+                self._body = room(self._length)
             self._direct = True
         if not self._body_began_s:
             self._body_began_s = self._server.clock_s()
@@ -367,7 +403,8 @@ class Connection(asyncio.BufferedProtocol):
         request.received_ns, request.date = self._read_ns, server.date
         self._outstanding.append(request)
         server.requests += 1
-        self._arm(inf)
+        if not self._paused:  # else the time to read the answers before it runs on
+            self.deadline_s = inf
         if len(self._outstanding) >= server.limits.pipelined:
             self._watch_reading()
         if server.requests > server.limits.requests:
@@ -391,6 +428,8 @@ class Connection(asyncio.BufferedProtocol):
             if transport is None:
                 return
             done = outstanding.popleft()
+            if self._unread is not None:
+                self._unread.add(len(parts[0]) + (done.reply_bytes if len(parts) > 1 else 0))
             if len(parts) > 1 and done.reply_bytes > JOIN_BYTES:
                 transport.writelines(parts)
             else:
@@ -427,7 +466,7 @@ class Connection(asyncio.BufferedProtocol):
         """Say why what comes cannot be read, after the answers before it, and close."""
         self._deaf, self._direct = True, False
         if self._request is not None:
-            self._server.buffered_bytes -= self._length
+            self._server.buffered_bytes -= self._filled
             self._request = None
         self._body, self._filled = b"", 0
         refused = Request(self, b"", self._target, {})
@@ -447,11 +486,13 @@ class Connection(asyncio.BufferedProtocol):
             if not self._reading:
                 self._reading = True
                 transport.resume_reading()
-            self._arm(self._server.limits.linger_s)
+            if not transport.get_write_buffer_size():
+                self._arm(self._server.limits.linger_s)
+                return
         else:
             self._deaf = True
             transport.close()
-            self._arm(self._server.limits.write_s)  # who has not read by then what is still to be sent never will
+        self._await_reading()
 
     def close_if_idle(self) -> None:
         """Close where no request has begun and none is in work."""
@@ -466,10 +507,14 @@ class Connection(asyncio.BufferedProtocol):
     def timed_out(self) -> None:
         """The deadline is over; which one it was follows from what the connection waits for."""
         server, transport = self._server, self._transport
-        if transport is None:
-            return
+        if transport is None or (self._deaf and self._outstanding and not self._paused):
+            return  # what is in work has its time, whatever came behind it
         if self._deaf or self._paused:
-            transport.abort()
+            left_bytes, rate = transport.get_write_buffer_size(), server.limits.body_rate
+            if self._unread is not None and self._unread.shrinks(left_bytes, server.clock_s(), rate):
+                self._await_reading()
+            else:
+                transport.abort()
         elif self._in_message and not self._in_headers:
             limits = server.limits
             allowed_s = self._body_began_s + limits.body_s + self._filled / limits.body_rate
@@ -478,7 +523,7 @@ class Connection(asyncio.BufferedProtocol):
                 server.wheel.arm(self, allowed_s)
             else:
                 self._refuse(408, f"the body came slower than {limits.body_rate:.0f} bytes per second")
-        elif self._in_message:
+        elif self._timed:
             self._refuse(408, f"the headers took more than {server.limits.header_s:g} s")
         elif not self._outstanding and transport.get_write_buffer_size():
             transport.abort()  # the answer before has been left unread for as long
@@ -494,9 +539,15 @@ class Connection(asyncio.BufferedProtocol):
                 self._say_continue()
             if not self._in_message:
                 self._arm(self._server.limits.idle_s)
-            elif self.deadline_s == inf:  # a request began behind others: its time runs from now
+            elif self._in_headers and not self._timed:  # a request began behind others: its time runs from now
                 self._timed = True
                 self._arm(self._server.limits.header_s)
+
+    def _await_reading(self) -> None:
+        """Give the client time to read what was written to it."""
+        if self._transport is not None:
+            self._unread = Unread(self._transport.get_write_buffer_size(), self._server.clock_s())
+            self._arm(self._server.limits.write_s)
 
     def _arm(self, after_s: float) -> None:
         self._server.wheel.arm(self, self._server.clock_s() + after_s if after_s != inf else inf)
@@ -507,3 +558,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and wanted != self._reading:
             self._reading = wanted
             (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+            if wanted and self._kept and not self._deaf:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the requests that were kept, as if they were read only now."""
+        kept, self._kept = self._kept, b""
+        self._read_ns = perf_counter_ns()
+        at = self._known(kept)
+        if at < len(kept) and not self._deaf:
+            self._take(kept, at, len(kept))

@@ -18,8 +18,16 @@ from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
 from hasten.serve.codes import DEFECT
 from hasten.serve.cork import Cork
-from hasten.serve.http2_guards import Credit, HeaderBlocks
-from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, grow, is_cut_short, take_whole
+from hasten.serve.http2_guards import Arrivals, Credit, HeaderBlocks
+from hasten.serve.http2_messages import (
+    DEADLINE_EXCEEDED,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    UNAVAILABLE,
+    grow,
+    is_cut_short,
+    take_whole,
+)
 from hasten.serve.http2_sending import NO_CALLS, Sending
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits
@@ -81,7 +89,8 @@ class Connection(asyncio.Protocol):
         self._looking = False
         """The deadline is that of bytes that are to come."""
         self._receiving = 0
-        """Unary calls whose message has not come whole."""
+        """Unary calls whose message has not come whole, and streams in the middle of one."""
+        self._arrivals = Arrivals()
         self._draining = False
         self._over = False
         self._peer = ""
@@ -159,10 +168,12 @@ class Connection(asyncio.Protocol):
             start = data[: len(h2.PREFACE)]
             if not h2.PREFACE.startswith(start):
                 raise Broken(Code.PROTOCOL_ERROR, "this is no HTTP/2")
-            if len(start) < len(h2.PREFACE):
+            if end < len(h2.PREFACE) + h2.HEAD_BYTES:
                 self._rest = data
                 return
             self._greeted, at = True, len(h2.PREFACE)
+            if h2.HEAD.unpack_from(data, at)[2] != h2.SETTINGS:
+                raise Broken(Code.PROTOCOL_ERROR, "the first frame is none of settings")
         view = memoryview(data)
         while end - at >= h2.HEAD_BYTES and not self._over:
             high, low, kind, flags, number = h2.HEAD.unpack_from(data, at)
@@ -268,13 +279,24 @@ class Connection(asyncio.Protocol):
         if ended and not call.body and take_whole(self._server, call, flags, payload):
             self._ended(call)
             return
-        if not grow(self._server, call, h2.unpadded(flags, payload)):
+        payload, before = h2.unpadded(flags, payload), len(call.body)
+        if not grow(self._server, call, payload):
             return
+        if call.on_message is not None:
+            self._streamed(call, begins=not before or len(call.body) < before + len(payload))
         if ended:
             self._ended(call)
         elif call.receive_left < STREAM_WINDOW // 2:
             self._sending.write(h2.window_update(number, STREAM_WINDOW - call.receive_left))
             call.receive_left = STREAM_WINDOW
+
+    def _streamed(self, call: Call, *, begins: bool) -> None:
+        """A piece of a stream came: what it leaves of a message is waited for; ``begins``: the message is another."""
+        counted = bool(call.body)
+        self._receiving += counted - call.counted
+        call.counted = counted
+        if counted and begins:
+            self._arrivals.renew(call.id)
 
     def _ended(self, call: Call) -> None:
         """The client has sent all of a call."""
@@ -308,8 +330,11 @@ class Connection(asyncio.Protocol):
             self._leave(call)
 
     def _settings(self, flags: int, number: int, payload: memoryview) -> None:
+        h2.of_connection("SETTINGS", number)
         self._credit.pay(self._server.clock_s)
         if flags & h2.ACK:
+            if payload:
+                raise Broken(Code.FRAME_SIZE_ERROR, "SETTINGS that acknowledge have 0 bytes")
             return
         found = h2.read_settings(payload)
         if h2.FRAME_ID in found:
@@ -324,6 +349,7 @@ class Connection(asyncio.Protocol):
     def _ping(self, flags: int, number: int, payload: memoryview) -> None:
         if len(payload) != 8:
             raise Broken(Code.FRAME_SIZE_ERROR, "PING has 8 bytes")
+        h2.of_connection("PING", number)
         self._credit.pay(self._server.clock_s)
         if not flags & h2.ACK:
             self._sending.write(h2.frame(h2.PING, h2.ACK, 0, bytes(payload)))
@@ -345,7 +371,17 @@ class Connection(asyncio.Protocol):
     def _refused(self, flags: int, number: int, payload: memoryview) -> None:
         raise Broken(Code.PROTOCOL_ERROR, "a client promises nothing")
 
-    def _counted(self, flags: int, number: int, payload: memoryview) -> None:
+    def _priority(self, flags: int, number: int, payload: memoryview) -> None:
+        if len(payload) != 5:
+            raise Broken(Code.FRAME_SIZE_ERROR, "PRIORITY has 5 bytes")
+        if number == 0:
+            raise Broken(Code.PROTOCOL_ERROR, "a priority of no stream")
+        self._credit.pay(self._server.clock_s)
+
+    def _goaway(self, flags: int, number: int, payload: memoryview) -> None:
+        if len(payload) < 8:
+            raise Broken(Code.FRAME_SIZE_ERROR, "GOAWAY has 8 bytes or more")
+        h2.of_connection("GOAWAY", number)
         self._credit.pay(self._server.clock_s)
 
     # a call's end
@@ -445,15 +481,25 @@ class Connection(asyncio.Protocol):
                 self._sending.write(h2.reset(number, Code.CANCEL))
                 self._leave(self._calls[number])
         if self._incomplete():
-            enough = server.limits.body_rate * (now_s - self._looked_s)
-            if self._came_bytes < enough:
-                self._end(Code.ENHANCE_YOUR_CALM, f"less than {server.limits.body_rate:.0f} bytes per second")
-            self._came_bytes, self._looked_s = 0, now_s
+            self._end_stalled(now_s)
             self._watch()
         elif self._sending.unread_s:
             self._watch()
         elif not self._calls:
             self.drain()
+
+    def _end_stalled(self, now_s: float) -> None:
+        """End the calls whose messages stall; the connection, where a frame or a header block does."""
+        rate = self._server.limits.body_rate
+        enough, came = rate * (now_s - self._looked_s), self._came_bytes
+        self._came_bytes, self._looked_s = 0, now_s
+        text = f"less than {rate:.0f} bytes per second"
+        if came < enough and (self._rest or self._block is not None):
+            self._end(Code.ENHANCE_YOUR_CALM, text)
+            return
+        # Who shares a connection that is fast enough has to bring a share, however many share it.
+        for number in self._arrivals.stalled(self._calls, self._last, enough if came < enough else enough / STREAMS):
+            self._calls[number].fail(DEADLINE_EXCEEDED, f"the message stalls: {text}")
 
     def _incomplete(self) -> bool:
         if self._block is not None or self._rest:
@@ -466,8 +512,11 @@ class Connection(asyncio.Protocol):
         if self._over or self._sending.paused or not self._greeted:
             return
         if self._incomplete():
-            if not self._looking or self.deadline_s == inf:
+            if not self._looking:
                 self._looking, self._looked_s = True, self._server.clock_s()
+                self._arrivals.begin(self._last)
+                self._arm(limits.body_s)
+            elif self.deadline_s == inf:  # it was looked at
                 self._arm(limits.body_s)
             return
         self._looking = False
@@ -490,12 +539,12 @@ Take = Callable[[Connection, int, int, memoryview], None]
 FRAMES: dict[int, Take] = {
     h2.DATA: Connection._data,
     h2.HEADERS: Connection._headers,
-    h2.PRIORITY: Connection._counted,
+    h2.PRIORITY: Connection._priority,
     h2.RST_STREAM: Connection._reset,
     h2.SETTINGS: Connection._settings,
     h2.PUSH_PROMISE: Connection._refused,
     h2.PING: Connection._ping,
-    h2.GOAWAY: Connection._counted,
+    h2.GOAWAY: Connection._goaway,
     h2.WINDOW_UPDATE: Connection._window_update,
     h2.CONTINUATION: Connection._continuation,
 }

@@ -1,8 +1,13 @@
-"""What an HTTP/2 connection is guarded by: a credit for frames that ask for nothing, and bounded header blocks."""
+"""What an HTTP/2 connection is guarded by: a credit for frames that ask for nothing, bounded header blocks, arrivals.
+
+By its arrivals, a call whose message stalls is told from those beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Protocol
 
 from hpack import Decoder, HPACKError
 
@@ -38,6 +43,44 @@ class Credit:
             self._since_s = now_s
             if self._left < 0:
                 raise Broken(Code.ENHANCE_YOUR_CALM, "too many control frames for the calls that are made")
+
+
+class Receives(Protocol):
+    """A call, as its arrival is seen."""
+
+    body: bytearray
+    counted: bool
+    """Its message has not come whole."""
+
+
+class Arrivals:
+    """How much of each call's message had come when the connection was last looked at."""
+
+    __slots__ = ("_bytes", "_last")
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, float] = {}
+        self._last = 0
+        """The newest call then. A call that is newer has not had all of the time yet."""
+
+    def begin(self, last: int) -> None:
+        """Look from now on: what comes of a call counts from its first byte."""
+        self._bytes.clear()
+        self._last = last
+
+    def renew(self, number: int) -> None:
+        """Let the next look pass for a stream: another message of it begins."""
+        self._bytes[number] = -inf
+
+    def stalled(self, calls: Mapping[int, Receives], last: int, least_bytes: float) -> list[int]:
+        """Look again: give the calls of whose messages fewer bytes have come since the last look."""
+        before, upto = self._bytes, self._last
+        self._bytes, self._last = {number: len(call.body) for number, call in calls.items() if call.counted}, last
+        return [
+            number
+            for number, came in self._bytes.items()
+            if number <= upto and came - before.get(number, 0) < least_bytes
+        ]
 
 
 class HeaderBlocks:

@@ -11,9 +11,11 @@ from hasten.protocol import http2_frames as h2
 from hasten.serve.http2_stream import RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
 
-INVALID_ARGUMENT, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 12, 13, 14
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 4, 12, 13, 14
 
 PREFIX_BYTES = 5
+LARGEST_STREAMED_BYTES = 64 * 2**10
+"""Of one message of a stream, which asks for no more than a name."""
 
 
 class Buffers(Protocol):
@@ -46,12 +48,15 @@ def grow(server: Buffers, call: Call, payload: memoryview) -> bool:
         return False
     body += payload
     server.buffered_bytes += len(payload)
+    most = server.limits.body_bytes
+    if call.on_message is not None:
+        most = min(most, LARGEST_STREAMED_BYTES)
     while len(body) >= PREFIX_BYTES:
         length = int.from_bytes(body[1:5], "big")
         if body[0]:
             call.fail(UNIMPLEMENTED, "compressed messages are not taken; send them as they are")
-        elif length > server.limits.body_bytes:
-            call.fail(RESOURCE_EXHAUSTED, f"the message has {length} bytes; the limit is {server.limits.body_bytes}")
+        elif length > most:
+            call.fail(RESOURCE_EXHAUSTED, f"the message has {length} bytes; the limit is {most}")
         elif call.on_message is None and len(body) > length + PREFIX_BYTES:
             call.fail(INVALID_ARGUMENT, "more than one message, where the call takes one")
         elif call.on_message is not None and len(body) >= length + PREFIX_BYTES:

@@ -16,7 +16,7 @@ class Limits:
     body_bytes: int = 64 * 2**20
     """The largest body, and what a compressed one may grow to."""
     buffered_bytes: int = 2**30
-    """Bodies held at once over all connections; one more gets a 503."""
+    """Bodies held at once over all connections, as far as they have come; one more gets a 503."""
     header_bytes: int = 32 * 2**10
     """Request line and headers together."""
     header_count: int = 100
@@ -31,6 +31,7 @@ class Limits:
     idle_s: float = 75.0
     """Keep-alive: longer than the 60 s after which usual proxies drop a connection, so that they close first."""
     write_s: float = 30.0
-    """How long a client may leave an answer unread once the socket's buffer is full."""
+    """How long a client may leave an answer unread, or over HTTP/1.1 read it slower than ``body_rate``, once the
+    socket's buffer is full."""
     linger_s: float = 2.0
     """How long to go on reading, and throwing away, after a refusal, so that the client gets to read it."""

@@ -19,6 +19,10 @@ BACKLOG = 4096
 """Connections that wait to be accepted, at most; the kernel takes the less of this and net.core.somaxconn. Beyond it,
 Linux drops the end of a handshake, and may reset a connection that its client believes in."""
 
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
+"""When the kernel asks a silent client whether it is there: after so many seconds, again every so many, and so often.
+Who has vanished and waits for an answer, or watches the health, would else be kept for ever."""
+
 FRESH_S = 1.0
 """How long a server that ends waits for the first request of a connection that was just made."""
 
@@ -78,12 +82,21 @@ def bind(spot: Spot) -> socket.socket:
         if spot.reuse_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
+        _keep_alive(bound)
         bound.listen(BACKLOG)
         bound.setblocking(False)
     except OSError as error:
         bound.close()
         raise BadInput(f"cannot listen on {host}:{port}: {error.strerror or error}; name another --port") from error
     return bound
+
+
+def _keep_alive(bound: socket.socket) -> None:
+    """Notice who has vanished: what is accepted takes these options over."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not every system has it
+            bound.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _inherited(fd: int) -> socket.socket:
@@ -99,6 +112,7 @@ def _inherited(fd: int) -> socket.socket:
     if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != socket.SOCK_STREAM or not listens:
         held.close()
         raise BadInput(f"file descriptor {fd} is no TCP socket that listens; whoever starts this makes it listen")
+    _keep_alive(held)
     held.setblocking(False)
     return held
 

@@ -18,7 +18,7 @@ from hasten.serve.costs import CostCurve
 from hasten.serve.intake import Intake, TakenIn, batch_axis, opened
 from hasten.serve.piping import Piping, Served, Stations
 from hasten.serve.pool import Pool, Seen, Work
-from hasten.serve.reading import Read
+from hasten.serve.reading import Read, offline
 from hasten.serve.repository import Bundle
 from hasten.serve.runner import LocalRunner, Outputs, Runner
 from hasten.serve.state import State
@@ -46,7 +46,7 @@ class Model:
         self.name = bundle.name
         self.version = bundle.version
         self.bundle = bundle
-        self.read = read
+        self.read = read = offline(read) if around.offline else read
         self.statistics = Statistics()
         self.state = State.LOADING
         self._around = around

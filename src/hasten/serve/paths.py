@@ -43,12 +43,17 @@ OF_REPOSITORY = {"load": "load", "unload": "unload"}
 
 
 def find_target(target: bytes) -> Target:
-    """Say what a target means.
+    """Say what a target means: a path, or as to a proxy a whole ``http://host/path``, whose host is not looked at.
 
     Raises:
         ModelNotFound: there is no such path. BadRequest: a name in it is no name.
     """
-    path = target.partition(b"?")[0].partition(b"#")[0].strip(b"/")
+    path = target.partition(b"?")[0].partition(b"#")[0]
+    if not path.startswith(b"/"):
+        scheme, _, behind = path.partition(b"://")
+        if scheme.lower() in (b"http", b"https"):
+            path = behind.partition(b"/")[2]
+    path = path.strip(b"/")
     plain = PLAIN.get(path.decode("latin-1"))
     if plain is not None:
         return Target(plain)

@@ -2,13 +2,15 @@
 
 The life of such a request: it is checked against what clients see, bounded, its rows are prepared in a thread, and then
 it is one of the model's requests like any other, so that images of any size share batches. Its answer goes through the
-steps after the model, in a thread again. What is wrong with a row fails its own request alone.
+steps after the model, in a thread again. What is wrong with a row fails its own request alone. Requests wait for a
+thread as they wait for the model: by priority, then by when they are due, and none beyond its deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +32,7 @@ from hasten.serve.batching import NEVER
 from hasten.serve.call import Call
 from hasten.serve.intake import Intake, TakenIn, content_bytes
 from hasten.serve.runner import Outputs
-from hasten.serve.step_threads import StepThreads
+from hasten.serve.step_threads import StepThreads, Turn
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.steps.pipeline import ROWS, Pipeline
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 ROW_WEIGHT = 0.125
 """Share of a new time in the running average of what preparing a row takes."""
+
+LATE = "its time was over before its steps were done; give it a longer timeout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,9 @@ class Served:
 class Piped:
     """One request on its way through steps: its ticket. ``seen_ns`` is a step's thread's; the rest is the loop's."""
 
-    __slots__ = ("began_ns", "call", "deadline_ns", "entered_ns", "left", "n_bytes", "rows", "seen_ns")
+    __slots__ = (
+        *("began_ns", "call", "deadline_ns", "entered_ns", "left", "limit", "n_bytes", "rows", "seen_ns", "turn"),
+    )
 
     def __init__(self, call: Call, *, rows: int, n_bytes: int, deadline_ns: int) -> None:
         self.call = call
@@ -85,6 +91,10 @@ class Piped:
         """When a thread was last seen to begin a row, or its answer; 0: none is at work on it."""
         self.entered_ns = 0
         """When it was prepared, and entered the model's queue."""
+        self.turn: Turn | None = None
+        """Among those that wait for a thread to prepare them."""
+        self.limit: asyncio.TimerHandle | None = None
+        """Ends it at its deadline until it is prepared."""
         self.left = False
 
     def cancel(self) -> None:
@@ -111,6 +121,8 @@ class Piping:
         """Handed to a thread that has not told what came of it, also where the client has left meanwhile."""
         self._waiting_rows = 0
         self._waiting_bytes = 0
+        self._rows_at: Counter[int] = Counter()
+        """The rows that wait or are prepared, by priority."""
         self._row_ns = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
@@ -137,9 +149,9 @@ class Piping:
             self._arm()
         self._waiting_rows += piped.rows
         self._waiting_bytes += piped.n_bytes
+        self._rows_at[priority] += piped.rows
         if self._pipeline.pre:
-            self._at_work.add(piped)
-            self.threads.put(partial(self._prepare, piped, taken.feed))
+            self._queue(piped, taken.feed, now_ns)
         else:
             piped.began_ns = now_ns
             self._prepared(piped, dict(taken.feed))
@@ -156,9 +168,9 @@ class Piping:
 
     def close(self) -> None:
         """Fail what is inside and let the threads end."""
-        self.threads.close()
         for piped in list(self._inside.values()):
             self._fail(piped, ModelNotReady(f"model {self._model.name!r} was unloaded before this request was done"))
+        self.threads.close()
         if self._watch is not None:
             self._watch.cancel()
 
@@ -178,7 +190,8 @@ class Piping:
             )
         time_ns = self._stations.time_ns(call.request)
         deadline_ns = NEVER if time_ns is None else call.marks.ns[2] + time_ns
-        before_ns = int(self._row_ns * (self._waiting_rows + rows) / self.threads.count)
+        ahead = sum(waiting for level, waiting in self._rows_at.items() if level <= call.priority)
+        before_ns = int(self._row_ns * (ahead + rows) / self.threads.count)
         retry_s = max(before_ns / 1e9, LEAST_RETRY_S)
         full = (
             ("concurrency", len(self._inside) >= serving.concurrency),
@@ -198,6 +211,17 @@ class Piping:
 
     # before the model
 
+    def _queue(self, piped: Piped, feed: Feed, now_ns: int) -> None:
+        """Let a request wait for a thread: by priority, then by when it is due, and until its deadline."""
+        call, objective_ms, due_ns = piped.call, self._model.serving.objective_ms, piped.deadline_ns
+        if objective_ms is not None:
+            due_ns = min(due_ns, call.marks.ns[2] + int(objective_ms * 1e6))
+        self._at_work.add(piped)
+        if piped.deadline_ns < NEVER:
+            late = DeadlineExceeded(LATE)
+            piped.limit = self._around.loop.call_later((piped.deadline_ns - now_ns) / 1e9, call.fail, late)
+        piped.turn = self.threads.put(partial(self._prepare, piped, feed), (call.priority, due_ns))
+
     def _prepare(self, piped: Piped, feed: Feed) -> None:
         """In a thread: run the steps before the model, and tell the loop what came of it."""
         clock_ns = self._around.clock_ns
@@ -215,7 +239,7 @@ class Piping:
         except Exception as error:  # noqa: BLE001 - a step of another's making may raise anything: who waits must be told
             outcome = _fault("before", error)
         if piped.seen_ns > piped.deadline_ns:
-            outcome = DeadlineExceeded("its time was over before its steps were done; give it a longer timeout")
+            outcome = DeadlineExceeded(LATE)
         self._tell(self._prepared, piped, outcome)
 
     def _prepared(self, piped: Piped, outcome: dict[str, Array] | ServeError) -> None:
@@ -225,8 +249,7 @@ class Piping:
                 return
             self._at_work.discard(piped)
         now_ns = self._around.clock_ns()
-        self._waiting_rows -= piped.rows
-        self._waiting_bytes -= piped.n_bytes
+        self._release(piped)
         self._row_ns += ROW_WEIGHT * ((now_ns - piped.began_ns) / piped.rows - self._row_ns)
         piped.seen_ns, piped.entered_ns = 0, now_ns
         if piped.call.over:
@@ -253,7 +276,7 @@ class Piping:
             self._end(piped, outcome)
         else:
             self._at_work.add(piped)
-            self.threads.put(partial(self._finish, piped, outcome), first=True)
+            self.threads.put(partial(self._finish, piped, outcome))
 
     def _finish(self, piped: Piped, outputs: Outputs) -> None:
         """In a thread: run the steps after the model, and tell the loop what came of it."""
@@ -279,8 +302,23 @@ class Piping:
             return
         if not self._inside:
             self._emptied.set()
+        if piped.turn is not None and self.threads.withdraw(piped.turn):
+            self._at_work.discard(piped)
+            self._release(piped)
         _true_phases(piped)
         self._stations.answer(piped.call, Cancelled("the client has left") if piped.left else outcome)
+
+    def _release(self, piped: Piped) -> None:
+        """Give back the room that it took up until it was prepared."""
+        priority = piped.call.priority
+        self._waiting_rows -= piped.rows
+        self._waiting_bytes -= piped.n_bytes
+        self._rows_at[priority] -= piped.rows
+        if not self._rows_at[priority]:
+            del self._rows_at[priority]
+        if piped.limit is not None:
+            piped.limit.cancel()
+            piped.limit = None
 
     def _fail(self, piped: Piped, error: ServeError) -> None:
         if piped.call.over:  # it is in the steps after the model
@@ -310,8 +348,7 @@ class Piping:
                 self._at_work.discard(piped)
                 self.threads.lost()
                 if not piped.entered_ns:
-                    self._waiting_rows -= piped.rows
-                    self._waiting_bytes -= piped.n_bytes
+                    self._release(piped)
                 self._fail(piped, ServerFault(f"a step did not end within {limit_ns / 1e9:g} s"))
         if self._inside or self._at_work:
             self._arm()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hasten.artifact import Artifact
@@ -17,6 +17,9 @@ from hasten.serve.pace import Pace
 from hasten.serve.repository import Bundle
 from hasten.steps.pipeline import Pipeline, Table, open_pipeline
 from hasten.steps.step import Around, Place
+
+ANY_NUMBER = 1 << 31
+"""More requests or rows than ever are in a service at once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,24 @@ def read_bundle(bundle: Bundle, code: Path | None = None, pace: Pace | None = No
     pipeline = open_steps(bundle.path, deployment, artifact, code)
     pace.rest()
     return Read(deployment, artifact, engine, read_golden(bundle.path.parent), pipeline)
+
+
+def offline(read: Read) -> Read:
+    """Give a bundle as it is run over a file: in no time that anybody set, and all that its caller keeps under way.
+
+    Its objective and its bounds are for clients that are told to come again later. Here one caller sends as much as
+    the instances take, and waits; only memory is bounded.
+    """
+    deployment = read.deployment
+    serving = replace(
+        deployment.serving,
+        objective_ms=None,
+        timeout_ms=None,
+        concurrency=ANY_NUMBER,
+        queue_rows=ANY_NUMBER,
+        queue_bytes=max(deployment.serving.queue_bytes, this_host().memory_bytes // 4),
+    )
+    return replace(read, deployment=replace(deployment, p99_ms=None, serving=serving))
 
 
 def open_steps(path: Path, deployment: Deployment, artifact: Artifact, code: Path | None) -> Pipeline | None:

@@ -18,7 +18,7 @@ from hasten.errors import BadRequest, HastenError, ServeError, ServerFault
 from hasten.protocol import rest as codec
 from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
-from hasten.protocol.rest_templates import RequestTemplates, ResponseTemplates
+from hasten.protocol.rest_templates import Heads, RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
@@ -39,8 +39,9 @@ COSTLY_BYTES = 4096
 """JSON of this size costs more to read than to ask whether it may come in at all."""
 
 KEPT_TARGETS = 1024
-KEPT_TEMPLATES = 32
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
+KEPT_TEMPLATES = 32
+"""Targets of inference whose requests' heads are remembered; likewise."""
 
 OPEN_CALLS = ("live", "ready")
 """Calls that need no key: probes have none."""
@@ -55,6 +56,7 @@ class Rest:
         self._keys = keys
         self._targets: dict[bytes, Target] = {}
         self._templates: dict[bytes, RequestTemplates] = {}
+        self._heads = Heads()
         self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,7 +76,8 @@ class Rest:
                 request.refuse(405, text, b"Allow: %b\r\n" % (b"GET, HEAD" if verb == b"GET" else verb))
                 return
             if target.call == "infer":
-                self._infer(request, self._templates[request.target])
+                templates = self._templates.get(request.target)
+                self._infer(request, templates or self._templates_of(request.target, target))
             else:
                 CALLS[target.call](self, request, target)
         except ServeError as error:
@@ -84,17 +87,23 @@ class Rest:
         target = find_target(raw)
         if len(self._targets) >= KEPT_TARGETS:
             self._targets.clear()
-            self._templates.clear()
         self._targets[raw] = target
-        if target.call == "infer":
-            if len(self._templates) >= KEPT_TEMPLATES:
-                self._targets.clear()
-                self._templates.clear()
-                self._targets[raw] = target
-            self._templates[raw] = RequestTemplates(
-                str(target.model), target.version, regions=self._service.shared_memory
-            )
         return target
+
+    def _templates_of(self, raw: bytes, target: Target) -> RequestTemplates:
+        """Make the templates of a target. They are kept where its model takes requests, and else serve one of them."""
+        name, version, regions = str(target.model), target.version, self._service.shared_memory
+        try:
+            ready = self._service.model_ready(name, version)
+        except ServeError:  # which the request is told once it was read
+            ready = False
+        if not ready:
+            return RequestTemplates(name, version, regions=regions)
+        if len(self._templates) >= KEPT_TEMPLATES:
+            self._templates.clear()
+            self._heads = Heads()
+        made = self._templates[raw] = RequestTemplates(name, version, regions=regions, heads=self._heads)
+        return made
 
     # inference
 
@@ -178,7 +187,7 @@ class Rest:
         body = self._body(request)
         try:
             return msgspec.json.decode(bytes(body) or b"{}", type=known)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise BadRequest(f"the body is not what this call takes: {error}") from error
 
     # the other calls

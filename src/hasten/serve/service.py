@@ -72,7 +72,8 @@ class Service:
     """Deployments alive. ``await start()`` first; every method on the event loop's thread.
 
     It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
-    files the steps of deployments may run; None: none. ``gone`` is called when a version has gone.
+    files the steps of deployments may run; None: none. ``offline``: nobody waits for one answer, and the objectives,
+    timeouts and bounds of deployments do not hold. ``gone`` is called when a version has gone.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Service:
         code: Path | None = None,
         shared_memory: SharedMemory | None = None,
         traces: Traces | None = None,
+        offline: bool = False,
         gone: Callable[[], object] = lambda: None,
     ) -> None:
         self.repository = repository
@@ -91,6 +93,7 @@ class Service:
         self.traces = traces
         """Who traces requests: a transport begins a trace, the service ends it. None: nobody."""
         self._code = code
+        self._offline = offline
         self._clock_ns = clock_ns
         self._families: dict[str, Family] = {}
         self._known: dict[str, dict[str, Bundle]] = {}
@@ -124,6 +127,7 @@ class Service:
             code=self._code,
             members=self,
             pace=Pace(lambda: self._started),
+            offline=self._offline,
             gone=self._gone,
         )
         for name in found:

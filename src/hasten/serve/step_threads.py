@@ -1,46 +1,80 @@
-"""Threads in which steps run: few, daemons, with what is nearly done going first."""
+"""Threads in which steps run: few, daemons. What is nearly done goes first, then priority, then when it is due."""
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections import deque
 from collections.abc import Callable
 
 Job = Callable[[], None]
 """It raises nothing."""
 
+Rank = tuple[int, int]
+"""(priority, when it is due in nanoseconds): the lowest goes first, of equal ones the one that came first."""
+
+FIRST: Rank = (0, 0)
+"""Before every job that waits by its priority: these begin at 1."""
+
+
+class Turn:
+    """A job that waits; ``job`` is None once it was begun or withdrawn."""
+
+    __slots__ = ("job",)
+
+    def __init__(self, job: Job) -> None:
+        self.job: Job | None = job
+
 
 class StepThreads:
-    """A bounded number of threads. ``start`` happens by itself at the first job; any thread may ``put`` and ``close``.
+    """A bounded number of threads, begun by the first jobs; any thread may ``put``, ``withdraw`` and ``close``.
 
     Decoding an image, resizing it and tokenising release the interpreter's lock, so threads scale there. A job after
-    the model goes before all jobs before it: its request holds memory, and its client waits longest.
+    the model is put with ``FIRST``: its request holds memory, and its client waits longest.
     """
 
     def __init__(self, name: str, count: int) -> None:
         self.count = count
         self._name = name
-        self._first: deque[Job] = deque()
-        self._later: deque[Job] = deque()
+        self._heap: list[tuple[Rank, int, Turn]] = []
+        self._arrivals = 0
+        self._gone = 0
+        """Of the heap, those that were withdrawn."""
         self._bell = threading.Condition()
         self._idle = 0
+        """Threads that wait for the bell, one that was rung for and has not woken yet among them."""
         self._alive = 0
         self._closed = False
 
-    def put(self, job: Job, *, first: bool = False) -> None:
-        """Run a job soon; ``first``: before those that are not."""
+    def put(self, job: Job, rank: Rank = FIRST) -> Turn:
+        """Run a job when it is its turn."""
+        turn = Turn(job)
         with self._bell:
-            (self._first if first else self._later).append(job)
+            self._arrivals += 1
+            heapq.heappush(self._heap, (rank, self._arrivals, turn))
             if self._idle:
                 self._bell.notify()
-            elif self._alive < self.count:
+            if self._waiting > self._idle and self._alive < self.count:
                 self._start()
+        return turn
+
+    def withdraw(self, turn: Turn) -> bool:
+        """Drop a job and what it holds; False where it does not wait any more."""
+        with self._bell:
+            if turn.job is None:
+                return False
+            turn.job = None
+            self._gone += 1
+            if self._gone > 64 and self._gone > self._waiting:
+                self._heap = [slot for slot in self._heap if slot[2].job is not None]
+                heapq.heapify(self._heap)
+                self._gone = 0
+            return True
 
     def lost(self) -> None:
         """A job hangs: another thread takes the place of its own, until ``found``."""
         with self._bell:
             self.count += 1
-            if not self._closed and (self._first or self._later):
+            if not self._closed and self._waiting:
                 self._start()
 
     def found(self) -> None:
@@ -53,9 +87,15 @@ class StepThreads:
         """Let every thread end after its job; what waits is not run."""
         with self._bell:
             self._closed = True
-            self._first.clear()
-            self._later.clear()
+            for _, _, turn in self._heap:
+                turn.job = None
+            self._heap.clear()
+            self._gone = 0
             self._bell.notify_all()
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._heap) - self._gone
 
     def _start(self) -> None:
         self._alive += 1
@@ -64,12 +104,21 @@ class StepThreads:
     def _main(self) -> None:
         while True:
             with self._bell:
-                while self._alive > self.count or not (self._first or self._later):
+                while self._alive > self.count or (job := self._next()) is None:
                     if self._closed or self._alive > self.count:
                         self._alive -= 1
                         return
                     self._idle += 1
                     self._bell.wait()
                     self._idle -= 1
-                job = (self._first or self._later).popleft()
             job()
+
+    def _next(self) -> Job | None:
+        """Take the job whose turn it is."""
+        while self._heap:
+            _, _, turn = heapq.heappop(self._heap)
+            job, turn.job = turn.job, None
+            if job is not None:
+                return job
+            self._gone -= 1
+        return None

@@ -52,5 +52,7 @@ class Surroundings:
     """Where a deployment made of others finds its members; None: nowhere."""
     pace: Pace = field(default_factory=Pace)
     """How loads rest: requests may be taken already."""
+    offline: bool = False
+    """Nobody waits for one answer: objectives, timeouts and bounds of deployments do not hold."""
     gone: Callable[[], object] = lambda: None
     """Told when a version has gone, and nothing of it is needed any more."""

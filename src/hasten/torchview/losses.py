@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hasten.errors import BadInput, SignatureMismatch, Unsupported
-from hasten.metrics import IGNORED_LABEL, class_axis, classified, default_metric
+from hasten.metrics import IGNORED_LABEL, class_axis, classified, default_metric, marked_classes, sums_to_one
 from hasten.tensors import Array
 
 Kind = Literal["cross-entropy", "mse"]
@@ -30,9 +30,6 @@ LEAST_PROBABILITY = 1e-12
 
 LARGEST_LOGIT = 1e30
 """What a logit counts as that is infinite in both, as of a class that is masked out: their difference is none."""
-
-SUM_TOLERANCE = 1e-3
-"""How far the sum of a row of probabilities may be from one: float16 has 11 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +105,9 @@ class Objective:
         if self.kind == "mse":
             return labels.astype(np.float32).reshape(shape)
         values = labels
-        if not self.single and labels.ndim == 2 and labels.shape[1] > 1 and labels.shape == tuple(shape):
-            values = np.asarray(labels.argmax(axis=1))  # one-hot rows
+        marked = None if self.single else marked_classes(labels, shape)
+        if marked is not None:
+            values = marked
         elif labels.ndim > 1 and labels.ndim >= len(shape) and labels.shape[self.axis] == 1:
             values = labels.squeeze(self.axis)
         found = values.astype(np.int64)
@@ -315,8 +313,6 @@ def _checked(labels: npt.NDArray[np.int64], *, classes: int) -> npt.NDArray[np.i
 
 
 def _kind(output: Array, labels: Array | None) -> Kind:
-    if labels is not None:  # nothing but its shape is looked at
-        output = np.broadcast_to(output[:1], (len(labels), *output.shape[1:]))
     return "cross-entropy" if default_metric(labels, {"main": output}) in ("accuracy", "agreement") else "mse"
 
 
@@ -326,12 +322,7 @@ def _probabilities(own: Array, other: Array | None, axis: int, *, single: bool) 
         judged = own if other is None else other
         within = bool(judged.size) and float(judged.min()) >= 0 and float(judged.max()) <= 1
         return within, within
-    return _sums_to_one(own, axis), other is not None and _sums_to_one(other, axis)
-
-
-def _sums_to_one(values: Array, axis: int) -> bool:
-    numbers = values.astype(np.float64)
-    return bool((numbers >= 0).all() and np.abs(numbers.sum(axis=axis) - 1).max(initial=0.0) < SUM_TOLERANCE)
+    return sums_to_one(own, axis), other is not None and sums_to_one(other, axis)
 
 
 def _variance(values: Array) -> float:
