@@ -71,6 +71,29 @@ async def until(what: object, holds: object) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_model_without_a_batch_axis_takes_any_number_of_rows_wherever_they_lie(
+    tmp_path: Path, isolation: str
+) -> None:
+    serving = Serving(instances=1, isolation=isolation, slot_bytes=4096)  # type: ignore[arg-type]
+    net = Builder(0)
+    net.add("ReduceSum", "x", net.constant(np.array([1], np.int64)))
+    model = net.model(("x", ("rows", 16)), ("y", ("others", 1)))  # nothing says that a row of y is one of x
+    path = bundle(tmp_path / "net", model=model, serving=serving)
+
+    async def work() -> None:
+        service = await started(path)
+        for n in (1, 3, 5):
+            x = rows(n)
+            unaligned = np.frombuffer(b"?" + x.tobytes(), np.float32, offset=1).reshape(x.shape)
+            for sent in (x, unaligned):
+                answer = await service.infer(request(sent))
+                np.testing.assert_allclose(answer.outputs[0].data, x.sum(1, keepdims=True), rtol=1e-5)
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_a_session_that_raises_fails_its_batch_and_goes_on(tmp_path: Path, isolation: str) -> None:
     serving = Serving(instances=1, isolation=isolation)  # type: ignore[arg-type]
     path = bundle(tmp_path / "net", engine="faulty", serving=serving)

@@ -41,13 +41,19 @@ class Reused:
 def join(batch: Batch[E], buffers: Buffers, *, copy: bool = False) -> dict[str, Array]:
     """Write each entry's rows once into a buffer [size, ...]; rows of padding repeat the last row.
 
-    An entry that fills the batch by itself is passed on as it is, unless ``copy`` or its bytes lie unaligned in a body.
+    An entry that fills the batch by itself is passed on as it is, unless ``copy`` or its bytes lie unaligned in a body:
+    then it is copied. A model without a batch axis has only such batches, and counts each request as one row.
     """
     first = batch.entries[0].feed
-    whole = len(batch.entries) == 1 and batch.rows == batch.size and not copy
-    if whole and all(array.flags.c_contiguous and array.flags.aligned for array in first.values()):
+    whole = len(batch.entries) == 1 and batch.rows == batch.size
+    if whole and not copy and all(array.flags.c_contiguous and array.flags.aligned for array in first.values()):
         return dict(first)
     feed: dict[str, Array] = {}
+    if whole:
+        for name, array in first.items():
+            feed[name] = buffers(name, array.shape, array.dtype)
+            feed[name][...] = array
+        return feed
     for name, head in first.items():
         target = buffers(name, (batch.size, *head.shape[1:]), head.dtype)
         at = 0

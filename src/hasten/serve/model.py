@@ -273,7 +273,10 @@ class Model:
             return
         needed = sum(-(-array.nbytes // taken.rows) * largest + ALIGN for array in taken.feed.values())
         if needed > limit:
-            raise TooLarge(f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs")
+            raise TooLarge(
+                f"a batch of such rows takes {needed} bytes, and a worker's slot has {limit} for its inputs; the "
+                "deployment's serving.slot_bytes makes it larger"
+            )
 
     def _times_ns(self, call: Call) -> tuple[int, int]:
         """Say when the answer is wanted, and when it becomes useless."""
