@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 
 from hasten.composition import read_composition
 from hasten.deployment import FILE, MODEL, parse_deployment
@@ -143,13 +143,19 @@ def _bundle(name: str, version: str, path: Path) -> Bundle | None:
 def _stamp(folder: Path) -> tuple[int, int, int]:
     """Give the count, the bytes and the last modification of the files of a bundle, as far as they can be seen."""
     count = size = last_ns = 0
-    model = folder / MODEL
-    for file in (*folder.glob("*"), *(model.rglob("*") if model.is_dir() else ())):
-        with contextlib.suppress(OSError):  # it went while it was looked at
-            stat = file.stat()
-            if S_ISREG(stat.st_mode):
-                count, size, last_ns = count + 1, size + stat.st_size, max(last_ns, stat.st_mtime_ns)
+    for stat in (*_stats(str(folder), deep=False), *_stats(str(folder / MODEL), deep=True)):
+        count, size, last_ns = count + 1, size + stat.st_size, max(last_ns, stat.st_mtime_ns)
     return count, size, last_ns
+
+
+def _stats(folder: str, *, deep: bool) -> Iterator[os.stat_result]:
+    """Look at the files of a folder, with ``deep`` of those within it too; what goes meanwhile is left out."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if deep and entry.is_dir(follow_symlinks=False):
+                yield from _stats(entry.path, deep=True)
+            elif entry.is_file():
+                yield entry.stat()
 
 
 def restamped(bundle: Bundle) -> Bundle | None:
