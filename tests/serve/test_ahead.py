@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -45,11 +46,15 @@ async def started(folder: Path) -> tuple[Service, Instance, ChildRunner]:
 async def asked(service: Service, count: int) -> list[asyncio.Task[InferResponse]]:
     """Ask for ``count`` rows that the worker finds all at once."""
     line = service.models()[0].line
-    line._ring = lambda: None  # type: ignore[method-assign]
-    tasks = [asyncio.create_task(service.infer(request(rows(1, seed=seed)))) for seed in range(count)]
-    while line.batcher.rows < count:
-        await asyncio.sleep(0)
-    del line._ring
+    while not line.idle():  # it comes to wait at its line after it has told that it is ready
+        await asyncio.sleep(0.001)
+    held = threading.RLock()  # one that waits looks by itself now and then: it must not see the first rows alone
+    with held:
+        with line.lock:
+            line.lock = held  # type: ignore[assignment]
+        tasks = [asyncio.create_task(service.infer(request(rows(1, seed=seed)))) for seed in range(count)]
+        while line.batcher.rows < count:
+            await asyncio.sleep(0)
     line.ring()
     return tasks
 
