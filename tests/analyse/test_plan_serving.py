@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hasten.analyse.batch_costs import BatchCosts
-from hasten.analyse.bundle_files import files_beside
 from hasten.analyse.costs_worker import sizes_for, threads_for
 from hasten.analyse.highest_rate import Rules
 from hasten.analyse.plan_serving import Option, ServingPlan, Wanted, in_server, plan_serving, read_candidate
@@ -25,6 +24,7 @@ from hasten.load.objective import read_objective
 from hasten.samples import Samples
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
+from hasten.steps.bundle_files import files_beside
 from serve.bundles import bundle
 
 ROWS = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)

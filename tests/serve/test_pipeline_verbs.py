@@ -147,10 +147,13 @@ def test_predict_refuses_preprocessing_beside_a_deployments_own_steps(
     assert "by steps of its own; leave --preprocess out" in capsys.readouterr().err
 
 
-def test_a_file_that_steps_read_tells_one_run_from_another(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("setting", "name"), [({"tokenizer": "words.json"}, "words.json"), ({}, "tokenizer.json")])
+def test_a_file_that_steps_read_tells_one_run_from_another(
+    path: Path, tmp_path: Path, setting: dict[str, str], name: str
+) -> None:
     deployment, _ = read_deployment(path)
-    named = replace(deployment, pre=({"step": "tokenise", "tokenizer": "words.json"},))
-    words = path.parent / "words.json"
+    named = replace(deployment, pre=({"step": "tokenise", **setting},))
+    words = path.parent / name
     keys = []
     for text in ("one", "another"):
         words.write_text(text)

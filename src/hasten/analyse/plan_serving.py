@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from hasten.analyse.batch_costs import BatchCosts, costs_of
-from hasten.analyse.bundle_files import files_beside
 from hasten.analyse.capacity import Choice, Load, Replicas, best_choices, choices, replicas_for
 from hasten.analyse.costs_worker import measure_costs, sizes_for, threads_for
 from hasten.analyse.highest_rate import Found, Rules, Seen, check_objective, find_highest_rate
@@ -34,6 +33,7 @@ from hasten.load.payloads import payloads_of
 from hasten.load.run import LoadRun
 from hasten.load.target import LoadPlan, Target
 from hasten.samples import Samples
+from hasten.steps.bundle_files import files_beside
 
 SIZES = (1, 2, 4, 8, 16, 32)
 MEASURED = 3

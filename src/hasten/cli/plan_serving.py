@@ -13,7 +13,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hasten.analyse.bundle_files import check_replaceable, files_beside
 from hasten.analyse.capacity import Replicas
 from hasten.analyse.highest_rate import Rules
 from hasten.analyse.plan_serving import SIZES, Option, ServingPlan, Wanted, read_candidate
@@ -29,6 +28,7 @@ from hasten.host import this_host
 from hasten.load.objective import read_objective
 from hasten.report import format as fmt
 from hasten.report.service import signed
+from hasten.steps.bundle_files import check_replaceable, files_beside
 
 
 def plan_serving(

@@ -35,6 +35,7 @@ from hasten.samples.readers import read_samples
 from hasten.serve.reading import open_steps
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.steps.bundle_files import names_beside
 from hasten.store import write_atomically
 from hasten.tensors import Feed
 
@@ -148,9 +149,8 @@ def open_parts(output: Path, key: str) -> Parts:
 
 
 def read_by_steps(file: Path, what: Deployment, code: Path | None) -> list[Path]:
-    """Give the files beside a deployment that its steps name, and the code that they may run."""
-    told = [value for step in (*what.pre, *what.post) for value in step.values() if isinstance(value, str)]
-    found = [file.parent / value for value in told if value and (file.parent / value).is_file()]
+    """Give the files beside a deployment that its steps read, and the code that they may run."""
+    found = sorted(file.parent / name for name in names_beside(file.parent, what))
     return [*found, *([] if code is None else sorted(code.rglob("*.py")))]
 
 

@@ -26,9 +26,8 @@ class CostCurve:
         self.sizes = tuple(sorted(set(sizes)))
         self._ns: dict[int, float] = {}
         self._runs = 0
-        self._ran_at: dict[int, int] = {}
-        self._then: dict[int, dict[int, float]] = {}
-        """For each size, what all took when it ran last."""
+        self._last: dict[int, tuple[int, dict[int, float]]] = {}
+        """For each size, the number of its last run, and what all of them took then."""
         self._by_rows = [0] * (self.sizes[-1] + 1)
         """t(n) for every row count: asked several times for each request, and changed once a run."""
 
@@ -57,11 +56,11 @@ class CostCurve:
         known = self._ns.get(size)
         self._runs += 1
         fresh = float(ns) if known is None else known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
-        for other, at in self._ran_at.items():
-            if self._runs - at > STALE and (then := self._then[other]).get(size):
+        for other, (run, then) in self._last.items():
+            if self._runs - run > STALE and then.get(size):
                 self._ns[other] = then[other] * fresh / then[size]
         self._ns[size] = fresh
-        self._ran_at[size], self._then[size] = self._runs, self._ns.copy()
+        self._last[size] = self._runs, self._ns.copy()
         self._fill()
 
     def _fill(self) -> None:

@@ -26,7 +26,7 @@ def files_beside(path: Path, deployment: Deployment) -> dict[str, bytes]:
     """
     around = Around(folder=path.parent)
     try:
-        return {name: around.file(name).read_bytes() for name in _names_beside(path.parent, deployment)}
+        return {name: around.file(name).read_bytes() for name in names_beside(path.parent, deployment)}
     except OSError as error:
         raise StoreError(f"a file of {path.parent} cannot be read: {error}") from error
 
@@ -43,7 +43,7 @@ def check_replaceable(folder: Path) -> None:
         return
     try:
         model = (f"{MODEL}/{name}" for name in (*read_artifact(folder / MODEL).files, MANIFEST))
-        own = {PurePosixPath(name) for name in (FILE, *model, *_names_beside(folder, parse_deployment(path)))}
+        own = {PurePosixPath(name) for name in (FILE, *model, *names_beside(folder, parse_deployment(path)))}
     except StoreError as error:
         raise BadInput(f"{folder} is no bundle that may be replaced: {error}; give another folder") from error
     own |= {parent for name in own for parent in name.parents}
@@ -52,7 +52,7 @@ def check_replaceable(folder: Path) -> None:
             raise BadInput(f"{found} is no part of the bundle in {folder} and would be lost; give another folder")
 
 
-def _names_beside(folder: Path, deployment: Deployment) -> frozenset[str]:
+def names_beside(folder: Path, deployment: Deployment) -> frozenset[str]:
     """Give golden answers and the files that steps read, where they are there. Raises StoreError."""
     try:
         texts = {GOLDEN}.union(*(_texts(table) for table in (*deployment.pre, *deployment.post)))
