@@ -91,7 +91,7 @@ def assert_same(templates: rest_templates.RequestTemplates, body: bytes) -> None
         assert str(told.value) == str(error)
         return
     got = known(templates, body)
-    assert msgspec.structs.replace(got, inputs=()) == msgspec.structs.replace(wanted, inputs=())
+    assert msgspec.structs.replace(got, inputs=(), form=None) == msgspec.structs.replace(wanted, inputs=())
     for one, other in zip(got.inputs, wanted.inputs, strict=True):
         assert (one.name, one.datatype, one.parameters) == (other.name, other.datatype, other.parameters)
         assert (one.data.dtype, one.data.shape) == (other.data.dtype, other.data.shape)

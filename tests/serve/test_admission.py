@@ -30,7 +30,8 @@ def queue(rows: int, *, priority: int = 8) -> Batcher[Entry]:
     curve.update(4, 2 * MS)
     batcher: Batcher[Entry] = Batcher(curve)
     for _ in range(rows):
-        batcher.put(Entry({"x": np.zeros((1, 4), np.float32)}, 1, key=0, arrived_ns=0, priority=priority), 0)
+        feed = {"x": np.zeros((1, 4), np.float32)}
+        batcher.put(Entry(feed, 1, key=0, arrived_ns=0, priority=priority, n_bytes=16), 0)
     return batcher
 
 
@@ -141,7 +142,7 @@ def test_what_is_learnt_is_the_time_from_admission_to_the_last_piece() -> None:
     call = Call(InferRequest(model="net", inputs=()), marks, done=lambda _: None, priority=1, finish=lambda *_: None)
     feed = {"x": np.zeros((4, 1), np.float32)}
     call.rows = 4
-    assert gate.admit(Runs(calls=0, ready=1), call, n_bytes=16, deadline_ns=NEVER, now_ns=now_ns) is None
+    assert gate.admit(Runs(calls=0, ready=1), call, 16, NEVER, now_ns) is None
     assert call.expected_ns == 10 * MS
     call.divide(TakenIn(feed, 4, "k", 16), 2)
     now_ns += 9 * MS
@@ -151,7 +152,7 @@ def test_what_is_learnt_is_the_time_from_admission_to_the_last_piece() -> None:
         assert gate.margin.factor == factor
     late = Call(InferRequest(model="net", inputs=()), Marks(), done=lambda _: None, priority=1, finish=lambda *_: None)
     late.rows = 4
-    gate.admit(Runs(calls=0, ready=1), late, n_bytes=16, deadline_ns=NEVER, now_ns=now_ns)
+    gate.admit(Runs(calls=0, ready=1), late, 16, NEVER, now_ns)
     late.divide(TakenIn(feed, 4, "k", 16), 2)
     now_ns += 11 * MS
     late.part(0, {"y": np.zeros((2, 1), np.float32)})

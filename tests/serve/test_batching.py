@@ -25,7 +25,8 @@ def costs(*sizes: int, fixed_ms: float = 1.0, row_ms: float = 0.1) -> CostCurve:
 def entry(
     rows: int = 1, *, at: int = 0, due: int = NEVER, deadline: int = NEVER, priority: int = 1, width: int = 3
 ) -> Entry:
-    made = Entry({"x": np.full((rows, width), at, np.float32)}, rows, key=width, arrived_ns=at, priority=priority)
+    x = np.full((rows, width), at, np.float32)
+    made = Entry({"x": x}, rows, key=width, arrived_ns=at, priority=priority, n_bytes=x.nbytes)
     made.due_ns, made.deadline_ns = due, deadline
     return made
 

@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 
 from hasten.protocol import grpc
-from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, Parameters, Tensor
+from hasten.protocol.messages import ITEM_BYTES, Form, InferRequest, InferResponse, Parameters, Tensor
 from hasten.protocol.shared_memory import Regions
+from hasten.tensors import Array
 
 KEPT_HEADS = 256
 """Beginnings that are kept; then all are forgotten, so that nobody fills the memory with them."""
@@ -37,7 +38,6 @@ class _Slot:
     datatype: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
-    count: int
     n_bytes: int
     parameters: Parameters
 
@@ -84,14 +84,13 @@ class RequestTemplates:
             if tensor.datatype not in ITEM_BYTES or tensor.datatype == "BOOL":
                 return  # BYTES and BOOL are looked into
             data = tensor.data
-            slots.append(
-                _Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, data.nbytes, tensor.parameters)
-            )
+            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.nbytes, tensor.parameters))
         if len(slots) != raws:
             return  # typed contents are in the head, and what lies in shared memory is read anew each time
         if len(self._known) >= KEPT_HEADS:
             self._known.clear()
-        self._known[head] = _Known(msgspec.structs.replace(request, inputs=(), id=""), tuple(slots))
+        bare = msgspec.structs.replace(request, inputs=(), id="", form=Form())
+        self._known[head] = _Known(bare, tuple(slots))
 
 
 def _parted(data: bytes) -> tuple[bytes, str, Spans] | None:
@@ -161,13 +160,13 @@ def _filled(known: _Known, data: bytes, spans: Spans, name: str) -> InferRequest
     slots = known.slots
     if len(spans) != len(slots):
         return None
-    tensors = []
+    inputs: tuple[Tensor, ...] = ()
     for slot, (first, last) in zip(slots, spans, strict=True):
         if last - first != slot.n_bytes:
             return None
-        array = np.frombuffer(data, slot.dtype, slot.count, first).reshape(slot.shape)
-        tensors.append(Tensor(name=slot.name, datatype=slot.datatype, data=array, parameters=slot.parameters))
-    return msgspec.structs.replace(known.request, id=name, inputs=tuple(tensors))
+        array: Array = np.ndarray(slot.shape, slot.dtype, data, first)
+        inputs += (Tensor(name=slot.name, datatype=slot.datatype, data=array, parameters=slot.parameters),)
+    return msgspec.structs.replace(known.request, id=name, inputs=inputs)
 
 
 class ResponseTemplates:
@@ -183,8 +182,12 @@ class ResponseTemplates:
         shared = self._regions is not None and bool(request.outputs)  # an output may belong there
         if response.parameters or shared or grpc.TYPED in request.parameters:
             return grpc.encode_infer(response, request, regions=self._regions)
-        described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
-        key = (response.model, response.version, described)
+        if len(outputs) == 1:
+            (only,) = outputs
+            key: object = (response.model, response.version, only.name, only.datatype, only.data.shape)
+        else:
+            described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
+            key = (response.model, response.version, described)
         known = self._known.get(key)
         if known is None:
             if not all(tensor.datatype in ITEM_BYTES and not tensor.parameters for tensor in outputs):

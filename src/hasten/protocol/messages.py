@@ -7,7 +7,7 @@ arrays of ``bytes``. Nothing here knows HTTP, gRPC or JSON. What is made for eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -78,6 +78,18 @@ class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Parameters = msgspec.field(default_factory=dict)
 
 
+class Form(msgspec.Struct, eq=False):
+    """What requests share whose heads are the same: all but their ids and the elements of their inputs.
+
+    What somebody found out about one of them may be noted here, and holds for the next.
+    """
+
+    fits: tuple[object, tuple[int, Hashable, int]] | None = None
+    """Who found that they fit a model, and their rows, their key and their bytes (``serve.intake``)."""
+    binary: bool | None = None
+    """Every output is to be bytes behind the JSON, and nothing else is asked of any (``rest_templates``)."""
+
+
 class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One inference request. Rows are axis 0 of the inputs."""
 
@@ -92,6 +104,8 @@ class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
     """1 is the highest; 0: the deployment's usual one."""
     timeout_us: int = 0
     """Microseconds after its arrival from which its answer is of no use; 0: never."""
+    form: Form | None = None
+    """Of a head that was read before; whoever changes inputs or outputs leaves it out."""
 
 
 class InferResponse(msgspec.Struct, frozen=True, kw_only=True):

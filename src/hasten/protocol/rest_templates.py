@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from hasten.protocol import json_templates, rest
 from hasten.protocol.binary_tensors import Buffer
-from hasten.protocol.messages import ITEM_BYTES, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
+from hasten.protocol.messages import ITEM_BYTES, Form, InferRequest, InferResponse, ModelMetadata, Parameters, Tensor
 from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
@@ -48,7 +49,6 @@ class _Slot:
     datatype: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
-    count: int
     offset: int
     parameters: Parameters
 
@@ -116,8 +116,7 @@ class RequestTemplates:
             return self._decode_plain(body, metadata)
         if not header_bytes or header_bytes > LONGEST_HEAD_BYTES:
             return self._read(body, header_bytes, metadata)
-        view = memoryview(body)
-        head = bytes(view[:header_bytes])
+        head = bytes(body[:header_bytes])
         known, name = self._known.get(head), ""
         if known is None and b'"id"' in head:
             parted = _without_id(head)
@@ -126,8 +125,8 @@ class RequestTemplates:
                 known = self._known.get(head)
                 if known is not None and not known.takes_id:
                     known = None
-        if known is not None and len(view) == header_bytes + known.n_bytes:
-            return _filled(known, view, header_bytes, name)
+        if known is not None and len(body) == header_bytes + known.n_bytes:
+            return _filled(known, body, header_bytes, name)
         request = self._read(body, header_bytes, metadata)
         if known is None and request.id == name:
             self._keep(head, request)
@@ -145,12 +144,12 @@ class RequestTemplates:
             inputs = self._numbers.tensors(text, parted, known.slots)
             if inputs is not None:
                 own = known.request.id if name is None else name
-                return msgspec.structs.replace(known.request, id=own, inputs=inputs)
+                return replace(known.request, id=own, inputs=inputs)
         request = self._read(text, None, metadata)
         if known is None and (name is None or (name and request.id == name)):
             slots = json_templates.slots_of(request, rest.said_of(parted.head))
             if slots is not None and len(slots) == len(parted.parts):
-                bare = msgspec.structs.replace(request, inputs=())
+                bare = replace(request, inputs=(), form=Form())
                 self._heads.keep(self._plain, head, _Plain(bare, slots))
         return request
 
@@ -173,9 +172,9 @@ class RequestTemplates:
             if item is None or tensor.datatype == "BOOL" or tensor.parameters.get(rest.SIZE) != tensor.data.nbytes:
                 return  # BYTES and BOOL are looked into, and what is no bytes is in the head
             data = tensor.data
-            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, data.size, at, tensor.parameters))
+            slots.append(_Slot(tensor.name, tensor.datatype, data.dtype, data.shape, at, tensor.parameters))
             at += data.nbytes
-        bare = msgspec.structs.replace(request, inputs=(), id="")
+        bare = replace(request, inputs=(), id="", form=Form())
         self._heads.keep(self._known, head, _Known(bare, tuple(slots), at, bool(request.id)))
 
 
@@ -197,17 +196,12 @@ def _without_id(head: bytes) -> tuple[bytes, str] | None:
     return head[: found.start(1)] + head[found.end(1) :], found[1].decode("ascii")
 
 
-def _filled(known: _Known, view: memoryview, at: int, name: str) -> InferRequest:
-    tensors = [
-        Tensor(
-            name=slot.name,
-            datatype=slot.datatype,
-            data=np.frombuffer(view, slot.dtype, slot.count, at + slot.offset).reshape(slot.shape),
-            parameters=slot.parameters,
-        )
-        for slot in known.slots
-    ]
-    return msgspec.structs.replace(known.request, id=name, inputs=tuple(tensors))
+def _filled(known: _Known, body: Buffer, at: int, name: str) -> InferRequest:
+    inputs: tuple[Tensor, ...] = ()
+    for slot in known.slots:
+        data: Array = np.ndarray(slot.shape, slot.dtype, body, at + slot.offset)
+        inputs += (Tensor(name=slot.name, datatype=slot.datatype, data=data, parameters=slot.parameters),)
+    return replace(known.request, id=name, inputs=inputs)
 
 
 class ResponseTemplates:
@@ -222,24 +216,42 @@ class ResponseTemplates:
         outputs = response.outputs
         if response.parameters or not _wants_binary(request):
             return rest.encode_response(response, request, regions=self._regions)
-        described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
-        key = (response.model, response.version, described)
+        if len(outputs) == 1:
+            (only,) = outputs
+            key: object = (response.model, response.version, only.name, only.datatype, only.data.shape)
+        else:
+            described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
+            key = (response.model, response.version, described)
         head = self._known.get(key)
         if head is None:
             parts, header_bytes = rest.encode_response(response, request)
             if header_bytes is not None and all(t.datatype in ITEM_BYTES and not t.parameters for t in outputs):
-                bare, _ = rest.encode_response(msgspec.structs.replace(response, id=""), request)
+                bare, _ = rest.encode_response(replace(response, id=""), request)
                 if len(self._known) >= KEPT_HEADS:
                     self._known.clear()
                 self._known[key] = bytes(bare[0])
             return parts, header_bytes
         if response.id:  # it is written last
             head = b'%b,"id":%b}' % (head[:-1], _JSON.encode(response.id))
-        return [head, *[_bytes_of(tensor.data) for tensor in outputs]], len(head)
+        written: list[bytes | memoryview] = [head]
+        for tensor in outputs:
+            data = tensor.data
+            written.append(data.tobytes() if data.nbytes <= SMALL_BYTES else _view_of(data))
+        return written, len(head)
 
 
 def _wants_binary(request: InferRequest) -> bool:
     """Say whether every output is to be bytes behind the JSON, and nothing else is asked of any."""
+    form = request.form
+    if form is None:
+        return _asks_binary(request)
+    found = form.binary
+    if found is None:
+        found = form.binary = _asks_binary(request)
+    return found
+
+
+def _asks_binary(request: InferRequest) -> bool:
     usual = request.parameters.get(rest.ALL) is True
     for output in request.outputs:
         if output.parameters and (len(output.parameters) > 1 or rest.ASKED not in output.parameters):
@@ -249,8 +261,8 @@ def _wants_binary(request: InferRequest) -> bool:
     return usual if not request.outputs else True
 
 
-def _bytes_of(data: Array) -> bytes | memoryview:
-    return data.tobytes() if data.nbytes <= SMALL_BYTES else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+def _view_of(data: Array) -> memoryview:
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 SMALL_BYTES = 4096

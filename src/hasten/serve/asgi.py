@@ -14,7 +14,7 @@ import uvicorn
 from hasten.errors import ServeError, TooLarge
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import TICK_S
-from hasten.serve.http1_request import Request, pass_on
+from hasten.serve.http1_request import Request, defective
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, Spot, bind, url_of
 from hasten.serve.rest import Rest, fail
@@ -59,8 +59,10 @@ def asgi(rest: Rest, limits: Limits, log: Callable[[Request], None] | None = Non
             if body is None:
                 return
             request.body = body
-            request.received_ns = perf_counter_ns()
-            pass_on(rest.route, request)
+            try:
+                rest.route(request)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+                defective(request, error)
         await _until_ready(request, reply, receive)
         if request.reply is not None:
             await _send(request, send)

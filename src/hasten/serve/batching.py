@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from hasten.serve.costs import CostCurve
 from hasten.tensors import Feed
@@ -35,25 +36,22 @@ LONGEST_GAP_NS = 1_000_000_000
 """A longer pause says no more than that nothing comes."""
 
 
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """Rows that wait together: one request, or a piece of a large one."""
 
-    __slots__ = ("arrived_ns", "deadline_ns", "due_ns", "feed", "key", "n_bytes", "priority", "rows", "waiting")
-
-    def __init__(
-        self, feed: Feed, rows: int, *, key: Hashable, arrived_ns: int, priority: int = 1, n_bytes: int | None = None
-    ) -> None:
-        self.feed: Feed = feed
-        self.rows = rows
-        self.key = key
-        self.arrived_ns = arrived_ns
-        self.priority = priority
-        self.due_ns = NEVER
-        """When its answer is wanted."""
-        self.deadline_ns = NEVER
-        """When its answer becomes useless."""
-        self.n_bytes = sum([array.nbytes for array in feed.values()]) if n_bytes is None else n_bytes
-        self.waiting = False
+    feed: Feed
+    rows: int
+    key: Hashable
+    """Only entries with the same key can share a run."""
+    arrived_ns: int
+    priority: int = 1
+    n_bytes: int = 0
+    """Of the feed, as the bounds of the queue count it."""
+    due_ns: int = NEVER
+    """When its answer is wanted."""
+    deadline_ns: int = NEVER
+    """When its answer becomes useless."""
+    waiting: bool = False
 
 
 E = TypeVar("E", bound=Entry)
@@ -61,8 +59,7 @@ _Heap = list[tuple[int, int, int, E]]
 """(priority, due, arrival number, entry): the number is unique, so entries are never compared."""
 
 
-@dataclass(frozen=True)
-class Batch(Generic[E]):
+class Batch(msgspec.Struct, Generic[E], frozen=True):
     """Entries that run together, in order; ``size`` is the allowed size that ``rows`` are padded to."""
 
     entries: Sequence[E]
@@ -71,8 +68,7 @@ class Batch(Generic[E]):
     closed_ns: int
 
 
-@dataclass(frozen=True)
-class Taken(Generic[E]):
+class Taken(msgspec.Struct, Generic[E], frozen=True):
     """What a look at the queue gave: a batch, or None and when to look again unless something arrives."""
 
     batch: Batch[E] | None
@@ -104,15 +100,21 @@ class Batcher(Generic[E]):
     def put(self, entry: E, now_ns: int) -> None:
         """Add an entry of at most ``costs.largest`` rows."""
         entry.waiting = True
-        due = min(entry.due_ns, entry.deadline_ns)
-        self._arrivals += 1
-        heapq.heappush(self._heaps.setdefault(entry.key, []), (entry.priority, due, self._arrivals, entry))
-        self.rows += entry.rows
+        due, rows, priority = entry.due_ns, entry.rows, entry.priority
+        if entry.deadline_ns < due:
+            due = entry.deadline_ns
+        heap = self._heaps.get(entry.key)
+        if heap is None:
+            heap = self._heaps[entry.key] = []
+        self._arrivals = number = self._arrivals + 1
+        heapq.heappush(heap, (priority, due, number, entry))
+        self.rows += rows
         self.n_bytes += entry.n_bytes
-        self._rows_at[entry.priority] = self._rows_at.get(entry.priority, 0) + entry.rows
-        gap = min(now_ns - self._last_ns, LONGEST_GAP_NS)
-        self._gap_ns += GAP_WEIGHT * (gap - self._gap_ns)
-        self._last_ns = now_ns
+        self._rows_at[priority] = self._rows_at.get(priority, 0) + rows
+        if self.waits:
+            gap = min(now_ns - self._last_ns, LONGEST_GAP_NS)
+            self._gap_ns += GAP_WEIGHT * (gap - self._gap_ns)
+            self._last_ns = now_ns
 
     def remove(self, entry: E) -> bool:
         """Drop an entry that still waits; False where it does not."""
@@ -132,16 +134,19 @@ class Batcher(Generic[E]):
         if heap is None:
             return self._all_hopeless(dropped, now_ns)
         slots = self._fit(heap, now_ns, dropped)
-        entries = [slot[3] for slot in slots]
-        count, again_ns = self._close(entries, heap, now_ns)
-        for slot in slots[count:]:
-            heapq.heappush(heap, slot)
-        if not count:
-            return Taken(None, again_ns, dropped)
-        chosen = entries[:count]
+        chosen = [slot[3] for slot in slots]
+        if len(slots) > 1 or self.waits:  # else there is nothing to choose
+            count, again_ns = self._close(chosen, heap, now_ns)
+            if count < len(slots):
+                for slot in slots[count:]:
+                    heapq.heappush(heap, slot)
+                if not count:
+                    return Taken(None, again_ns, dropped)
+                del chosen[count:]
+        rows = 0
         for entry in chosen:
+            rows += entry.rows
             self._leave(entry)
-        rows = sum(entry.rows for entry in chosen)
         return Taken(Batch(chosen, rows, self.costs.padded(rows), now_ns), NEVER, dropped)
 
     def expire(self, now_ns: int) -> list[E]:
@@ -186,19 +191,25 @@ class Batcher(Generic[E]):
     def _fit(self, heap: _Heap[E], now_ns: int, dropped: list[E]) -> list[tuple[int, int, int, E]]:
         """Pop those that may run together, in order, and stop at the first that does not fit: nobody overtakes."""
         slots: list[tuple[int, int, int, E]] = []
-        rows, earliest = 0, NEVER
-        while self._trim(heap, now_ns, dropped):
+        rows, earliest, largest = 0, NEVER, self.costs.largest
+        while heap:
             _, due, _, entry = heap[0]
-            if rows + entry.rows > self.costs.largest or self._would_miss(min(earliest, due), now_ns, rows, entry):
+            if due != NEVER or not entry.waiting:
+                if not self._trim(heap, now_ns, dropped):
+                    break
+                _, due, _, entry = heap[0]
+            more = rows + entry.rows
+            if due < earliest:
+                earliest = due
+            if more > largest or (earliest != NEVER and self._would_miss(earliest, now_ns, rows, entry)):
                 break
             slots.append(heapq.heappop(heap))
-            rows += entry.rows
-            earliest = min(earliest, due)
+            rows = more
         return slots
 
     def _would_miss(self, earliest_ns: int, now_ns: int, rows: int, entry: E) -> bool:
         """Say whether one more makes the batch miss a time that it would meet without."""
-        if not rows or earliest_ns == NEVER:
+        if not rows:
             return False
         return now_ns + self.costs.ns(rows) <= earliest_ns < now_ns + self.costs.ns(rows + entry.rows)
 
@@ -231,8 +242,7 @@ class Batcher(Generic[E]):
     def _most_urgent(self, now_ns: int, dropped: list[E]) -> _Heap[E] | None:
         """Give the heap with the first entry of all; heaps without any that waits go."""
         best: _Heap[E] | None = None
-        for key in list(self._heaps):
-            heap = self._heaps[key]
+        for key, heap in [*self._heaps.items()]:
             if not self._trim(heap, now_ns, dropped):
                 del self._heaps[key]
             elif best is None or heap[0] < best[0]:
@@ -255,13 +265,14 @@ class Batcher(Generic[E]):
 
     def _leave(self, entry: E) -> None:
         entry.waiting = False
-        self.rows -= entry.rows
+        rows, priority = entry.rows, entry.priority
+        self.rows -= rows
         self.n_bytes -= entry.n_bytes
-        left = self._rows_at[entry.priority] - entry.rows
+        left = self._rows_at[priority] - rows
         if left:
-            self._rows_at[entry.priority] = left
+            self._rows_at[priority] = left
         else:
-            del self._rows_at[entry.priority]
+            del self._rows_at[priority]
 
     def _entries(self) -> Iterable[E]:
         return [slot[3] for heap in self._heaps.values() for slot in heap if slot[3].waiting]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+
+import msgspec
 
 from hasten.errors import Cancelled, ServeError
 from hasten.protocol.messages import InferRequest
@@ -11,76 +13,71 @@ from hasten.serve.intake import TakenIn
 from hasten.serve.joining import cut, glue
 from hasten.serve.runner import Outputs
 from hasten.serve.ticket import Done, Marks
-from hasten.tensors import Feed
 
 Finish = Callable[["Call", Outputs | ServeError], None]
 
 
-class Piece(Entry):
+class Piece(Entry, kw_only=True):
     """The rows of a call that wait together; ``index`` is its place in the call."""
 
-    __slots__ = ("call", "index")
-
-    def __init__(
-        self, call: Call, index: int, *, feed: Feed, rows: int, key: Hashable, n_bytes: int | None = None
-    ) -> None:
-        super().__init__(feed, rows, key=key, arrived_ns=call.marks.ns[2], priority=call.priority, n_bytes=n_bytes)
-        self.call = call
-        self.index = index
+    call: Call
+    index: int
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone."""
 
-    __slots__ = (
-        *("_finish", "_left", "_parts", "admitted_ns", "done", "expected_ns", "marks", "over"),
-        *("pieces", "priority", "request", "rows", "withdraw"),
-    )
-
-    def __init__(self, request: InferRequest, marks: Marks, *, done: Done, priority: int, finish: Finish) -> None:
-        self.request = request
-        self.marks = marks
-        self.done = done
-        self.priority = priority
-        self.rows = 0
-        self.pieces: tuple[Piece, ...] = ()
-        self.over = False
-        self.admitted_ns = 0
-        """When it was let in, where its answer was predicted."""
-        self.expected_ns = 0
-        """From its admission to its answer, as predicted; 0: nobody asked."""
-        self.withdraw: Callable[[Call], None] | None = None
-        """Told once when the client has left: takes the pieces out of the queue."""
-        self._finish = finish
-        self._parts: list[Outputs] = []
-        self._left = 0
+    request: InferRequest
+    marks: Marks
+    done: Done
+    priority: int
+    finish: Finish
+    """Told of its end, and what it ended with."""
+    rows: int = 0
+    pieces: tuple[Piece, ...] = ()
+    over: bool = False
+    admitted_ns: int = 0
+    """When it was let in, where its answer was predicted."""
+    expected_ns: int = 0
+    """From its admission to its answer, as predicted; 0: nobody asked."""
+    withdraw: Callable[[Call], None] | None = None
+    """Told once when the client has left: takes the pieces out of the queue."""
+    parts: list[Outputs] = []
+    """The outputs of the pieces that were run, where there are several."""
+    left: int = 0
+    """Pieces that have not been run."""
 
     def divide(self, taken: TakenIn, largest: int) -> None:
         """Make the pieces, whose number the caller has bounded: one, unless it has more rows than a run may have."""
-        self.rows = rows = taken.rows
+        feed, rows, key, n_bytes = taken.feed, taken.rows, taken.key, taken.n_bytes
+        self.rows = rows
+        arrived_ns, priority = self.marks.ns[2], self.priority
         if rows <= largest:
-            self.pieces = (Piece(self, 0, feed=taken.feed, rows=rows, key=taken.key, n_bytes=taken.n_bytes),)
-            self._left = 1
+            self.pieces = (Piece(feed, rows, key, arrived_ns, priority, n_bytes, call=self, index=0),)
+            self.left = 1
             return
-        cuts = cut(taken.feed, rows, largest)
-        each = taken.n_bytes // rows
+        cuts = cut(feed, rows, largest)
+        each = n_bytes // rows
         self.pieces = tuple(
-            [Piece(self, i, feed=part, rows=n, key=taken.key, n_bytes=n * each) for i, (part, n) in enumerate(cuts)]
+            [
+                Piece(part, n, key, arrived_ns, priority, n * each, call=self, index=index)
+                for index, (part, n) in enumerate(cuts)
+            ]
         )
-        self._parts = [{} for _ in cuts]
-        self._left = len(cuts)
+        self.parts = [{} for _ in cuts]
+        self.left = len(cuts)
 
     def part(self, index: int, outputs: Outputs) -> None:
         """Take the outputs of a piece; the last one ends the call."""
         if self.over:
             return
-        self._left -= 1
-        if not self._parts:
+        self.left -= 1
+        if not self.parts:
             self._end(outputs)
             return
-        self._parts[index] = outputs
-        if not self._left:
-            self._end(glue(self._parts))
+        self.parts[index] = outputs
+        if not self.left:
+            self._end(glue(self.parts))
 
     def fail(self, error: ServeError) -> None:
         """End without an answer; what still waits is withdrawn."""
@@ -100,5 +97,5 @@ class Call:
 
     def _end(self, outcome: Outputs | ServeError) -> None:
         self.over = True
-        self._finish(self, outcome)
+        self.finish(self, outcome)
         self.pieces = ()  # they refer back to the call: nothing is left to the cyclic collector

@@ -26,6 +26,10 @@ class CostCurve:
         self.sizes = tuple(sorted(set(sizes)))
         self._ns: dict[int, float] = {}
         self._runs = 0
+        self._latest = 0
+        """The size of the run that was learnt last; 0: none."""
+        self._settled = True
+        """What follows from the last runs was worked out: for those of one size that is done once they are over."""
         self._last: dict[int, tuple[int, dict[int, float]]] = {}
         """For each size, the number of its last run, and what all of them took then."""
         self._by_rows = [0] * (self.sizes[-1] + 1)
@@ -39,13 +43,16 @@ class CostCurve:
     def padded(self, rows: int) -> int:
         """Give the smallest allowed size that holds ``rows``, or the largest there is."""
         at = bisect_left(self.sizes, rows)
-        return self.sizes[min(at, len(self.sizes) - 1)]
+        return self.sizes[at] if at < len(self.sizes) else self.sizes[-1]
 
     def ns(self, rows: int) -> int:
         """Estimate the time of a run of ``rows``; where its size was never run, in proportion to the nearest that was.
 
         0 where nothing was measured yet; more rows than the largest size count as the largest.
         """
+        if not self._settled:
+            self._settle()
+            self._fill()
         try:
             return self._by_rows[rows]
         except IndexError:
@@ -53,15 +60,27 @@ class CostCurve:
 
     def update(self, size: int, ns: int) -> None:
         """Learn that a run of ``size`` rows took ``ns``."""
+        if size != self._latest:
+            self._settle()
+            self._latest = size
         known = self._ns.get(size)
+        if known is None:
+            self._ns[size] = float(ns)
+        else:
+            self._ns[size] = known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
         self._runs += 1
-        fresh = float(ns) if known is None else known + WEIGHT * (min(float(ns), OUTLIER * known) - known)
+        self._settled = False
+
+    def _settle(self) -> None:
+        """Let the sizes that are stale follow the one that ran last."""
+        latest = self._latest
+        if not latest or self._settled:
+            return
         for other, (run, then) in self._last.items():
-            if self._runs - run > STALE and then.get(size):
-                self._ns[other] = then[other] * fresh / then[size]
-        self._ns[size] = fresh
-        self._last[size] = self._runs, self._ns.copy()
-        self._fill()
+            if other != latest and self._runs - run > STALE and then.get(latest):
+                self._ns[other] = then[other] * self._ns[latest] / then[latest]
+        self._last[latest] = self._runs, self._ns.copy()
+        self._settled = True
 
     def _fill(self) -> None:
         by_rows, least = self._by_rows, 1 << 62

@@ -39,15 +39,16 @@ class Gate:
         self._limits = limits
         self._turns = turns
 
-    def admit(self, runs: Runs, call: Call, *, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
+    def admit(self, runs: Runs, call: Call, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
         """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
         limits, batcher = self._limits, self._line.batcher
-        roomy = (
-            runs.calls < limits.concurrency
+        if (
+            deadline_ns == NEVER
+            and limits.wait_ns is None
+            and runs.calls < limits.concurrency
             and batcher.rows + call.rows <= limits.rows
             and batcher.n_bytes + n_bytes <= limits.n_bytes
-        )
-        if roomy and deadline_ns == NEVER and limits.wait_ns is None:
+        ):
             return None  # the usual case: nothing to predict
         asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
         refused, expected_ns = self._judge(runs, asked, now_ns)

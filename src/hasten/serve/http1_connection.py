@@ -22,7 +22,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http1_bodies import room
 from hasten.serve.http1_checks import framing, problem_of, problem_of_part
 from hasten.serve.http1_heads import LONGEST_HEAD, Heads, keep_head
-from hasten.serve.http1_request import Buffer, Request, error_body, pass_on
+from hasten.serve.http1_request import Buffer, Request, defective, error_body
 from hasten.serve.http1_unread import Unread
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
@@ -206,21 +206,21 @@ class Connection(asyncio.BufferedProtocol):
         What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
         """
         server, at = self._server, 0
+        read_ns, size = self._read_ns, len(data)
         while not server.draining:
             end = data.find(b"\r\n\r\n", at) + 4
             head = server.heads.get(data[at:end]) if end >= 4 else None
             if head is None:
                 return at
-            length, rest = head.length, end + head.length
-            if rest > len(data) or server.buffered_bytes + length > server.limits.buffered_bytes:
+            length = head.length
+            rest, buffered = end + length, server.buffered_bytes + length
+            if rest > size or buffered > server.limits.buffered_bytes:
                 return at
-            request = Request(self, head.method, head.target, head.headers)
-            request.began_ns, request.peer = self._read_ns, self._peer
-            request.body = memoryview(data)[end:rest] if length else b""
-            server.buffered_bytes += length
-            self._hand_on(request)
+            body = memoryview(data)[end:rest] if length else b""
+            server.buffered_bytes = buffered
+            self._hand_on(Request(self, head.method, head.target, head.headers, body, read_ns, self._peer, server.date))
             at = rest
-            if at == len(data) or self._deaf or not self._reading:
+            if at == size or self._deaf or not self._reading:
                 return at
         return at
 
@@ -390,6 +390,7 @@ class Connection(asyncio.BufferedProtocol):
         if request is None:
             return
         request.body = self._body
+        request.date = self._server.date
         head, self._head = self._head, b""  # what follows in the same read has a head of its own
         if head and self._length == len(request.body) and not self._chunked and not self._continue:
             keep_head(self._server.heads, head, request, self._length)
@@ -399,19 +400,22 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_on(self, request: Request) -> None:
         server = self._server
+        limits, outstanding = server.limits, self._outstanding
         self.fresh = False
-        request.received_ns, request.date = self._read_ns, server.date
-        self._outstanding.append(request)
-        server.requests += 1
+        outstanding.append(request)
+        server.requests = requests = server.requests + 1
         if not self._paused:  # else the time to read the answers before it runs on
             self.deadline_s = inf
-        if len(self._outstanding) >= server.limits.pipelined:
+        if len(outstanding) >= limits.pipelined:
             self._watch_reading()
-        if server.requests > server.limits.requests:
-            text = f"{server.limits.requests} requests are in work, the server's limit; try again"
+        if requests > limits.requests:
+            text = f"{limits.requests} requests are in work, the server's limit; try again"
             request.refuse(503, text, b"Retry-After: 1\r\n")
             return
-        pass_on(server.route, request)
+        try:
+            server.route(request)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+            defective(request, error)
 
     def replied(self, request: Request) -> None:
         """Write every answer whose turn it is, together with others where a batch is being answered."""
@@ -422,7 +426,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write every answer whose turn it is."""
-        outstanding = self._outstanding
+        outstanding, server = self._outstanding, self._server
         while outstanding and (parts := outstanding[0].reply) is not None:
             transport = self._transport
             if transport is None:
@@ -430,22 +434,23 @@ class Connection(asyncio.BufferedProtocol):
             done = outstanding.popleft()
             if self._unread is not None:
                 self._unread.add(len(parts[0]) + (done.reply_bytes if len(parts) > 1 else 0))
-            if len(parts) > 1 and done.reply_bytes > JOIN_BYTES:
+            if done.reply_bytes > JOIN_BYTES and len(parts) > 1:
                 transport.writelines(parts)
             else:
                 transport.write(b"".join(parts))
             if done.sent is not None:
                 done.sent()
             self._release(done)
-            if self._server.log is not None:
-                self._server.log(done)
+            if server.log is not None:
+                server.log(done)
             if not done.keep_alive:
                 self._drop()
                 self._close()
                 return
-        if len(outstanding) < self._server.limits.pipelined and not self._reading:
+        if not self._reading and len(outstanding) < server.limits.pipelined:
             self._watch_reading()
-        self._rest()
+        if not outstanding:
+            self._rest()
 
     def _drop(self) -> None:
         """Let go of what is still in work: nobody will read the answers."""
@@ -457,8 +462,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _release(self, request: Request) -> None:
         request.leave = request.sent = None  # they refer back to the request: nothing is left to the collector
-        self._server.requests -= 1
-        self._server.buffered_bytes -= len(request.body)
+        server = self._server
+        server.requests -= 1
+        server.buffered_bytes -= len(request.body)
 
     # the end
 
@@ -550,7 +556,8 @@ class Connection(asyncio.BufferedProtocol):
             self._arm(self._server.limits.write_s)
 
     def _arm(self, after_s: float) -> None:
-        self._server.wheel.arm(self, self._server.clock_s() + after_s if after_s != inf else inf)
+        server = self._server
+        server.wheel.arm(self, server.clock_s() + after_s)
 
     def _watch_reading(self) -> None:
         """Read on, or pause, as the client's reading and the requests in work allow."""

@@ -29,66 +29,45 @@ class Replies(Protocol):
         """Its reply is complete: write it when its turn comes."""
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """A request that was read completely. ``respond`` is called once, on the event loop's thread.
 
     ``leave`` is called where the client goes away before that; ``sent`` after the answer was handed to the socket.
     """
 
-    __slots__ = (
-        "began_ns",
-        "body",
-        "connection",
-        "date",
-        "headers",
-        "keep_alive",
-        "leave",
-        "method",
-        "old",
-        "peer",
-        "received_ns",
-        "reply",
-        "reply_bytes",
-        "sent",
-        "status",
-        "target",
-    )
-
-    def __init__(self, connection: Replies, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> None:
-        self.connection = connection
-        self.method = method
-        self.target = target
-        """As it came: path and query, percent-encoded."""
-        self.headers = headers
-        """Names in lower case; values of a repeated name joined by a comma."""
-        self.body: Buffer = b""
-        self.began_ns = 0
-        self.received_ns = 0
-        self.keep_alive = True
-        self.old = False
-        """HTTP/1.0: keep-alive must be said."""
-        self.peer = ""
-        self.date = b""
-        """The header Date as a whole line, where the transport does not write it itself."""
-        self.leave: Callable[[], None] | None = None
-        self.sent: Callable[[], None] | None = None
-        self.status = 0
-        self.reply: list[Buffer] | None = None
-        self.reply_bytes = 0
+    connection: Replies
+    method: bytes
+    target: bytes
+    """As it came: path and query, percent-encoded."""
+    headers: Mapping[bytes, bytes]
+    """Names in lower case; values of a repeated name joined by a comma."""
+    body: Buffer = b""
+    """A memoryview of it is one of bytes."""
+    began_ns: int = 0
+    peer: str = ""
+    date: bytes = b""
+    """The header Date as a whole line, where the transport does not write it itself."""
+    keep_alive: bool = True
+    old: bool = False
+    """HTTP/1.0: keep-alive must be said."""
+    leave: Callable[[], None] | None = None
+    sent: Callable[[], None] | None = None
+    status: int = 0
+    reply: list[Buffer] | None = None
+    reply_bytes: int = 0
 
     def respond(
         self, status: int, body: Buffer | Sequence[Buffer] = b"", *, kind: bytes = JSON, extra: bytes = b""
     ) -> None:
         """Answer: ``body`` is one buffer or several in order; ``extra`` holds whole header lines.
 
-        The buffers must not change any more. After the client has left, and a second time, this does nothing.
+        The buffers must not change any more, and a memoryview must be one of bytes. After the client has left, and a
+        second time, this does nothing.
         """
         if self.reply is not None:
             return
-        parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else list(body)
-        length = 0
-        for part in parts:
-            length += part.nbytes if isinstance(part, memoryview) else len(part)
+        parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else [*body]
+        length = sum(map(len, parts))
         connection = b"" if self.keep_alive and not self.old else _CONNECTION[self.keep_alive]
         head = b"%b%b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
             *(_STATUS_LINES[status], kind, length),
@@ -106,13 +85,10 @@ class Request:
 _CONNECTION = {True: b"Connection: keep-alive\r\n", False: b"Connection: close\r\n"}
 
 
-def pass_on(route: Callable[[Request], None], request: Request) -> None:
-    """Call a route; a defect of it is a 500, with the trace in the log."""
-    try:
-        route(request)
-    except Exception:
-        logger.exception("a route failed")
-        request.refuse(500, DEFECT)
+def defective(request: Request, error: Exception) -> None:
+    """Answer a request whose route failed: a defect of ours is a 500, with the trace in the log."""
+    logger.error("a route failed", exc_info=error)
+    request.refuse(500, DEFECT)
 
 
 def error_body(text: str) -> bytes:

@@ -69,6 +69,13 @@ def join(batch: Batch[E], buffers: Buffers, *, copy: bool = False) -> dict[str, 
 def split(outputs: Feed, batch: Batch[E]) -> list[dict[str, Array]]:
     """Give each entry its rows, as views of ``outputs`` [size, ...]."""
     parts, at = [], 0
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        for entry in batch.entries:
+            end = at + entry.rows
+            parts.append({name: array[at:end]})
+            at = end
+        return parts
     for entry in batch.entries:
         parts.append({name: array[at : at + entry.rows] for name, array in outputs.items()})
         at += entry.rows

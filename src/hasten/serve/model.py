@@ -57,6 +57,9 @@ class Model:
         self._objective_ns = None if objective_ms is None else int(objective_ms * 1e6)
         self._timeout_ns = None if serving.timeout_ms is None else int(serving.timeout_ms * 1e6)
         self._intake = Intake(signature, self._axis)
+        self._priority = serving.priority
+        largest = self.sizes[-1] if self._axis is not None else 1
+        self._most_rows = max(MOST_RUNS * largest, serving.queue_rows)
         isolated = serving.isolation == "process"
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = kinds_of(signature)
@@ -97,8 +100,7 @@ class Model:
         now_ns = self._around.clock_ns()
         if not marks.ns[2]:
             marks.ns[2] = now_ns
-        serving = self.read.deployment.serving
-        call = Call(request, marks, done=done, priority=request.priority or serving.priority, finish=self._finish)
+        call = Call(request, marks, done, request.priority or self._priority, self._finish)
         if self.state is not State.READY:
             call.fail(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
             return call
@@ -122,14 +124,17 @@ class Model:
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""
-        try:
-            self._check_size(taken)
-        except TooLarge as error:
-            call.fail(error)
-            return
+        if taken.rows > self._most_rows or self._slot_bytes is not None:
+            try:
+                self._check_size(taken)
+            except TooLarge as error:
+                call.fail(error)
+                return
         call.rows = taken.rows
-        due_ns, deadline_ns = self._times_ns(call)
-        refused = self.pool.admit(call, n_bytes=taken.n_bytes, deadline_ns=deadline_ns, now_ns=now_ns)
+        due_ns = deadline_ns = NEVER
+        if self._objective_ns is not None or self._timeout_ns is not None or call.request.timeout_us:
+            due_ns, deadline_ns = self._times_ns(call)
+        refused = self.pool.admit(call, taken.n_bytes, deadline_ns, now_ns)
         if refused is not None:
             call.fail(refused)
             return
@@ -157,7 +162,7 @@ class Model:
         marks.ns[2] = now_ns
         rows = 1 if self._axis is None else len(next(iter(feed.values())))
         request = InferRequest(model=self.name, inputs=())
-        call = Call(request, marks, done=lambda outcome: None, priority=1, finish=finish)
+        call = Call(request, marks, lambda outcome: None, 1, finish)
         n_bytes = sum([array.nbytes for array in feed.values()])
         call.divide(TakenIn(feed, rows, "probes", n_bytes), self.sizes[-1])
         self.pool.submit(call, now_ns)
@@ -264,13 +269,14 @@ class Model:
         Raises:
             TooLarge: it is, or it does not: one large request must not fail its batch, nor hold up the loop.
         """
-        largest = self.sizes[-1] if self._axis is not None else 1
-        most = max(MOST_RUNS * largest, self.read.deployment.serving.queue_rows)
-        if taken.rows > most:
-            raise TooLarge(f"the request has {taken.rows} rows; at most {most} are taken at once: send it in parts")
+        if taken.rows > self._most_rows:
+            raise TooLarge(
+                f"the request has {taken.rows} rows; at most {self._most_rows} are taken at once: send it in parts"
+            )
         limit = self._slot_bytes
         if limit is None:
             return
+        largest = self.sizes[-1] if self._axis is not None else 1
         needed = sum(-(-array.nbytes // taken.rows) * largest + ALIGN for array in taken.feed.values())
         if needed > limit:
             raise TooLarge(
@@ -309,13 +315,11 @@ class Model:
         call.done(self._response(call.request, outcome, kinds))
 
     def _response(self, request: InferRequest, outputs: Outputs, kinds: Mapping[str, str]) -> InferResponse:
-        names = [output.name for output in request.outputs] if request.outputs else list(kinds)
-        return InferResponse(
-            model=request.model,
-            version=self.version,
-            outputs=tuple([_tensor(name, kinds[name], outputs[name]) for name in names]),
-            id=request.id,
-        )
+        names = [output.name for output in request.outputs] if request.outputs else kinds
+        tensors: tuple[Tensor, ...] = ()
+        for name in names:
+            tensors += (_tensor(name, kinds[name], outputs[name]),)
+        return InferResponse(model=request.model, version=self.version, outputs=tensors, id=request.id)
 
     def _ran(self, ran: Ran) -> None:
         now_ns = self._around.clock_ns()

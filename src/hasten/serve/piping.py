@@ -134,7 +134,7 @@ class Piping:
         if not marks.ns[2]:
             marks.ns[2] = now_ns
         priority = request.priority or self._model.serving.priority
-        call = Call(request, marks, done=done, priority=priority, finish=self._through)
+        call = Call(request, marks, done, priority, self._through)
         try:
             if not self._stations.taken():
                 raise ModelNotReady(f"version {self._model.version} of model {self._model.name!r} takes no requests")

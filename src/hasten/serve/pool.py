@@ -16,6 +16,7 @@ from hasten.serve.gate import Gate
 from hasten.serve.joining import split
 from hasten.serve.runner import Runner
 from hasten.serve.surroundings import Surroundings
+from hasten.serve.ticket import Marks
 from hasten.serve.warm import Warm
 from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
 
@@ -80,6 +81,7 @@ class Pool:
         self.calls = 0
         """Calls that have not ended."""
         self._seen = seen
+        self._run_limit_ns = work.run_limit_ns
         self._loop, self._cork = around.loop, around.cork
         if work.limits.wait_ns is not None:
             around.turns.watch(around.loop)
@@ -128,11 +130,11 @@ class Pool:
                 break
         return found
 
-    def admit(self, call: Call, *, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
+    def admit(self, call: Call, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
         """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
         if not self._ready and not self._opening:
             return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
-        return self.gate.admit(self, call, n_bytes=n_bytes, deadline_ns=deadline_ns, now_ns=now_ns)
+        return self.gate.admit(self, call, n_bytes, deadline_ns, now_ns)
 
     def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
         """Say why what is asked for may not come in, or None."""
@@ -140,25 +142,31 @@ class Pool:
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
+        if not self.calls:
+            self._emptied.clear()
         self.calls += 1
-        self._emptied.clear()
         call.withdraw = self._withdraw
+        pieces = call.pieces
         if self._inline:
-            self.line.put(call.pieces, now_ns, ring=False)
+            self.line.put(pieces, now_ns, ring=False)
             if not self._turn_due:  # once everything that this turn of the loop reads has come
                 self._turn_due = True
                 self._loop.call_soon(self._turn)
         else:
-            self.line.put(call.pieces, now_ns)
-        self._arm(min(call.pieces[0].deadline_ns, now_ns + self.work.run_limit_ns), now_ns)
+            self.line.put(pieces, now_ns)
+        look_ns = now_ns + self._run_limit_ns
+        if pieces[0].deadline_ns < look_ns:
+            look_ns = pieces[0].deadline_ns
+        if look_ns < self._watch_ns:
+            self._arm(look_ns, now_ns)
 
     def ended(self, call: Call) -> None:
         """A call has ended, one way or another."""
         if call.withdraw is None:
             return
         call.withdraw = None
-        self.calls -= 1
-        if not self.calls:
+        self.calls = calls = self.calls - 1
+        if not calls:
             self._emptied.set()
 
     async def emptied(self) -> None:
@@ -278,11 +286,12 @@ class Pool:
             self._cork.release()
 
     def _take_turn(self) -> None:
-        left = self.line.batcher.rows
+        line = self.line
+        left = line.batcher.rows
         while left > 0:
-            instance, taken = self.line.borrow() if self._inline else (None, None)
+            instance, taken = line.borrow() if self._inline else (None, None)
             if instance is None or taken is None:
-                self.line.ring()  # an instance that comes free looks by itself
+                line.ring()  # an instance that comes free looks by itself
                 return
             if taken.dropped:
                 self._hear(instance, Dropped(tuple(taken.dropped)))
@@ -290,7 +299,7 @@ class Pool:
             if batch is None:
                 return
             ran = instance.run_here(batch, batch.closed_ns)
-            self.line.give_back(instance)
+            line.give_back(instance)
             left -= batch.rows
             self._answer(instance, ran)
             if self._cork.size >= MOST_HELD:
@@ -319,34 +328,43 @@ class Pool:
             self._cork.release()
 
     def _answer(self, instance: Instance, ran: Ran) -> None:
-        outcome = ran.outcome
-        ours = (
-            instance not in self._alone
-        )  # else a run that hung has ended: its calls have, long ago, and t(n) is no time
+        # A run that hung has ended: its calls have, long ago, and what it took is no time of t(n).
+        ours = instance not in self._alone
+        outcome, entries = ran.outcome, ran.batch.entries
         if isinstance(outcome, ServerFault):
-            for piece in ran.batch.entries:
+            for piece in entries:
                 piece.call.fail(outcome)
         else:
             if ours:
-                self.line.batcher.costs.update(ran.batch.size, ran.ended_ns - ran.joined_ns)
-                if self._inline and self.line.batcher.costs.ns(ran.batch.size) > INLINE_NS * MUCH_LONGER:
-                    self._inline = False
-                    while len(self._ready) + len(self._opening) < self.work.instances and not self._closing:
-                        self._start_one()
-            whole = len(ran.batch.entries) == 1 and ran.batch.rows == ran.batch.size
+                self._learn(ran)
+            whole = len(entries) == 1 and ran.batch.rows == ran.batch.size
             parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
-            for piece, part in zip(ran.batch.entries, parts, strict=True):
-                if not piece.call.over:
-                    _mark(piece, ran, instance.number)
-                    try:
-                        piece.call.part(piece.index, part)
-                        self.gate.answered(piece.call)
-                    except Exception as error:  # a defect in telling one must not leave its batch-mates waiting
-                        logger.exception("an answer of model %r could not be told", self.work.name)
-                        why = f"its answer could not be put together: {type(error).__name__}: {error}"
-                        piece.call.fail(ServerFault(why))
+            marked, gate = Marked(ran, instance.number), self.gate
+            for piece, part in zip(entries, parts, strict=True):
+                call = piece.call
+                if call.over:
+                    continue
+                marked.mark(call.marks)
+                try:
+                    call.part(piece.index, part)
+                    if call.expected_ns:
+                        gate.answered(call)
+                except Exception as error:  # a defect in telling one must not leave its batch-mates waiting
+                    logger.exception("an answer of model %r could not be told", self.work.name)
+                    why = f"its answer could not be put together: {type(error).__name__}: {error}"
+                    call.fail(ServerFault(why))
         if ours:
             self._seen.ran(ran)
+
+    def _learn(self, ran: Ran) -> None:
+        """Take in what a run took; where runs have become too long for this thread, they are handed over."""
+        size, took_ns, costs = ran.batch.size, ran.ended_ns - ran.joined_ns, self.line.batcher.costs
+        costs.update(size, took_ns)
+        too_long_ns = INLINE_NS * MUCH_LONGER
+        if self._inline and took_ns > too_long_ns and costs.ns(size) > too_long_ns:
+            self._inline = False
+            while len(self._ready) + len(self._opening) < self.work.instances and not self._closing:
+                self._start_one()
 
     def _opened(self, instance: Instance, news: Opened) -> None:
         waiter = self._opening.pop(instance)
@@ -421,16 +439,23 @@ def _deadlines(instance: Instance, now_ns: int) -> list[int]:
     return [piece.deadline_ns for piece in _pieces_of(instance) if piece.deadline_ns > now_ns]
 
 
-def _mark(piece: Piece, ran: Ran, number: int) -> None:
-    """Write the marks of queue to infer: begun with the first piece, ended with the last."""
-    marks = piece.call.marks
-    marks.rows, marks.instance = ran.batch.size, number
-    ns = marks.ns
-    if not ns[5]:
-        closed_ns, decoded_ns = ran.batch.closed_ns, ns[2]
-        idle_ns = ran.idle_ns if ran.idle_ns > decoded_ns else decoded_ns
-        ns[3] = idle_ns if idle_ns < closed_ns else closed_ns
-        ns[4] = closed_ns if closed_ns > decoded_ns else decoded_ns
-        ns[5] = ran.joined_ns
-    if ran.ended_ns > ns[6]:
-        ns[6] = ran.ended_ns
+class Marked:
+    """The marks of queue to infer that a run gives to the requests in it."""
+
+    __slots__ = ("_closed_ns", "_ended_ns", "_idle_ns", "_instance", "_joined_ns", "_size")
+
+    def __init__(self, ran: Ran, instance: int) -> None:
+        self._size, self._instance = ran.batch.size, instance
+        self._closed_ns, self._joined_ns, self._ended_ns = ran.batch.closed_ns, ran.joined_ns, ran.ended_ns
+        self._idle_ns = min(ran.idle_ns, self._closed_ns)
+
+    def mark(self, marks: Marks) -> None:
+        """Write them: begun with the request's first piece, ended with its last."""
+        marks.rows, marks.instance, ns = self._size, self._instance, marks.ns
+        if ns[5]:
+            ns[6] = max(ns[6], self._ended_ns)
+            return
+        decoded_ns, closed_ns, idle_ns = ns[2], self._closed_ns, self._idle_ns
+        if decoded_ns > idle_ns:
+            idle_ns = decoded_ns if decoded_ns < closed_ns else closed_ns
+        ns[3:7] = (idle_ns, closed_ns if closed_ns > decoded_ns else decoded_ns, self._joined_ns, self._ended_ns)

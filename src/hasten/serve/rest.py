@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import perf_counter_ns
 from typing import TypeVar
@@ -108,21 +108,22 @@ class Rest:
     # inference
 
     def _infer(self, request: Request, templates: RequestTemplates) -> None:
-        marks = Marks()
-        ns = marks.ns
-        ns[0], ns[1] = request.began_ns, perf_counter_ns()
-        if self._service.traces is not None:
-            marks.trace = self._service.traces.start(request.headers, request.began_ns)
+        service, headers = self._service, request.headers
+        ns = [request.began_ns, perf_counter_ns(), 0, 0, 0, 0, 0, 0, 0, 0]
+        marks = Marks(ns)
+        if service.traces is not None:
+            marks.trace = service.traces.start(headers, request.began_ns)
         try:
-            body, header_bytes = self._body(request), _header_bytes(request)
+            body = self._body(request) if b"content-encoding" in headers else request.body
+            header_bytes = _header_bytes(headers)
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
-            wanted = templates.decode(body, header_bytes=header_bytes, metadata=self._service.model_metadata)
+            wanted = templates.decode(body, header_bytes=header_bytes, metadata=service.model_metadata)
         except ServeError as error:
             end_trace(marks, error)
             raise
         ns[2] = perf_counter_ns()
-        ticket = self._service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
+        ticket = service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
 
@@ -149,16 +150,22 @@ class Rest:
             end_trace(marks, ServerFault(DEFECT))
             request.refuse(500, DEFECT)
             return
-        ns = marks.ns
-        extra = b"" if header_bytes is None else b"Inference-Header-Content-Length: %d\r\n" % header_bytes
-        body, coding = self._encoded(request, parts)
-        ns[8] = perf_counter_ns()
+        body: list[bytes | memoryview] | bytes = parts
+        coding = b""
+        if b"accept-encoding" in request.headers:
+            body, coding = self._encoded(request, parts)
+        marks.ns[8] = perf_counter_ns()
         request.sent = partial(self._sent, result, marks)
-        timing = b"Server-Timing: %b\r\n" % marks.timing()
-        kind = JSON if header_bytes is None else BINARY
         if marks.trace is not None:
-            timing += b"traceparent: %b\r\n" % marks.trace.header
-        request.respond(200, body, kind=kind, extra=extra + coding + timing)
+            coding += b"traceparent: %b\r\n" % marks.trace.header
+        if header_bytes is None:
+            extra = b"%bServer-Timing: %b\r\n" % (coding, marks.timing())
+            request.respond(200, body, extra=extra)
+        else:
+            extra = b"Inference-Header-Content-Length: %d\r\n%bServer-Timing: %b\r\n" % (
+                *(header_bytes, coding, marks.timing()),
+            )
+            request.respond(200, body, kind=BINARY, extra=extra)
 
     def _sent(self, response: InferResponse, marks: Marks) -> None:
         marks.ns[9] = perf_counter_ns()
@@ -172,14 +179,16 @@ class Rest:
             return request.body
         return decompress(request.body, coding, limit_bytes=self._body_bytes)
 
-    def _encoded(self, request: Request, parts: list[bytes | memoryview]) -> tuple[list[Buffer] | bytes, bytes]:
+    def _encoded(
+        self, request: Request, parts: list[bytes | memoryview]
+    ) -> tuple[list[bytes | memoryview] | bytes, bytes]:
         """Give a body in the encoding that the client asked for, and the header that says so."""
         accepted = request.headers.get(b"accept-encoding")
         if accepted is None:
-            return [*parts], b""
+            return parts, b""
         coding = chosen(accepted)
-        if coding is None or sum(memoryview(part).nbytes for part in parts) < LEAST_BYTES:
-            return [*parts], b"Vary: Accept-Encoding\r\n"
+        if coding is None or sum(map(len, parts)) < LEAST_BYTES:
+            return parts, b"Vary: Accept-Encoding\r\n"
         return compress(parts, coding), b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding
 
     def _parameters(self, request: Request, known: type[T]) -> T:
@@ -362,9 +371,9 @@ def _has_terms(body: Buffer) -> bool:
     return b'"priority"' in head or b'"timeout"' in head
 
 
-def _header_bytes(request: Request) -> int | None:
+def _header_bytes(headers: Mapping[bytes, bytes]) -> int | None:
     """Read Inference-Header-Content-Length; None where it is absent."""
-    text = request.headers.get(b"inference-header-content-length")
+    text = headers.get(b"inference-header-content-length")
     if text is None:
         return None
     if not text.isdigit() or len(text) > 12:

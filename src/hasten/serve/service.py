@@ -150,7 +150,12 @@ class Service:
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``. ``done`` may be called before this returns."""
-        if marks.trace is not None:
+        if marks.trace is None:
+            family = self._families.get(request.model)
+            routed = None if family is None else family.routed
+            if routed is not None and (not request.version or request.version == routed.version):
+                return routed.submit(request, marks, done)
+        else:
             marks.trace.of(request)
             ticket = self._submit(request, marks, partial(_ended, marks, done))
             return TracedTicket(ticket, marks)
@@ -205,10 +210,10 @@ class Service:
 
     def sent(self, response: InferResponse, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set."""
-        end_trace(marks, response)
-        family = self._families.get(response.model) or self._raw(response.model)
-        if family is not None and family.routed is not None and family.routed.version == response.version:
-            family.routed.statistics.sent(marks)
+        if marks.trace is not None:
+            end_trace(marks, response)
+        if marks.counts is not None:
+            marks.counts.sent(marks)
 
     def live(self) -> bool:
         """The service runs."""

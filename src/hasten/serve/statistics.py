@@ -90,7 +90,8 @@ class Statistics:
         self._total = Histogram()
         self._answered: list[list[int]] = []
         self._sent: list[list[int]] = []
-        self.sizes: dict[int, BatchTimes] = {}
+        self._ran: list[tuple[int, int, int, int]] = []
+        self._sizes: dict[int, BatchTimes] = {}
         self._spans = {
             name: Duration()
             for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -100,17 +101,15 @@ class Statistics:
         """Count a run."""
         self.runs += 1
         self.padded_rows += size - rows
-        times = self.sizes.get(size)
-        if times is None:
-            times = self.sizes[size] = BatchTimes()
-        times.compute_input.add(input_ns)
-        times.compute_infer.add(infer_ns)
-        times.compute_output.add(output_ns)
+        self._ran.append((size, input_ns, infer_ns, output_ns))
+        if len(self._ran) >= TOGETHER:
+            self._add_up_ran()
 
     def answered(self, marks: Marks, *, rows: int, wall_ms: int) -> None:
         """Count an answer, whose marks are set up to the end of ``post``."""
         self.rows += rows
         self.last_ms = wall_ms
+        marks.counts = self
         self._answered.append(marks.ns)
         if len(self._answered) >= TOGETHER:
             self._add_up_answered()
@@ -139,10 +138,29 @@ class Statistics:
         return self._total
 
     @property
+    def sizes(self) -> Mapping[int, BatchTimes]:
+        """The runs by their size."""
+        self._add_up_ran()
+        return self._sizes
+
+    @property
     def spans(self) -> dict[str, Duration]:
         """Counts and times by the extension's names."""
         self._add_up_answered()
         return self._spans
+
+    def _add_up_ran(self) -> None:
+        if not self._ran:
+            return
+        runs = np.maximum(np.array(self._ran, np.int64), 0)  # [runs, size and three times]
+        self._ran = []
+        for size in np.unique(runs[:, 0]).tolist():
+            those = runs[runs[:, 0] == size]
+            times = self._sizes.setdefault(size, BatchTimes())
+            every = (times.compute_input, times.compute_infer, times.compute_output)
+            for duration, ns in zip(every, those.sum(axis=0).tolist()[1:], strict=True):
+                duration.count += len(those)
+                duration.ns += ns
 
     def _add_up_answered(self) -> None:
         if not self._answered:

@@ -31,12 +31,12 @@ class Wheel(Generic[T]):
     def arm(self, timed: T, deadline_s: float) -> None:
         """Set a deadline. A later one than before costs one assignment; an earlier one moves it."""
         timed.deadline_s = deadline_s
-        if deadline_s == inf:
+        slot = timed.slot
+        if (slot and slot * self._tick_s <= deadline_s) or deadline_s == inf:
             return
-        slot = max(int(deadline_s / self._tick_s) + 1, self._last + 1)
-        if timed.slot and timed.slot <= slot:
-            return
-        self._put(timed, slot)
+        due = max(int(deadline_s / self._tick_s) + 1, self._last + 1)
+        if not slot or slot > due:
+            self._put(timed, due)
 
     def forget(self, timed: T) -> None:
         """Take it out. What is in no slot is left alone."""

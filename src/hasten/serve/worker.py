@@ -11,7 +11,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
 from hasten.serve.batching import NEVER, Batch, Batcher, Taken
@@ -37,8 +39,7 @@ LONGEST_WAIT_S = 3600.0
 """A bell that is not rung is looked at this often."""
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """What came of a batch: outputs [size, ...], or the error; when the inputs were joined, and the run ended."""
 
     batch: Batch[Piece]
@@ -50,8 +51,7 @@ class Ran:
     """The runner cannot be used any more."""
 
 
-@dataclass(frozen=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True):
     """A batch whose run was begun, or could not be: why."""
 
     batch: Batch[Piece]
@@ -67,22 +67,19 @@ class Begun:
         return replace(self, batch=batch, idle_ns=ended_ns, joined_ns=self.joined_ns + held_ns)
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """An instance is ready; ``found`` is what its ``prepare`` gave."""
 
     found: Warm
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """An instance has ended: why it could not open, or None where it was told to end or was lost."""
 
     error: HastenError | None
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """Pieces whose deadline could not be met any more."""
 
     pieces: tuple[Piece, ...]
