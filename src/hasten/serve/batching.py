@@ -129,6 +129,15 @@ class Batcher(Generic[E]):
 
     def take(self, now_ns: int) -> Taken[E]:
         """Close a batch for an instance that is idle, or say when to look again."""
+        if len(self._heaps) == 1 and not self.waits:
+            (alone,) = self._heaps.values()
+            if len(alone) == 1 and alone[0][1] == NEVER and alone[0][3].waiting:  # the usual case where little comes
+                entry = alone.pop()[3]
+                self._leave(entry)
+                return Taken(Batch((entry,), entry.rows, self.costs.padded(entry.rows), now_ns), NEVER)
+        return self._choose(now_ns)
+
+    def _choose(self, now_ns: int) -> Taken[E]:
         dropped: list[E] = []
         heap = self._most_urgent(now_ns, dropped)
         if heap is None:

@@ -24,6 +24,7 @@ class CostCurve:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sorted(set(sizes)))
+        self._padded = [self.sizes[bisect_left(self.sizes, rows)] for rows in range(self.sizes[-1] + 1)]
         self._ns: dict[int, float] = {}
         self._runs = 0
         self._latest = 0
@@ -42,8 +43,10 @@ class CostCurve:
 
     def padded(self, rows: int) -> int:
         """Give the smallest allowed size that holds ``rows``, or the largest there is."""
-        at = bisect_left(self.sizes, rows)
-        return self.sizes[at] if at < len(self.sizes) else self.sizes[-1]
+        try:
+            return self._padded[rows]
+        except IndexError:
+            return self.sizes[-1]
 
     def ns(self, rows: int) -> int:
         """Estimate the time of a run of ``rows``; where its size was never run, in proportion to the nearest that was.

@@ -450,7 +450,10 @@ class Connection(asyncio.BufferedProtocol):
         if not self._reading and len(outstanding) < server.limits.pipelined:
             self._watch_reading()
         if not outstanding:
-            self._rest()
+            if self._deaf or self._paused or self._continue or self._in_message:
+                self._rest()
+            else:
+                server.wheel.arm(self, server.clock_s() + server.limits.idle_s)
 
     def _drop(self) -> None:
         """Let go of what is still in work: nobody will read the answers."""

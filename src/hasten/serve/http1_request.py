@@ -68,11 +68,10 @@ class Request(msgspec.Struct, eq=False):
             return
         parts: list[Buffer] = [body] if isinstance(body, (bytes, bytearray, memoryview)) else [*body]
         length = sum(map(len, parts))
-        connection = b"" if self.keep_alive and not self.old else _CONNECTION[self.keep_alive]
-        head = b"%b%b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
-            *(_STATUS_LINES[status], kind, length),
-            *(self.date, connection, extra),
-        )
+        if self.old or not self.keep_alive:
+            extra = _CONNECTION[self.keep_alive] + extra
+        line = _STATUS_LINES[status]
+        head = b"%b%b\r\nContent-Length: %d\r\n%b%b\r\n" % (line, kind, length, self.date, extra)
         self.status, self.reply_bytes = status, length
         self.reply = [head] if self.method == b"HEAD" else [head, *parts]
         self.connection.replied(self)

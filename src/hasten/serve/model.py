@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 from hasten.artifact import Json
@@ -311,7 +310,7 @@ class Model:
             if outcome.reason != "cancelled":
                 call.done(outcome)
             return
-        self.statistics.answered(marks, rows=call.rows, wall_ms=time.time_ns() // 1_000_000)
+        self.statistics.answered(marks, call.rows)
         call.done(self._response(call.request, outcome, kinds))
 
     def _response(self, request: InferRequest, outputs: Outputs, kinds: Mapping[str, str]) -> InferResponse:
@@ -322,14 +321,9 @@ class Model:
         return InferResponse(model=request.model, version=self.version, outputs=tensors, id=request.id)
 
     def _ran(self, ran: Ran) -> None:
-        now_ns = self._around.clock_ns()
-        self.statistics.ran(
-            ran.batch.rows,
-            ran.batch.size,
-            input_ns=ran.joined_ns - ran.batch.closed_ns,
-            infer_ns=ran.ended_ns - ran.joined_ns,
-            output_ns=now_ns - ran.ended_ns,
-        )
+        batch, joined_ns, ended_ns = ran.batch, ran.joined_ns, ran.ended_ns
+        output_ns = self._around.clock_ns() - ended_ns
+        self.statistics.ran(batch.rows, batch.size, joined_ns - batch.closed_ns, ended_ns - joined_ns, output_ns)
 
     def _restarted(self) -> None:
         self.statistics.restarts += 1

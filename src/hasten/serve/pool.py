@@ -337,18 +337,22 @@ class Pool:
         else:
             if ours:
                 self._learn(ran)
-            whole = len(entries) == 1 and ran.batch.rows == ran.batch.size
-            parts = [outcome] if whole or not self.work.batched else split(outcome, ran.batch)
-            marked, gate = Marked(ran, instance.number), self.gate
+            batch, number = ran.batch, instance.number
+            size, closed_ns = batch.size, batch.closed_ns
+            whole = len(entries) == 1 and batch.rows == size
+            parts = [outcome] if whole or not self.work.batched else split(outcome, batch)
+            times_ns = (min(ran.idle_ns, closed_ns), closed_ns, ran.joined_ns, ran.ended_ns)
             for piece, part in zip(entries, parts, strict=True):
                 call = piece.call
                 if call.over:
                     continue
-                marked.mark(call.marks)
+                marks = call.marks
+                marks.rows, marks.instance = size, number
+                _mark(marks, times_ns)
                 try:
                     call.part(piece.index, part)
                     if call.expected_ns:
-                        gate.answered(call)
+                        self.gate.answered(call)
                 except Exception as error:  # a defect in telling one must not leave its batch-mates waiting
                     logger.exception("an answer of model %r could not be told", self.work.name)
                     why = f"its answer could not be put together: {type(error).__name__}: {error}"
@@ -439,23 +443,19 @@ def _deadlines(instance: Instance, now_ns: int) -> list[int]:
     return [piece.deadline_ns for piece in _pieces_of(instance) if piece.deadline_ns > now_ns]
 
 
-class Marked:
-    """The marks of queue to infer that a run gives to the requests in it."""
+def _mark(marks: Marks, times_ns: tuple[int, int, int, int]) -> None:
+    """Write the marks of queue to infer: begun with the request's first piece, ended with its last.
 
-    __slots__ = ("_closed_ns", "_ended_ns", "_idle_ns", "_instance", "_joined_ns", "_size")
-
-    def __init__(self, ran: Ran, instance: int) -> None:
-        self._size, self._instance = ran.batch.size, instance
-        self._closed_ns, self._joined_ns, self._ended_ns = ran.batch.closed_ns, ran.joined_ns, ran.ended_ns
-        self._idle_ns = min(ran.idle_ns, self._closed_ns)
-
-    def mark(self, marks: Marks) -> None:
-        """Write them: begun with the request's first piece, ended with its last."""
-        marks.rows, marks.instance, ns = self._size, self._instance, marks.ns
-        if ns[5]:
-            ns[6] = max(ns[6], self._ended_ns)
-            return
-        decoded_ns, closed_ns, idle_ns = ns[2], self._closed_ns, self._idle_ns
-        if decoded_ns > idle_ns:
-            idle_ns = decoded_ns if decoded_ns < closed_ns else closed_ns
-        ns[3:7] = (idle_ns, closed_ns if closed_ns > decoded_ns else decoded_ns, self._joined_ns, self._ended_ns)
+    ``times_ns``: the instance was idle, the batch was closed and joined, the run ended.
+    """
+    ns = marks.ns
+    idle_ns, closed_ns, joined_ns, ended_ns = times_ns
+    if ns[5]:
+        ns[6] = max(ns[6], ended_ns)
+        return
+    decoded_ns = ns[2]
+    if decoded_ns > idle_ns:
+        idle_ns = decoded_ns if decoded_ns < closed_ns else closed_ns
+        if decoded_ns > closed_ns:
+            closed_ns = decoded_ns
+    ns[3:7] = (idle_ns, closed_ns, joined_ns, ended_ns)

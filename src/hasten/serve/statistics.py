@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import time
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +82,7 @@ class Statistics:
         self.rows = 0
         self.runs = 0
         self.restarts = 0
-        self.last_ms = 0
-        """Wall time of the last answer, in milliseconds since 1970."""
+        self._answered_s = 0.0
         self.padded_rows = 0
         self.refused: dict[str, int] = {}
         """Requests without an answer, by reason."""
@@ -97,18 +97,18 @@ class Statistics:
             for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         }
 
-    def ran(self, rows: int, size: int, *, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """Count a run."""
+    def ran(self, rows: int, size: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count a run, and how long it took to join its inputs, to run it, and to tell its outputs."""
         self.runs += 1
         self.padded_rows += size - rows
         self._ran.append((size, input_ns, infer_ns, output_ns))
         if len(self._ran) >= TOGETHER:
             self._add_up_ran()
 
-    def answered(self, marks: Marks, *, rows: int, wall_ms: int) -> None:
+    def answered(self, marks: Marks, rows: int) -> None:
         """Count an answer, whose marks are set up to the end of ``post``."""
         self.rows += rows
-        self.last_ms = wall_ms
+        self._answered_s = time()
         marks.counts = self
         self._answered.append(marks.ns)
         if len(self._answered) >= TOGETHER:
@@ -124,6 +124,11 @@ class Statistics:
         self._sent.append(marks.ns)
         if len(self._sent) >= TOGETHER:
             self._add_up_sent()
+
+    @property
+    def last_ms(self) -> int:
+        """Wall time of the last answer, in milliseconds since 1970; 0: there was none."""
+        return int(self._answered_s * 1000)
 
     @property
     def phases(self) -> dict[str, Histogram]:
