@@ -28,6 +28,9 @@ from hasten.deployment import Serving
 from hasten.host import load_since, this_host, ticks, versions
 
 CONNECTIONS = 16
+MODEL = "the model alone"
+SIZES = (1, 2, 4, 8)
+"""Rows of one run, as the server's deployment has them."""
 INPUTS = {"mlp": "x", "resnet20": "input"}
 OBJECTIVE_MS = 50.0
 """An answer later than this is of no use; hasten's deployment says so, the others cannot be told."""
@@ -125,29 +128,34 @@ def write_bodies(folder: Path, model: str) -> None:
     np.savez(folder / "x.npz", **{INPUTS[model]: x})
 
 
-def ceiling(place: Place) -> float:
-    """Give the rows a second of the model alone on the servers' core: the best of all batch sizes, no server at all."""
-    code = (
-        "import sys, time; import numpy as np; from pathlib import Path\n"
-        "from hasten.deployment import read_deployment; from hasten.engines.onnxruntime import OnnxRuntime\n"
-        "_, built = read_deployment(Path(sys.argv[1])); session = OnnxRuntime().open(built)\n"
-        "spec = built.signature.inputs[0]; best = 0\n"
-        "for n in (1, 2, 4, 8):\n"
-        "    x = np.random.default_rng(0).standard_normal((n, *spec.shape[1:])).astype(np.float32)\n"
-        "    feed = {spec.name: x}; [session.run(feed) for _ in range(20)]\n"
-        "    rounds, end = 0, time.perf_counter() + 0.7; begun = time.perf_counter()\n"
-        "    while time.perf_counter() < end: session.run(feed); rounds += 1\n"
-        "    best = max(best, n * rounds / (time.perf_counter() - begun))\n"
-        "print(best)"
-    )
-    words = ["taskset", "-c", str(place.core), sys.executable, "-c", code, str(place.bundle)]
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+ALONE = (
+    "import sys, time; import numpy as np; from pathlib import Path\n"
+    "from hasten.deployment import read_deployment; from hasten.engines.onnxruntime import OnnxRuntime\n"
+    "_, built = read_deployment(Path(sys.argv[1])); session = OnnxRuntime().open(built)\n"
+    "spec = built.signature.inputs[0]\n"
+    "for n in map(int, sys.argv[3:]):\n"
+    "    x = np.random.default_rng(0).standard_normal((n, *spec.shape[1:])).astype(np.float32)\n"
+    "    feed = {spec.name: x}; [session.run(feed) for _ in range(20)]\n"
+    "    runs, begun = 0, time.perf_counter()\n"
+    "    while time.perf_counter() < begun + float(sys.argv[2]): session.run(feed); runs += 1\n"
+    "    print(n, n * runs / (time.perf_counter() - begun))"
+)
+
+
+def alone(place: Place, sizes: tuple[int, ...], seconds: float) -> dict[int, float]:
+    """Give the rows a second of the model alone on the servers' core, by batch size: no server at all."""
+    words = ["taskset", "-c", str(place.core), sys.executable, "-c", ALONE, str(place.bundle), str(seconds)]
+    done = subprocess.run([*words, *map(str, sizes)], capture_output=True, text=True, check=True)
+    return {int(size): float(rate) for size, rate in map(str.split, done.stdout.splitlines())}
 
 
 def piece(place: Place, protocol: str, names: list[str], asked: argparse.Namespace) -> dict[str, Any]:
     """Run one (model, protocol) with all its stacks, closed loops interleaved."""
     servers: dict[str, Server] = {}
     found: dict[str, dict[str, Any]] = {}
+    ceilings: list[float] = []
+    sizes = alone(place, SIZES, 0.7)
+    best_size = max(sizes, key=sizes.__getitem__)
     try:
         for name in names:
             try:
@@ -159,8 +167,11 @@ def piece(place: Place, protocol: str, names: list[str], asked: argparse.Namespa
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
         order = random.Random(0)
         for _ in range(asked.rounds):
-            for name in order.sample(list(servers), len(servers)):
-                rounds[name].append(closed(place, servers[name], protocol, asked.seconds))
+            for name in order.sample([*servers, MODEL], len(servers) + 1):
+                if name == MODEL:
+                    ceilings.append(alone(place, (best_size,), asked.seconds)[best_size])
+                else:
+                    rounds[name].append(closed(place, servers[name], protocol, asked.seconds))
         for name, server in servers.items():
             best = statistics.median(one["requests_per_s"] for one in rounds[name])
             found[name] = {"closed": rounds[name]}
@@ -168,13 +179,16 @@ def piece(place: Place, protocol: str, names: list[str], asked: argparse.Namespa
                 place, server, protocol, rate=RATES[place.model], seconds=asked.open_seconds
             )
             if place.model != "mlp":  # the generator cannot overload a server of tiny models from one core
+                around = [alone(place, (best_size,), 1.0)[best_size]]
                 found[name]["overload"] = opened(
                     place, server, protocol, rate=OVERLOAD * best, seconds=asked.open_seconds
                 )
+                around.append(alone(place, (best_size,), 1.0)[best_size])
+                found[name]["bound_rows_per_s"] = around
     finally:
         for server in servers.values():
             server.stop()
-    return found
+    return {"best_size": best_size, "ceilings_rows_per_s": ceilings, "stacks": found}
 
 
 def main() -> None:
@@ -203,9 +217,7 @@ def main() -> None:
         document = {
             "model": asked.model,
             "protocol": asked.protocol,
-            "ceiling_rows_per_s": round(ceiling(place), 1),
-            "stacks": piece(place, asked.protocol, names, asked),
-        }
+        } | piece(place, asked.protocol, names, asked)
     document |= {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "took_s": round(time.monotonic() - began_s, 1),
@@ -220,8 +232,9 @@ def main() -> None:
 
 def show(document: dict[str, Any]) -> None:
     """Print one piece."""
-    limit = document["ceiling_rows_per_s"]
-    print(f"{document['model']} over {document['protocol']}: the model alone does {limit:.0f} rows/s")
+    limits = document["ceilings_rows_per_s"]
+    text = f"the model alone does {statistics.median(limits):.0f} rows/s, {document['best_size']} at a time"
+    print(f"{document['model']} over {document['protocol']}: {text}")
     print(f"{'stack':<10}{'req/s':>8}{'of it':>7}{'CPU us':>8}{'p50 ms':>8}{'p99 ms':>8}{'goodput':>9}{'of bound':>9}")
     for name, found in document["stacks"].items():
         if "not_run" in found:
@@ -230,13 +243,15 @@ def show(document: dict[str, Any]) -> None:
         rate, cpu = (
             statistics.median(one[key] for one in found["closed"]) for key in ("requests_per_s", "server_cpu_us")
         )
-        row = f"{name:<10}{rate:>8.0f}{rate / limit:>7.2f}{cpu:>8.0f}"
+        shares = [one["requests_per_s"] / limit for one, limit in zip(found["closed"], limits, strict=True)]
+        row = f"{name:<10}{rate:>8.0f}{statistics.median(shares):>7.2f}{cpu:>8.0f}"
         times = {one["q"]: one["value_ns"] for one in found["equal_rate"]["percentiles"]}
         for q in (0.5, 0.99):
             row += f"{times[q] / 1e6:>8.2f}" if times.get(q) else f"{'-':>8}"
         if "overload" in found:
             good = goodput(found["overload"])
-            row += f"{good:>9.0f}{good / min(limit, found['overload']['rate']):>9.2f}"
+            bound = min(statistics.mean(found["bound_rows_per_s"]), found["overload"]["rate"])
+            row += f"{good:>9.0f}{good / bound:>9.2f}"
         print(row)
 
 

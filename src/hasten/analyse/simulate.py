@@ -113,12 +113,8 @@ def simulate(setup: Setup, arrivals: Arrivals, *, seed: int, disturb: Disturb | 
     return machine.result()
 
 
-class _Piece(Entry):
-    __slots__ = ("request",)
-
-    def __init__(self, request: int, rows: int, arrived_ns: int, priority: int) -> None:
-        super().__init__({}, rows, key=None, arrived_ns=arrived_ns, priority=priority, n_bytes=rows * ROW_BYTES)
-        self.request = request
+class _Piece(Entry, kw_only=True):
+    request: int
 
 
 @dataclass(eq=False)
@@ -245,7 +241,8 @@ class _Machine:
         self.queued[i] = self.now_ns
         largest = self.setup.sizes[-1]
         for first in range(0, rows, largest):
-            piece = _Piece(i, min(largest, rows - first), self.now_ns, serving.priority)
+            n = min(largest, rows - first)
+            piece = _Piece({}, n, None, self.now_ns, serving.priority, n * ROW_BYTES, request=i)
             piece.due_ns = NEVER if self.objective_ns is None else self.now_ns + self.objective_ns
             piece.deadline_ns = deadline_ns
             self.left[i] += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from hasten.errors import DeadlineExceeded, Overloaded, ServeError
 from hasten.serve.batching import NEVER, Batcher, E
 
@@ -25,8 +27,7 @@ class Limits:
     wait_ns: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inside:
+class Inside(msgspec.Struct, frozen=True, kw_only=True):
     """What is inside already: calls, instances that can run, and how long until the first of them is free."""
 
     calls: int
@@ -34,8 +35,7 @@ class Inside:
     free_ns: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks for."""
 
     rows: int
@@ -71,11 +71,14 @@ class Margin:
 
 def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
     """Estimate the time from now to the answer: t(n) of what goes before it, over the instances, and its own run."""
-    largest = batcher.costs.largest
+    costs, rows = batcher.costs, asked.rows
+    largest = costs.largest
     full, rest = divmod(batcher.rows_ahead(asked.priority), largest)
-    ahead = full * batcher.costs.ns(largest) + (batcher.costs.ns(rest) if rest else 0)
-    own = -(-asked.rows // largest) * batcher.costs.ns(min(asked.rows, largest))
-    return inside.free_ns + ahead // max(inside.instances, 1) + own
+    ahead = costs.ns(rest) if rest else 0
+    if full:
+        ahead += full * costs.ns(largest)
+    own = costs.ns(rows) if rows <= largest else -(-rows // largest) * costs.ns(largest)
+    return inside.free_ns + (ahead // inside.instances if inside.instances > 1 else ahead) + own
 
 
 def refusal(

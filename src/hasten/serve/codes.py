@@ -16,7 +16,7 @@ LONGEST_TEXT = 1000
 
 def code_of(error: ServeError) -> Code:
     """Give the codes of an error: those of its class, or of the nearest class above it."""
-    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    return CODES.get(type(error)) or next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
 def retry_after_s(error: ServeError) -> int | None:

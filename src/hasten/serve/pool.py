@@ -237,15 +237,18 @@ class Pool:
         """Say how long until an instance is free; while one is replaced, a whole run."""
         if self.line.idle():
             return 0
-        costs = self.line.batcher.costs
-        left = [
-            max(i.began_ns + sum(costs.ns(batch.size) for batch in batches) - now_ns, 1)
-            for i in self._ready
-            if (batches := i.batches)
-        ]
-        if not left:
+        costs, free_ns = self.line.batcher.costs, NEVER
+        for instance in self._ready:
+            ends_ns, running, following = instance.began_ns, instance.running, instance.following
+            if running is None and following is None:
+                continue
+            for batch in (running, following):
+                if batch is not None:
+                    ends_ns += costs.ns(batch.size)
+            free_ns = min(free_ns, max(ends_ns - now_ns, 1))
+        if free_ns == NEVER:
             return costs.ns(costs.largest) if not self._ready else 0
-        return min(left)
+        return free_ns
 
     def _withdraw(self, call: Call) -> None:
         with self.line.lock:

@@ -356,12 +356,13 @@ class _Register(msgspec.Struct, forbid_unknown_fields=True):
 
 def fail(request: Request, error: ServeError) -> None:
     """Answer with an error, and say when to come again where that helps."""
-    again_s = retry_after_s(error)
-    extra = b"" if again_s is None else b"Retry-After: %d\r\n" % again_s
-    if code_of(error).http == 401:
+    again_s, status = retry_after_s(error), code_of(error).http
+    extra = b"X-Reason: %b\r\n" % error.reason.encode()
+    if again_s is not None:
+        extra = b"Retry-After: %d\r\n%b" % (again_s, extra)
+    if status == 401:
         extra += b"WWW-Authenticate: Bearer\r\n"
-    extra += b"X-Reason: %b\r\n" % error.reason.encode()
-    request.respond(code_of(error).http, error_body(str(error)), extra=extra)
+    request.respond(status, error_body(str(error)), extra=extra)
 
 
 def _has_terms(body: Buffer) -> bool:
