@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hasten.tensors import Feed, Signature
 
 
@@ -16,7 +14,7 @@ class FeedCheck:
 
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
-        self._fits: Sequence[tuple[str, object, object]] = []
+        self._fits: list[tuple[str, object, object]] = []
 
     def __call__(self, feed: Feed) -> None:
         """Check names, dtypes and shapes.
@@ -24,7 +22,14 @@ class FeedCheck:
         Raises:
             SignatureMismatch: as ``Signature.check``.
         """
-        described = [(name, array.dtype, array.shape) for name, array in feed.items()]
-        if described != self._fits:
-            self._signature.check(feed)
-            self._fits = described
+        fits, at = self._fits, 0
+        if len(fits) == len(feed):
+            for name, array in feed.items():
+                known, dtype, shape = fits[at]
+                if name != known or array.dtype is not dtype or array.shape != shape:
+                    break
+                at += 1
+            else:
+                return
+        self._signature.check(feed)
+        self._fits = [(name, array.dtype, array.shape) for name, array in feed.items()]

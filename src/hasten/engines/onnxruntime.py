@@ -189,6 +189,8 @@ class OnnxRuntimeSession:
             results = self._session.run(self._outputs, feed)
         except Exception as error:
             raise refusal(NAME, error, running=True) from error
+        if len(results) == 1:
+            return {self._outputs[0]: results[0]}
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
