@@ -14,10 +14,13 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import version_converter
 from onnx.inliner import inline_local_functions
 
+from hasten.artifact import Json
 from hasten.errors import BadInput, BuildFailed, Unsupported
 from hasten.frontends.external import check_external_data, tensors_of
 from hasten.frontends.frontend import Imported, ImportRequest
+from hasten.frontends.ml_shapes import type_ml_outputs
 from hasten.frontends.reference import random_feed, run_reference
+from hasten.frontends.rows import name_rows
 from hasten.graph.model import EXTERNAL_FROM_BYTES, SHAPE_DATA_LENGTH, spec_of, weight_bytes, write_model
 from hasten.host import this_host
 from hasten.tensors import DTYPES, Array
@@ -57,11 +60,14 @@ class OnnxFrontend:
         original = read_onnx(Path(request.model))
         _check_rewritable(original)
         model = name_dims(convert_opset(inline(original)))
+        renamed = name_rows(model, request.samples, folder)
         artifact = write_model(model, folder)
         before = opset_of(original)
-        settings = {"opset": f"{before} to {opset_of(model)}"} if opset_of(model) != before else {}
-        if not settings and not original.functions:
-            return Imported(artifact=artifact)
+        settings: dict[str, Json] = {"rows of outputs": ", ".join(renamed)} if renamed else {}
+        if opset_of(model) == before and not original.functions:
+            return Imported(artifact=artifact, settings=settings)
+        if opset_of(model) != before:
+            settings["opset"] = f"{before} to {opset_of(model)}"
         feed = random_feed(artifact.signature)
         if request.samples is not None:
             request.samples.check(artifact.signature)
@@ -87,6 +93,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         spec_of(value)
         _name_dims_of(value)  # before inference, so that it knows the outputs' dimensions by these names
     del model.graph.value_info[:]  # stale inner shapes contradict the graph
+    type_ml_outputs(model)
     model = check_and_infer(model, path)
     check_types(model)
     return name_dims(model)
