@@ -16,9 +16,9 @@ from hasten.serve.call import Call
 from hasten.serve.costs import CostCurve
 from hasten.serve.gate import Gate
 from hasten.serve.intake import TakenIn
+from hasten.serve.line import Line
 from hasten.serve.ticket import Marks
 from hasten.serve.turns import Turns
-from hasten.serve.worker import Line
 
 MS = 1_000_000
 ROOMY = Limits(rows=1000, n_bytes=1 << 30, concurrency=1000)

@@ -18,9 +18,10 @@ from hasten.errors import ChildCrashed, ServerFault
 from hasten.protocol.messages import InferResponse
 from hasten.serve.child import ChildRunner
 from hasten.serve.costs import CostCurve
+from hasten.serve.news import Begun
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
-from hasten.serve.worker import Begun, Instance
+from hasten.serve.worker import Instance
 from serve.bundles import bundle, request, rows, run
 
 LARGEST = 4

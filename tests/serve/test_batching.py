@@ -318,6 +318,16 @@ def test_removed_requests_hold_no_memory() -> None:
     assert sum(map(len, batcher._heaps.values())) < 200
 
 
+@given(st.lists(st.tuples(st.sampled_from((1, 2, 4, 8)), st.integers(1, 1000)), min_size=1, max_size=200))
+def test_it_makes_no_difference_whether_somebody_asks_between_the_runs(runs: list[tuple[int, int]]) -> None:
+    asked, silent = CostCurve((1, 2, 4, 8)), CostCurve((1, 2, 4, 8))
+    for size, us in runs:
+        asked.update(size, us * 1000)
+        asked.ns(1)
+        silent.update(size, us * 1000)
+    assert [asked.ns(rows) for rows in range(9)] == [silent.ns(rows) for rows in range(9)]
+
+
 def test_the_cost_curve_follows_the_load_and_forgives_one_outlier() -> None:
     curve = costs(1)
     before = curve.ns(1)

@@ -20,6 +20,7 @@ from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFau
 from hasten.protocol.messages import InferResponse
 from hasten.serve import child, gate
 from hasten.serve.child import ChildRunner, part_bytes
+from hasten.serve.pool import Pool
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
@@ -299,6 +300,8 @@ def test_answers_that_come_later_than_predicted_make_admission_stricter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "predicted_ns", lambda batcher, asked, inside: 7_000)
+    monkeypatch.setattr(gate, "queued_ns", lambda batcher, rows, priority, instances: 6_999)
+    monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 1)
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=0.01))
 
     async def work() -> None:

@@ -12,12 +12,13 @@ import pytest
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, Overloaded, ServeError, ServerFault, TooLarge
-from hasten.protocol.messages import InferRequest, InferResponse, RequestedOutput, Tensor
+from hasten.protocol.messages import Form, InferRequest, InferResponse, RequestedOutput, Tensor
 from hasten.serve import call as calls
 from hasten.serve.call import Call
 from hasten.serve.intake import Intake
 from hasten.serve.model import MOST_RUNS
 from hasten.serve.repository import open_repository
+from hasten.serve.runner import LocalRunner
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.store import read_artifact
@@ -289,6 +290,46 @@ def test_an_answer_that_cannot_be_put_together_is_told_and_holds_nothing(
         assert await service.stop()
 
     run(work())
+
+
+def test_an_answer_that_cannot_be_made_is_told_and_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an engine leaves out an output that its model has."""
+    path = bundle(tmp_path / "net")
+    whole = LocalRunner.run
+
+    async def work() -> None:
+        service = await started(path)
+        monkeypatch.setattr(LocalRunner, "run", lambda runner, feed: {"z": whole(runner, feed)["y"]})
+        with pytest.raises(ServerFault, match="its answer could not be put together: KeyError: 'y'"):
+            await service.infer(request(rows(1)))
+        assert service.models()[0].inside == 0
+        monkeypatch.undo()
+        assert (await service.infer(request(rows(1)))).outputs[0].name == "y"
+        assert await service.stop()
+
+    run(work())
+
+
+def test_what_was_found_of_a_form_holds_for_the_model_that_found_it_alone() -> None:
+    """A known head goes to another version after a swap, whose signature may be another."""
+    asked = InferRequest(
+        model="net",
+        inputs=(Tensor(name="x", datatype="FP32", data=np.zeros((2, 3), np.float32)),),
+        outputs=(RequestedOutput(name="y"),),
+        form=Form(),
+    )
+    y = TensorSpec("y", "float32", ("b", 1))
+    old = Intake(Signature((TensorSpec("x", "float32", ("b", 3)),), (y,)), "b")
+    wider = Intake(Signature((TensorSpec("x", "float32", ("b", 4)),), (y,)), "b")
+    other = Intake(Signature((TensorSpec("x", "float32", ("b", 3)),), (TensorSpec("z", "float32", ("b", 1)),)), "b")
+    for _ in range(2):
+        assert (old.take(asked).rows, old.take(asked).n_bytes) == (2, 24)
+        with pytest.raises(BadRequest, match="wants length 4"):
+            wider.take(asked)
+        with pytest.raises(BadRequest, match="no output 'y'"):
+            other.take(asked)
 
 
 def test_texts_count_by_their_letters(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ def _without_id(head: bytes) -> tuple[bytes, str] | None:
 
 def _filled(known: _Known, body: Buffer, at: int, name: str) -> InferRequest:
     inputs: tuple[Tensor, ...] = ()
+    if isinstance(body, bytearray):
+        body = memoryview(body)  # it keeps its length for as long as an array lies in it
     for slot in known.slots:
         data: Array = np.ndarray(slot.shape, slot.dtype, body, at + slot.offset)
         inputs += (Tensor(name=slot.name, datatype=slot.datatype, data=data, parameters=slot.parameters),)

@@ -71,14 +71,19 @@ class Margin:
 
 def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
     """Estimate the time from now to the answer: t(n) of what goes before it, over the instances, and its own run."""
-    costs, rows = batcher.costs, asked.rows
+    return inside.free_ns + queued_ns(batcher, asked.rows, asked.priority, inside.instances)
+
+
+def queued_ns(batcher: Batcher[E], rows: int, priority: int, instances: int) -> int:
+    """Estimate the time to the answer from when an instance is free."""
+    costs = batcher.costs
     largest = costs.largest
-    full, rest = divmod(batcher.rows_ahead(asked.priority), largest)
+    full, rest = divmod(batcher.rows_ahead(priority), largest)
     ahead = costs.ns(rest) if rest else 0
     if full:
         ahead += full * costs.ns(largest)
     own = costs.ns(rows) if rows <= largest else -(-rows // largest) * costs.ns(largest)
-    return inside.free_ns + (ahead // inside.instances if inside.instances > 1 else ahead) + own
+    return (ahead // instances if instances > 1 else ahead) + own
 
 
 def refusal(

@@ -111,6 +111,7 @@ async def _until_ready(request: Request, reply: _Reply, receive: Receive) -> Non
         left.cancel()
         if request.reply is None and request.leave is not None:
             request.leave()
+            request.leave = None  # it refers back to the request
 
 
 async def _left(receive: Receive) -> None:

@@ -97,5 +97,9 @@ class Call(msgspec.Struct, eq=False):
 
     def _end(self, outcome: Outputs | ServeError) -> None:
         self.over = True
-        self.finish(self, outcome)
+        try:
+            self.finish(self, outcome)
+        except Exception:
+            self.over = isinstance(outcome, ServeError)  # of an answer that cannot be told, the caller tells why
+            raise
         self.pieces = ()  # they refer back to the call: nothing is left to the cyclic collector

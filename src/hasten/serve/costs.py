@@ -19,6 +19,8 @@ OUTLIER = 4.0
 class CostCurve:
     """t(n) in nanoseconds for each allowed size; other row counts cost what the next allowed size costs.
 
+    One thread learns (``update``); any may ask (``ns``), once every size is known.
+
     Fewer rows never cost more than more of them: they could run as those, with padding.
     """
 
@@ -54,8 +56,7 @@ class CostCurve:
         0 where nothing was measured yet; more rows than the largest size count as the largest.
         """
         if not self._settled:
-            self._settle()
-            self._fill()
+            self._work_out()
         try:
             return self._by_rows[rows]
         except IndexError:
@@ -74,16 +75,21 @@ class CostCurve:
         self._runs += 1
         self._settled = False
 
+    def _work_out(self) -> None:
+        """Work out what follows from the runs. Where an instance asks while the event loop learns, it is done anew."""
+        self._settle()
+        self._fill()
+
     def _settle(self) -> None:
         """Let the sizes that are stale follow the one that ran last."""
         latest = self._latest
         if not latest or self._settled:
             return
-        for other, (run, then) in self._last.items():
+        self._settled = True
+        for other, (run, then) in [*self._last.items()]:
             if other != latest and self._runs - run > STALE and then.get(latest):
                 self._ns[other] = then[other] * self._ns[latest] / then[latest]
         self._last[latest] = self._runs, self._ns.copy()
-        self._settled = True
 
     def _fill(self) -> None:
         by_rows, least = self._by_rows, 1 << 62

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 from hasten.errors import ServeError
-from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, refusal
-from hasten.serve.batching import NEVER
-from hasten.serve.call import Call
+from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, queued_ns, refusal
+from hasten.serve.batching import NEVER, Batcher
+from hasten.serve.call import Call, Piece
+from hasten.serve.runner import Clock
 from hasten.serve.turns import Turns
-from hasten.serve.worker import Line
 
 
 class Runs(Protocol):
@@ -27,13 +28,22 @@ class Runs(Protocol):
         """Say how long until one of them is free."""
 
 
+class Queue(Protocol):
+    """The requests that wait, as the gate needs them."""
+
+    batcher: Batcher[Piece]
+    lock: threading.Lock
+    """Held by whoever looks into ``batcher``."""
+    clock_ns: Clock
+
+
 class Gate:
     """Asked for each request; told of each answer. On the event loop's thread alone.
 
     It does not keep the instances, which keep it: a version that has gone leaves nothing to the collector.
     """
 
-    def __init__(self, line: Line, *, limits: Limits, turns: Turns) -> None:
+    def __init__(self, line: Queue, *, limits: Limits, turns: Turns) -> None:
         self.margin = Margin()
         self._line = line
         self._limits = limits
@@ -41,18 +51,26 @@ class Gate:
 
     def admit(self, runs: Runs, call: Call, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
         """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
-        limits, batcher = self._limits, self._line.batcher
-        if (
-            deadline_ns == NEVER
-            and limits.wait_ns is None
-            and runs.calls < limits.concurrency
-            and batcher.rows + call.rows <= limits.rows
+        limits, batcher, rows = self._limits, self._line.batcher, call.rows
+        limit_ns, refused = limits.wait_ns, None
+        roomy = (
+            runs.calls < limits.concurrency
+            and batcher.rows + rows <= limits.rows
             and batcher.n_bytes + n_bytes <= limits.n_bytes
-        ):
+        )
+        if roomy and deadline_ns == NEVER and limit_ns is None:
             return None  # the usual case: nothing to predict
-        asked = Asked(rows=call.rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
-        refused, expected_ns = self._judge(runs, asked, now_ns)
-        if refused is None and limits.wait_ns is not None and self.margin.concerns(expected_ns, limits.wait_ns):
+        with self._line.lock:
+            free_ns = runs.free_ns(now_ns)
+            expected_ns = free_ns + queued_ns(batcher, rows, call.priority, runs.ready)
+        wait_ns = int(expected_ns * self.margin.factor)
+        in_time = now_ns + wait_ns < deadline_ns and (
+            limit_ns is None or self._turns.waited_ns(now_ns) + wait_ns <= limit_ns
+        )
+        if not (roomy and in_time):  # what exactly is in the way, if anything
+            asked = Asked(rows=rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
+            refused, expected_ns = self._judge(runs, asked, now_ns)
+        if refused is None and limit_ns is not None and self.margin.concerns(expected_ns, limit_ns):
             call.expected_ns, call.admitted_ns = expected_ns, now_ns
         return refused
 

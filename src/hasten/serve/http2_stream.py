@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import quote
@@ -14,6 +15,10 @@ OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
 MOST_UNREAD_BYTES = 64 * 2**10
 """Of a stream's messages that its client leaves unread; one more ends the call."""
 RESOURCE_EXHAUSTED = 8
+SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~"
+"""What stays as it is in a message, besides letters, digits, and ``-._``: all printable ASCII but the percent sign."""
+PLAIN = re.compile(r"[ -$&-~]*")
+"""Such a text alone."""
 GOOD_END = literal(b"grpc-status", b"0")
 
 
@@ -93,7 +98,8 @@ class Call:
         """End the call with a gRPC status and the reason for it."""
         if self.trailers is None:
             self.status = status
-            said = quote(text[:LONGEST_TEXT], safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode()
+            shown = text[:LONGEST_TEXT]
+            said = shown.encode() if PLAIN.fullmatch(shown) else quote(shown, safe=SAFE).encode()
             pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
             pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
             self.trailers = b"".join(literal(name, value) for name, value in pairs)

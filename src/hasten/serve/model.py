@@ -11,10 +11,12 @@ from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, To
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER, Batcher
-from hasten.serve.call import Call
+from hasten.serve.call import Call, Piece
 from hasten.serve.child import ALIGN, ChildRunner, input_bytes
 from hasten.serve.costs import CostCurve
 from hasten.serve.intake import Intake, TakenIn, batch_axis, opened
+from hasten.serve.line import Line
+from hasten.serve.news import Ran
 from hasten.serve.piping import Piping, Served, Stations
 from hasten.serve.pool import Pool, Seen, Work
 from hasten.serve.reading import Read, offline
@@ -25,7 +27,7 @@ from hasten.serve.statistics import Statistics
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Done, Marks, Ticket
 from hasten.serve.warm import Warm, Warming, warm
-from hasten.serve.worker import Line, Ran
+from hasten.serve.worker import Instance
 from hasten.steps.pipeline import Pipeline
 from hasten.tensors import Array, Feed, Signature
 
@@ -62,7 +64,8 @@ class Model:
         isolated = serving.isolation == "process"
         self._slot_bytes = input_bytes(read.deployment, read.artifact, self.sizes[-1]) if isolated else None
         self._kinds = kinds_of(signature)
-        self.line = Line(Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None), around.clock_ns)
+        batcher: Batcher[Piece] = Batcher(CostCurve(self.sizes), waits=self._objective_ns is not None)
+        self.line: Line[Instance] = Line(batcher, around.clock_ns)
         seen = Seen(ran=self._ran, restarted=self._restarted)
         self.pool = Pool(self._work(), self.line, seen=seen, around=around)
         self._piping = self._with_steps(read.pipeline) if read.pipeline else None
@@ -82,6 +85,7 @@ class Model:
         with self.line.lock:
             for size, ns in first.costs.items():
                 self.line.batcher.costs.update(size, ns)
+            self.line.batcher.costs.ns(1)  # worked out before the instances ask
         self.state = State.READY
         return first
 

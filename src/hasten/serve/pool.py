@@ -14,11 +14,13 @@ from hasten.serve.batching import NEVER
 from hasten.serve.call import Call, Piece
 from hasten.serve.gate import Gate
 from hasten.serve.joining import split
+from hasten.serve.line import Line
+from hasten.serve.news import Dropped, Ended, News, Opened, Ran
 from hasten.serve.runner import Runner
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Marks
 from hasten.serve.warm import Warm
-from hasten.serve.worker import Dropped, Ended, Instance, Line, News, Opened, Ran
+from hasten.serve.worker import Instance
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Seen:
 class Pool:
     """Runs calls on instances. Everything but ``_post`` on the event loop's thread."""
 
-    def __init__(self, work: Work, line: Line, *, seen: Seen, around: Surroundings) -> None:
+    def __init__(self, work: Work, line: Line[Instance], *, seen: Seen, around: Surroundings) -> None:
         self.work = work
         self.line = line
         self.calls = 0

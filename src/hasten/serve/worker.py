@@ -12,14 +12,13 @@ import os
 import threading
 from collections.abc import Callable
 
-import msgspec
-from msgspec.structs import replace
-
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
-from hasten.serve.batching import NEVER, Batch, Batcher, Taken
+from hasten.serve.batching import Batch
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
-from hasten.serve.runner import Ahead, Clock, Outputs, Runner
+from hasten.serve.line import Line
+from hasten.serve.news import Begun, Ended, News, Opened, Ran
+from hasten.serve.runner import Ahead, Outputs, Runner
 from hasten.serve.warm import Warm
 
 logger = logging.getLogger(__name__)
@@ -39,192 +38,8 @@ LONGEST_WAIT_S = 3600.0
 """A bell that is not rung is looked at this often."""
 
 
-class Ran(msgspec.Struct, frozen=True):
-    """What came of a batch: outputs [size, ...], or the error; when the inputs were joined, and the run ended."""
-
-    batch: Batch[Piece]
-    outcome: Outputs | ServerFault
-    idle_ns: int
-    joined_ns: int
-    ended_ns: int
-    lost: bool = False
-    """The runner cannot be used any more."""
-
-
-class Begun(msgspec.Struct, frozen=True):
-    """A batch whose run was begun, or could not be: why."""
-
-    batch: Batch[Piece]
-    idle_ns: int
-    joined_ns: int
-    fault: ServerFault | None = None
-    lost: bool = False
-
-    def behind(self, ended_ns: int) -> Begun:
-        """Give it as it is once the run before it has ended: until then it was waiting, joined or not."""
-        held_ns = max(ended_ns - self.joined_ns, 0)
-        batch = replace(self.batch, closed_ns=self.batch.closed_ns + held_ns)
-        return replace(self, batch=batch, idle_ns=ended_ns, joined_ns=self.joined_ns + held_ns)
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """An instance is ready; ``found`` is what its ``prepare`` gave."""
-
-    found: Warm
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """An instance has ended: why it could not open, or None where it was told to end or was lost."""
-
-    error: HastenError | None
-
-
-class Dropped(msgspec.Struct, frozen=True):
-    """Pieces whose deadline could not be met any more."""
-
-    pieces: tuple[Piece, ...]
-
-
-News = Ran | Opened | Ended | Dropped
 Post = Callable[["Instance", News], None]
 """Tell the event loop; called from an instance's thread."""
-
-
-class Line:
-    """The queue of one model, and the instances that wait at it. Any thread; its batcher is behind ``lock``."""
-
-    def __init__(self, batcher: Batcher[Piece], clock_ns: Clock) -> None:
-        self.batcher = batcher
-        self.lock = threading.Lock()
-        self.clock_ns = clock_ns
-        self._closed = False
-        self._idle: list[Instance] = []
-
-    def put(self, pieces: tuple[Piece, ...], now_ns: int, *, ring: bool = True) -> None:
-        """Add pieces, and wake an instance, unless the caller will ``borrow`` one."""
-        with self.lock:
-            for piece in pieces:
-                self.batcher.put(piece, now_ns)
-            if ring:
-                self._ring()
-
-    def ring(self) -> None:
-        """Wake an instance."""
-        with self.lock:
-            self._ring()
-
-    def take(self, instance: Instance) -> Batch[Piece] | None:
-        """Wait for a batch; None where the line is closed or the instance shall end."""
-        while True:
-            with self.lock:
-                if self._closed or instance.leaves:
-                    return None
-                now_ns = self.clock_ns()
-                taken = self.batcher.take(now_ns)
-                if taken.batch is not None:
-                    instance.began_ns = (
-                        now_ns  # before ``running``: who watches must not see a new batch with an old time
-                    )
-                    instance.running = taken.batch
-                    if self.batcher.rows:
-                        self._ring()
-                else:
-                    self._idle.append(instance)
-            if taken.dropped:
-                instance.tell(Dropped(tuple(taken.dropped)))
-            if taken.batch is not None:
-                return taken.batch
-            wait_s: float | None = (taken.again_ns - now_ns) / 1e9
-            while wait_s is not None:
-                wait_s = self._wait(instance, wait_s)
-
-    def _wait(self, instance: Instance, wait_s: float) -> float | None:
-        """Wait for the bell, for at most ``wait_s``; gives how long to wait on where the instance is lent then."""
-        rung = instance.bell.acquire(timeout=max(min(wait_s, instance.look_s), 0.0))
-        with self.lock:
-            if instance in self._idle:
-                self._idle.remove(instance)
-            elif not rung:
-                if instance.lent:
-                    return instance.look_after(self.clock_ns())
-                instance.bell.acquire()  # rung just after its wait was over: used up, or the next would find it
-        return None
-
-    def take_whole(self, instance: Instance) -> Batch[Piece] | None:
-        """Take a batch for an instance that still runs another, where a whole one waits and nobody is idle."""
-        with self.lock:
-            batcher = self.batcher
-            if self._closed or instance.leaves or self._idle or batcher.rows < batcher.costs.largest:
-                return None
-            taken = batcher.take(self.clock_ns())
-            instance.following = taken.batch
-        if taken.dropped:
-            instance.tell(Dropped(tuple(taken.dropped)))
-        return taken.batch
-
-    def borrow(self) -> tuple[Instance | None, Taken[Piece] | None]:
-        """Take a batch for an idle instance that the caller runs itself, and then ``give_back``s. Never waits.
-
-        No batch: it is held open, and an instance is told to look when its time comes.
-        """
-        with self.lock:
-            if not self._idle or not self.batcher.rows:
-                return None, None
-            instance = self._idle.pop()
-            now_ns = self.clock_ns()
-            taken = self.batcher.take(now_ns)
-            if taken.batch is None:
-                self._idle.append(instance)
-                if taken.again_ns != NEVER:
-                    self._ring()
-            else:
-                instance.lent = True
-                instance.began_ns = now_ns
-                instance.running = taken.batch
-            return instance, taken
-
-    def give_back(self, instance: Instance) -> None:
-        """Let an instance that was borrowed wait again."""
-        with self.lock:
-            instance.running = None
-            instance.lent = False
-            self._idle.append(instance)
-
-    def back(self, instance: Instance, batch: Batch[Piece]) -> None:
-        """Put back a batch that was taken and not begun; where nobody takes any more, its calls fail."""
-        with self.lock:
-            instance.running = instance.following = None
-            closed = self._closed
-            for piece in () if closed else batch.entries:
-                if not piece.call.over:
-                    self.batcher.put(piece, self.clock_ns())
-            self._ring()
-        if closed:
-            now_ns, why = self.clock_ns(), "the model was unloaded, and its worker gone, before this request was run"
-            instance.tell(Ran(batch, ServerFault(why), now_ns, now_ns, now_ns, lost=True))
-
-    def idle(self) -> int:
-        """Count the instances that wait."""
-        return len(self._idle)
-
-    def close(self) -> None:
-        """Let every instance end; what waits stays."""
-        with self.lock:
-            self._closed = True
-            while self._idle:
-                self._ring()
-
-    def leave(self, instance: Instance) -> None:
-        """Let one instance end once its run is over."""
-        with self.lock:
-            instance.leaves = True
-            if instance in self._idle:
-                self._idle.remove(instance)
-                instance.bell.release()
-
-    def _ring(self) -> None:
-        if self._idle:
-            self._idle.pop().bell.release()
 
 
 class Instance:
@@ -243,7 +58,7 @@ class Instance:
     def __init__(
         self,
         number: int,
-        line: Line,
+        line: Line[Instance],
         *,
         name: str,
         open_runner: Callable[[], Runner],
