@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from hasten.errors import BadInput
 from hasten.frontends import import_model
 from hasten.frontends.reference import run_reference
 from hasten.graph.model import Graph, read_model
@@ -194,24 +195,122 @@ def test_an_output_that_has_the_rows_is_called_by_their_name(store, tmp_path) ->
         assert artifact.lineage[0].settings["rows of outputs"] == "label"
 
 
-def test_an_output_with_another_length_keeps_its_own_name(store, tmp_path) -> None:
-    """Twice the rows are as many as they are for one length alone; and a model that cannot run tells nothing."""
+def constant(name: str, *values: int) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+WIDE = helper.make_node("Reshape", ["s", "wide"], ["y"])
+"""Inference does not see what is left of the rows behind it."""
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([helper.make_node("Concat", ["x", "x"], ["s"], axis=0)], id="twice the rows"),
+        pytest.param(
+            [
+                helper.make_node("Slice", ["x", "zero", "seven", "zero"], ["s"]),
+            ],
+            id="seven rows at most",
+        ),
+        pytest.param(
+            [
+                helper.make_node("Shape", ["x"], ["shape"]),
+                helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+                helper.make_node("TopK", ["x", "rows"], ["s", "places"], axis=0),
+            ],
+            id="sorted over the rows",
+        ),
+        pytest.param(
+            [
+                helper.make_node("ReduceSum", ["x", "one"], ["sum"], keepdims=0),
+                helper.make_node("IsNaN", ["sum"], ["bad"]),
+                helper.make_node("Not", ["bad"], ["good"]),
+                helper.make_node("Compress", ["x", "good"], ["s"], axis=0),
+            ],
+            id="rows without a NaN",
+        ),
+        pytest.param([helper.make_node("CumSum", ["x", "first"], ["s"], reverse=1)], id="sums of what follows"),
+    ],
+)
+def test_an_output_of_other_rows_keeps_its_own_name(store, tmp_path, nodes) -> None:
+    """As many, or as many as some inputs have: to run such a model on several clients' rows would mix them."""
+    weights = [constant("wide", -1, 3), constant("zero", 0), constant("seven", 7), constant("one", 1)]
+    weights.append(numpy_helper.from_array(np.array(0, np.int64), "first"))
+    used = {name for node in (*nodes, WIDE) for name in node.input}
+    given = [weight for weight in weights if weight.name in used]
+    model = graph_of([*nodes, WIDE], {"y": (TensorProto.FLOAT, 2)}, weights=given)
+    artifact = import_model(write(model, tmp_path / "m.onnx"), store)
+    assert shapes(artifact)["y"][0] != "n"
+    assert "rows of outputs" not in artifact.lineage[0].settings
+
+
+def test_a_name_that_the_exporter_gave_stays(store, tmp_path) -> None:
+    model = graph_of(
+        [helper.make_node("Relu", ["x"], ["s"]), WIDE], {"y": (TensorProto.FLOAT, 2)}, weights=[constant("wide", -1, 3)]
+    )
+    assert shapes(import_model(write(model, tmp_path / "m.onnx"), store)) == {"y": ("n", 3)}
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "kept"
+    assert shapes(import_model(write(model, tmp_path / "m.onnx"), store)) == {"y": ("kept", 3)}
+
+
+def test_a_model_that_cannot_be_run_so_keeps_its_names(store, tmp_path) -> None:
+    square = graph_of([helper.make_node("Relu", ["x"], ["s"]), WIDE], {"y": (TensorProto.FLOAT, 2)}, width="n")
+    square.graph.initializer.append(constant("wide", -1, 1))
+    assert shapes(import_model(write(square, tmp_path / "m.onnx"), store))["y"][0] != "n"
+
+    vast = graph_of([helper.make_node("Relu", ["x"], ["s"]), WIDE], {"y": (TensorProto.FLOAT, 2)}, width=2**40)
+    vast.graph.initializer.append(constant("wide", -1, 1))
+    assert shapes(import_model(write(vast, tmp_path / "m.onnx"), store))["y"][0] != "n"
+
+
+def test_a_model_that_fails_on_some_rows_keeps_its_names(store, tmp_path) -> None:
     nodes = [
-        helper.make_node("Concat", ["x", "x"], ["both"], axis=0),
-        helper.make_node("Reshape", ["both", "wide"], ["y"]),
-        helper.make_node("Reshape", ["x", "wide"], ["z"]),
+        helper.make_node("Relu", ["x"], ["s"]),
+        WIDE,
+        helper.make_node("Reshape", ["x", "seven"], ["z"]),
     ]
-    weights = [numpy_helper.from_array(np.array([-1, 3], np.int64), "wide")]
+    weights = [constant("wide", -1, 3), constant("seven", 7, 3)]
     model = graph_of(nodes, {"y": (TensorProto.FLOAT, 2), "z": (TensorProto.FLOAT, 2)}, weights=weights)
     found = shapes(import_model(write(model, tmp_path / "m.onnx"), store))
+    assert found["z"] == (7, 3)
     assert found["y"][0] != "n"
-    assert found["z"] == ("n", 3)
 
-    fixed = [numpy_helper.from_array(np.array([7, 3], np.int64), "seven")]
-    broken = [
-        helper.make_node("Reshape", ["x", "seven"], ["s"]),
-        helper.make_node("NonZero", ["s"], ["places"]),
-        helper.make_node("Transpose", ["places"], ["y"], perm=[1, 0]),
-    ]
-    model = graph_of(broken, {"y": (TensorProto.INT64, 2)}, weights=fixed)
-    assert shapes(import_model(write(model, tmp_path / "m.onnx"), store))["y"][0] != "n"
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [({"classlabels_int64s": [0, 1, 2]}, "0, 1, 2"), ({"classlabels_strings": ["a", "b", "c"]}, "a, b, c")],
+)
+def test_probabilities_come_as_a_tensor_and_not_as_dictionaries(store, tmp_path, labels, columns) -> None:
+    """As skl2onnx writes every classifier unless it is told otherwise."""
+    node = onnx.NodeProto()
+    node.CopyFrom(FOREST)
+    zipped = helper.make_node("ZipMap", ["scores"], ["output_probability"], domain="ai.onnx.ml", **labels)
+    model = graph_of([node, zipped], {"label": (TensorProto.INT64, 1)})
+    kind = TensorProto.INT64 if "classlabels_int64s" in labels else TensorProto.STRING
+    dictionary = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model.graph.output.append(helper.make_value_info("output_probability", helper.make_sequence_type_proto(dictionary)))
+    artifact = import_model(write(model, tmp_path / "forest.onnx"), store)
+    assert shapes(artifact) == {"label": ("n",), "output_probability": ("n", 3)}
+    told = artifact.lineage[0].settings["tensors instead of dictionaries"]
+    assert told == f"output_probability: columns {columns}"
+    got = run_reference(artifact.entry, {"x": np.array([[-1, 0, 0], [1, 0, 0]], np.float32)})
+    assert got["output_probability"].argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "word"),
+    [
+        ("LinearRegressor", {"targets": "two"}, "'last : targets'. Expected: 'INT', actual: 'STRING'"),
+        ("LinearRegressor", {"targets": 0}, "'targets' .* must be a whole number from 1 on"),
+        ("TreeEnsembleRegressor", {"n_targets": 2**40}, "'n_targets' .* must be a whole number from 1 on"),
+        ("TreeEnsembleRegressor", {"target_ids": [-2]}, "'target_ids' .* must be whole numbers from 0 on"),
+        ("FeatureVectorizer", {"inputdimensions": [-1]}, "'inputdimensions' .* must be whole numbers from 0 on"),
+        ("TreeEnsembleClassifier", {"classlabels_int64s": [0, 1]}, "output size 1 not in range"),
+        ("SVMClassifier", {"classlabels_ints": [0, 1]}, "output size 1 not in range"),
+    ],
+)
+def test_an_attribute_of_another_kind_is_one_clear_line(store, tmp_path, kind, wrong, word) -> None:
+    node = helper.make_node(kind, ["x"], ["y"], name="last", domain="ai.onnx.ml", **wrong)
+    with pytest.raises(BadInput, match=word):
+        import_model(write(graph_of([node], {"y": (TensorProto.FLOAT, 2)}), tmp_path / "m.onnx"), store)

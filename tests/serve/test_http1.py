@@ -418,7 +418,7 @@ def test_one_connection_more_than_allowed_is_told_so_and_closed() -> None:
             first = await server.client()
             await server.until(lambda: len(server.server.connections) == 1)
             status, headers, _ = await (await server.client()).answer()
-            assert (status, headers["retry-after"]) == (503, "1")
+            assert (status, headers["retry-after"], headers["x-reason"]) == (503, "1", "server_full")
             await first.send(get("/mine"))
             assert (await first.answer())[2] == b"/mine "
 
@@ -433,7 +433,8 @@ def test_one_request_more_than_allowed_is_refused_and_the_connection_stays() -> 
             await first.send(get("/1"))
             await server.until(lambda: len(route.requests) == 1)
             await second.send(get("/2"))
-            assert (await second.answer())[0] == 503
+            status, headers, _ = await second.answer()
+            assert (status, headers["retry-after"], headers["x-reason"]) == (503, "1", "server_full")
             echo(route.requests[0])
             assert (await first.answer())[0] == 200
             await second.send(get("/3"))

@@ -304,9 +304,30 @@ def test_an_answer_that_cannot_be_made_is_told_and_holds_nothing(
         monkeypatch.setattr(LocalRunner, "run", lambda runner, feed: {"z": whole(runner, feed)["y"]})
         with pytest.raises(ServerFault, match="its answer could not be put together: KeyError: 'y'"):
             await service.infer(request(rows(1)))
-        assert service.models()[0].inside == 0
+        spans = service.models()[0].statistics.spans
+        assert (service.models()[0].inside, spans["success"].count, spans["fail"].count) == (0, 0, 1)
         monkeypatch.undo()
         assert (await service.infer(request(rows(1)))).outputs[0].name == "y"
+        assert await service.stop()
+
+    run(work())
+
+
+def test_rows_that_a_model_leaves_out_are_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its output is as long as its data say: no client may get the row of another."""
+    path = bundle(tmp_path / "net")
+    whole = LocalRunner.run
+
+    async def work() -> None:
+        service = await started(path)
+        monkeypatch.setattr(LocalRunner, "run", lambda runner, feed: {"y": whole(runner, feed)["y"][:-1]})
+        together = [service.infer(request(rows(1))) for _ in range(4)]
+        told = await asyncio.gather(*together, return_exceptions=True)
+        assert all(isinstance(each, ServerFault) for each in told)
+        assert "has the shape [3, 4] for a batch of 4 rows" in str(told[0])
+        assert (service.models()[0].inside, service.models()[0].statistics.spans["success"].count) == (0, 0)
+        monkeypatch.undo()
+        assert (await service.infer(request(rows(1)))).outputs[0].data.shape == (1, 4)
         assert await service.stop()
 
     run(work())

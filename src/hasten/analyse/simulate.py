@@ -1,7 +1,7 @@
 """A discrete-event simulation of our server: the real batcher and the real admission, on a clock that is made up.
 
 ``serve.batching`` and ``serve.admission`` decide; what stands here is what they decide about: arrivals, the event
-loop, instances that are woken, run and slow each other, and clients that wait. It follows ``serve.worker.Line`` and
+loop, instances that are woken, run and slow each other, and clients that wait. It follows ``serve.line.Line`` and
 ``serve.pool.Pool`` step by step: the idle instance that came last is rung first, an instance that ends a run takes the
 next batch at once, and one that took a batch rings another where rows are left.
 

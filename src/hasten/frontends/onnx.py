@@ -18,7 +18,7 @@ from hasten.artifact import Json
 from hasten.errors import BadInput, BuildFailed, Unsupported
 from hasten.frontends.external import check_external_data, tensors_of
 from hasten.frontends.frontend import Imported, ImportRequest
-from hasten.frontends.ml_shapes import type_ml_outputs
+from hasten.frontends.ml_operators import open_zipmaps, type_ml_outputs
 from hasten.frontends.reference import random_feed, run_reference
 from hasten.frontends.rows import name_rows
 from hasten.graph.model import EXTERNAL_FROM_BYTES, SHAPE_DATA_LENGTH, spec_of, weight_bytes, write_model
@@ -57,13 +57,15 @@ class OnnxFrontend:
         """
         if request.state is not None or request.example is not None:
             raise BadInput("an .onnx file has its own weights and input shapes; leave out the state and the example")
-        original = read_onnx(Path(request.model))
+        original, zipped = read_onnx(Path(request.model))
         _check_rewritable(original)
         model = name_dims(convert_opset(inline(original)))
         renamed = name_rows(model, request.samples, folder)
         artifact = write_model(model, folder)
         before = opset_of(original)
         settings: dict[str, Json] = {"rows of outputs": ", ".join(renamed)} if renamed else {}
+        if zipped:
+            settings["tensors instead of dictionaries"] = "; ".join(zipped)
         if opset_of(model) == before and not original.functions:
             return Imported(artifact=artifact, settings=settings)
         if opset_of(model) != before:
@@ -76,8 +78,8 @@ class OnnxFrontend:
         return Imported(artifact=artifact, settings=settings, feed=feed, expected=expected, unchecked=why)
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file with its weights, and check it; gives a model with inferred shapes.
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """Read an ONNX file with its weights, and check it; gives a model with inferred shapes, and what was unzipped.
 
     Raises:
         BadInput: as ``OnnxFrontend.convert`` does. No file outside the model's folder is opened.
@@ -88,15 +90,15 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     check_dtypes(model)
     onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     _drop_initializer_inputs(model)
+    zipped = open_zipmaps(model)
     _forget_negative_lengths(model)
     for value in model.graph.input:
         spec_of(value)
         _name_dims_of(value)  # before inference, so that it knows the outputs' dimensions by these names
     del model.graph.value_info[:]  # stale inner shapes contradict the graph
-    type_ml_outputs(model)
     model = check_and_infer(model, path)
     check_types(model)
-    return name_dims(model)
+    return name_dims(model), zipped
 
 
 def check_and_infer(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -109,6 +111,7 @@ def check_and_infer(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         seen = _without_large_weights(model) if large else model
         onnx.checker.check_model(seen)
+        type_ml_outputs(seen)
         inferred = onnx.shape_inference.infer_shapes(seen, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}") from error

@@ -22,7 +22,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http1_bodies import room
 from hasten.serve.http1_checks import framing, problem_of, problem_of_part
 from hasten.serve.http1_heads import LONGEST_HEAD, Heads, keep_head
-from hasten.serve.http1_request import Buffer, Request, defective, error_body
+from hasten.serve.http1_request import FULL, Buffer, Request, defective, error_body
 from hasten.serve.http1_unread import Unread
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
@@ -410,7 +410,7 @@ class Connection(asyncio.BufferedProtocol):
             self._watch_reading()
         if requests > limits.requests:
             text = f"{limits.requests} requests are in work, the server's limit; try again"
-            request.refuse(503, text, b"Retry-After: 1\r\n")
+            request.refuse(503, text, FULL)
             return
         try:
             server.route(request)
@@ -483,7 +483,7 @@ class Connection(asyncio.BufferedProtocol):
         refused.date = self._server.date
         self._server.requests += 1
         self._outstanding.append(refused)
-        refused.respond(status, error_body(text), extra=b"Retry-After: 1\r\n" if status == 503 else b"")
+        refused.respond(status, error_body(text), extra=FULL if status == 503 else b"")
 
     def _close(self) -> None:
         """Close once all is written. After a refusal, throw away for a while what the client still sends."""

@@ -22,6 +22,10 @@ _STATUS_LINES = {
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\nContent-Type: "}
 
 
+FULL = b"Retry-After: 1\r\nX-Reason: server_full\r\n"
+"""What a 503 says of a bound of the whole server, whatever is asked of it."""
+
+
 class Replies(Protocol):
     """A connection, as a request needs it."""
 

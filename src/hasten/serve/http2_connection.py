@@ -21,6 +21,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import Arrivals, Credit, HeaderBlocks
 from hasten.serve.http2_messages import (
     DEADLINE_EXCEEDED,
+    FULL,
     INTERNAL,
     INVALID_ARGUMENT,
     UNAVAILABLE,
@@ -246,7 +247,8 @@ class Connection(asyncio.Protocol):
         self._calls[number] = call
         server.calls += 1
         if server.calls > server.limits.requests:
-            call.fail(UNAVAILABLE, f"{server.limits.requests} calls are in work, the server's limit; try again")
+            text = f"{server.limits.requests} calls are in work, the server's limit; try again"
+            call.fail(UNAVAILABLE, text, FULL)
         elif not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             call.fail(INVALID_ARGUMENT, "this server speaks gRPC: the content type is application/grpc")
         else:

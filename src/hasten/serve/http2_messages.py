@@ -13,6 +13,9 @@ from hasten.serve.limits import Limits
 
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 4, 12, 13, 14
 
+FULL = {"reason": "server_full", "retry-after": "1"}
+"""What a refusal says of a bound of the whole server, whatever is asked of it."""
+
 PREFIX_BYTES = 5
 LARGEST_STREAMED_BYTES = 64 * 2**10
 """Of one message of a stream, which asks for no more than a name."""
@@ -44,7 +47,7 @@ def grow(server: Buffers, call: Call, payload: memoryview) -> bool:
     """Keep a piece of a message, bounded by what its prefix says; False: the call is over."""
     body = call.body
     if server.buffered_bytes + len(payload) > server.limits.buffered_bytes:
-        call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again")
+        call.fail(UNAVAILABLE, f"messages of {server.buffered_bytes} bytes are in work; try again", FULL)
         return False
     body += payload
     server.buffered_bytes += len(payload)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hasten.errors import ServerFault
 from hasten.serve.batching import Batch, E
 from hasten.tensors import Array, Feed
 
@@ -67,8 +68,16 @@ def join(batch: Batch[E], buffers: Buffers, *, copy: bool = False) -> dict[str, 
 
 
 def split(outputs: Feed, batch: Batch[E]) -> list[dict[str, Array]]:
-    """Give each entry its rows, as views of ``outputs`` [size, ...]."""
+    """Give each entry its rows, as views of ``outputs`` [size, ...].
+
+    Raises:
+        ServerFault: an output has not as many rows as the batch: nobody knows whose they are.
+    """
     parts, at = [], 0
+    for name, array in outputs.items():
+        if array.shape[:1] != (batch.size,):
+            text = f"output {name!r} has the shape {list(array.shape)} for a batch of {batch.size} rows"
+            raise ServerFault(f"{text}: the model leaves rows out, or adds some, and takes one request at a time only")
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
         for entry in batch.entries:

@@ -314,8 +314,9 @@ class Model:
             if outcome.reason != "cancelled":
                 call.done(outcome)
             return
+        response = self._response(call.request, outcome, kinds)
         self.statistics.answered(marks, call.rows)
-        call.done(self._response(call.request, outcome, kinds))
+        call.done(response)
 
     def _response(self, request: InferRequest, outputs: Outputs, kinds: Mapping[str, str]) -> InferResponse:
         names = [output.name for output in request.outputs] if request.outputs else kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
@@ -16,7 +16,7 @@ from hasten.serve.gate import Gate
 from hasten.serve.joining import split
 from hasten.serve.line import Line
 from hasten.serve.news import Dropped, Ended, News, Opened, Ran
-from hasten.serve.runner import Runner
+from hasten.serve.runner import Outputs, Runner
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.ticket import Marks
 from hasten.serve.warm import Warm
@@ -336,16 +336,15 @@ class Pool:
         # A run that hung has ended: its calls have, long ago, and what it took is no time of t(n).
         ours = instance not in self._alone
         outcome, entries = ran.outcome, ran.batch.entries
-        if isinstance(outcome, ServerFault):
+        parts = outcome if isinstance(outcome, ServerFault) else self._parts(outcome, ran)
+        if isinstance(parts, ServerFault):
             for piece in entries:
-                piece.call.fail(outcome)
+                piece.call.fail(parts)
         else:
             if ours:
                 self._learn(ran)
             batch, number = ran.batch, instance.number
             size, closed_ns = batch.size, batch.closed_ns
-            whole = len(entries) == 1 and batch.rows == size
-            parts = [outcome] if whole or not self.work.batched else split(outcome, batch)
             times_ns = (min(ran.idle_ns, closed_ns), closed_ns, ran.joined_ns, ran.ended_ns)
             for piece, part in zip(entries, parts, strict=True):
                 call = piece.call
@@ -364,6 +363,16 @@ class Pool:
                     call.fail(ServerFault(why))
         if ours:
             self._seen.ran(ran)
+
+    def _parts(self, outputs: Outputs, ran: Ran) -> Sequence[Outputs] | ServerFault:
+        """Give each piece its outputs, or why that cannot be."""
+        batch = ran.batch
+        if not self.work.batched or (len(batch.entries) == 1 and batch.rows == batch.size):
+            return [outputs]
+        try:
+            return split(outputs, batch)
+        except ServerFault as fault:
+            return fault
 
     def _learn(self, ran: Ran) -> None:
         """Take in what a run took; where runs have become too long for this thread, they are handed over."""
