@@ -153,6 +153,14 @@ def test_every_error_of_a_server_comes_back_as_its_own_class() -> None:
         assert type(error_of_grpc(code.grpc, said)) is kind
 
 
+@pytest.mark.parametrize("reason", ["queue_full", "predicted_wait", "server_full"])
+def test_a_bound_that_was_met_is_told_alike_over_both_protocols(reason: str) -> None:
+    said = Said(text="full", reason=reason, retry_after_s=2.0)
+    for error in (error_of_http(503, said), error_of_grpc(14, said)):
+        assert isinstance(error, Overloaded)
+        assert (error.reason, error.retry_after_s) == (reason, 2.0)
+
+
 def test_without_a_reason_the_status_says_which_class() -> None:
     said = Said(text="why")
     found = [type(error_of_http(status, said)) for status in (400, 418, 429, 500, 503, 599)]

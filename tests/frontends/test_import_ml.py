@@ -231,6 +231,7 @@ WIDE = helper.make_node("Reshape", ["s", "wide"], ["y"])
             id="rows without a NaN",
         ),
         pytest.param([helper.make_node("CumSum", ["x", "first"], ["s"], reverse=1)], id="sums of what follows"),
+        pytest.param([helper.make_node("CumSum", ["x", "first"], ["s"])], id="sums of what came before"),
     ],
 )
 def test_an_output_of_other_rows_keeps_its_own_name(store, tmp_path, nodes) -> None:
@@ -243,6 +244,51 @@ def test_an_output_of_other_rows_keeps_its_own_name(store, tmp_path, nodes) -> N
     artifact = import_model(write(model, tmp_path / "m.onnx"), store)
     assert shapes(artifact)["y"][0] != "n"
     assert "rows of outputs" not in artifact.lineage[0].settings
+
+
+def test_rows_that_are_all_alike_prove_nothing(store, tmp_path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]),
+        helper.make_node("Sub", ["x", "mean"], ["s"]),
+        WIDE,
+    ]
+    model = graph_of(nodes, {"y": (TensorProto.FLOAT, 2)}, weights=[constant("wide", -1, 3)])
+    for count in (1, 9):
+        samples = Samples({"x": np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)})
+        assert shapes(import_model(write(model, tmp_path / "m.onnx"), store, samples=samples))["y"][0] != "n"
+
+
+def test_a_function_of_the_models_own_is_not_taken_for_an_operator(store, tmp_path) -> None:
+    """It is called as one of ai.onnx.ml, and does something else."""
+
+    def model_of(name: str) -> onnx.ModelProto:
+        doubled = helper.make_function(
+            *("ai.onnx.ml", name, ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])]),
+            opset_imports=[helper.make_opsetid("", 17)],
+        )
+        model = graph_of([helper.make_node(name, ["x"], ["y"], domain="ai.onnx.ml")], {"y": (TensorProto.FLOAT, 2)})
+        model.functions.append(doubled)
+        return model
+
+    artifact = import_model(write(model_of("TreeEnsembleRegressor"), tmp_path / "m.onnx"), store)
+    assert shapes(artifact)["y"][1] != 1
+    got = run_reference(artifact.entry, {"x": np.ones((2, 3), np.float32)})["y"]
+    assert got.tolist() == [[2.0] * 3] * 2
+    with pytest.raises(BadInput, match="ZipMap"):  # which ONNX itself takes for its own
+        import_model(write(model_of("ZipMap"), tmp_path / "m.onnx"), store)
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe", "reference"])
+def test_classes_that_cannot_be_read_are_one_clear_line(store, tmp_path, value) -> None:
+    node = helper.make_node("ZipMap", ["x"], ["y"], name="zip", domain="ai.onnx.ml")
+    node.attribute.add(name="classlabels_strings", type=onnx.AttributeProto.STRING)
+    if value == "reference":
+        node.attribute[0].ref_attr_name = "elsewhere"
+    else:
+        node.attribute[0].s = value
+    model = graph_of([node], {"y": (TensorProto.FLOAT, 2)})
+    with pytest.raises(BadInput, match=r"'classlabels_strings' .* must be a list"):
+        import_model(write(model, tmp_path / "m.onnx"), store)
 
 
 def test_a_name_that_the_exporter_gave_stays(store, tmp_path) -> None:

@@ -47,10 +47,12 @@ def open_zipmaps(model: onnx.ModelProto) -> list[str]:
     Returns:
         For each such output, its name and the classes of its columns.
     """
-    graph, told = model.graph, []
+    graph, told, own = model.graph, [], _own(model)
     outputs = {value.name: value for value in graph.output}
     for node in graph.node:
-        if node.domain != DOMAIN or node.op_type != "ZipMap" or len(node.input) != 1 or len(node.output) != 1:
+        if (node.domain, node.op_type) != (DOMAIN, "ZipMap") or "ZipMap" in own:
+            continue
+        if len(node.input) != 1 or len(node.output) != 1:
             continue
         value = outputs.get(node.output[0])
         if value is None:
@@ -74,8 +76,8 @@ def type_ml_outputs(model: onnx.ModelProto) -> None:
         BadInput: an attribute that a shape follows from is out of range; names the node and the attribute.
         onnx.shape_inference.InferenceError: inference does not take the graph.
     """
-    graph = model.graph
-    untyped = [node for node in graph.node if node.domain == DOMAIN and node.op_type in RULES]
+    graph, known = model.graph, RULES.keys() - _own(model)
+    untyped = [node for node in graph.node if node.domain == DOMAIN and node.op_type in known]
     for _ in range(MOST_ROUNDS if untyped else 0):
         found = _known(onnx.shape_inference.infer_shapes(model, data_prop=True))
         before = len(untyped)
@@ -90,6 +92,11 @@ def type_ml_outputs(model: onnx.ModelProto) -> None:
         untyped = [node for node in untyped if any(name and name not in found for name in node.output)]
         if len(untyped) in (0, before):
             return
+
+
+def _own(model: onnx.ModelProto) -> set[str]:
+    """Give the names in this domain that the model defines itself, as functions."""
+    return {function.name for function in model.functions if function.domain == DOMAIN}
 
 
 def _known(model: onnx.ModelProto) -> dict[str, Given]:
@@ -158,7 +165,10 @@ def _vector_classes(node: onnx.NodeProto, first: Given) -> Iterator[Given]:
 
 def _items(node: onnx.NodeProto, name: str) -> list[Any]:
     """Give a list, empty where there is none. Raises BadInput where it is something else."""
-    found = attribute(node, name, [])
+    try:
+        found = attribute(node, name, [])
+    except ValueError:  # a text that is no UTF-8, or a reference to what is not there
+        found = None
     if not isinstance(found, list):
         raise BadInput(f"attribute {name!r} of node {node.name!r} ({node.op_type}) must be a list")
     return found

@@ -70,7 +70,10 @@ def error_of_http(status: int, said: Said) -> ServeError:
 
 def error_of_grpc(status: int, said: Said) -> ServeError:
     """Give the error that a server's gRPC status stands for: by its reason, else by the status."""
-    return _error(_AMBIGUOUS_GRPC.get(status) or _BY_GRPC.get(status), False, said)
+    kind = _AMBIGUOUS_GRPC.get(status) or _BY_GRPC.get(status)
+    if kind is NoAnswer and said.reason is not None:
+        kind = Overloaded  # a server that gives a reason has answered: that of a bound
+    return _error(kind, False, said)
 
 
 def _error(kind: type[ServeError] | None, ours: bool, said: Said) -> ServeError:

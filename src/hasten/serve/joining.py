@@ -77,7 +77,7 @@ def split(outputs: Feed, batch: Batch[E]) -> list[dict[str, Array]]:
     for name, array in outputs.items():
         if array.shape[:1] != (batch.size,):
             text = f"output {name!r} has the shape {list(array.shape)} for a batch of {batch.size} rows"
-            raise ServerFault(f"{text}: the model leaves rows out, or adds some, and takes one request at a time only")
+            raise ServerFault(f"{text}: the model leaves rows out, or adds some, and cannot be run on a batch")
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
         for entry in batch.entries:
