@@ -182,12 +182,7 @@ class ResponseTemplates:
         shared = self._regions is not None and bool(request.outputs)  # an output may belong there
         if response.parameters or shared or grpc.TYPED in request.parameters:
             return grpc.encode_infer(response, request, regions=self._regions)
-        if len(outputs) == 1:
-            (only,) = outputs
-            key: object = (response.model, response.version, only.name, only.datatype, only.data.shape)
-        else:
-            described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
-            key = (response.model, response.version, described)
+        key = response.form
         known = self._known.get(key)
         if known is None:
             if not all(tensor.datatype in ITEM_BYTES and not tensor.parameters for tensor in outputs):

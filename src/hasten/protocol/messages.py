@@ -117,6 +117,15 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     parameters: Parameters = msgspec.field(default_factory=dict)
 
+    @property
+    def form(self) -> Hashable:
+        """All but its id, its parameters and the elements of its outputs: answers with the same have the same head."""
+        outputs = self.outputs
+        if len(outputs) == 1:  # the usual case, made faster
+            (only,) = outputs
+            return self.model, self.version, only.name, only.datatype, only.data.shape
+        return self.model, self.version, tuple([(each.name, each.datatype, each.data.shape) for each in outputs])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorMetadata:

@@ -218,12 +218,7 @@ class ResponseTemplates:
         outputs = response.outputs
         if response.parameters or not _wants_binary(request):
             return rest.encode_response(response, request, regions=self._regions)
-        if len(outputs) == 1:
-            (only,) = outputs
-            key: object = (response.model, response.version, only.name, only.datatype, only.data.shape)
-        else:
-            described = tuple([(tensor.name, tensor.datatype, tensor.data.shape) for tensor in outputs])
-            key = (response.model, response.version, described)
+        key = response.form
         head = self._known.get(key)
         if head is None:
             parts, header_bytes = rest.encode_response(response, request)

@@ -27,7 +27,7 @@ from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import OFF
-from hasten.serve.ticket import Marks
+from hasten.serve.ticket import TO_COME, Marks
 from hasten.serve.traces import end_trace
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Rest:
 
     def _infer(self, request: Request, templates: RequestTemplates) -> None:
         service, headers = self._service, request.headers
-        ns = [request.began_ns, perf_counter_ns(), 0, 0, 0, 0, 0, 0, 0, 0]
+        ns = [request.began_ns, perf_counter_ns(), *TO_COME]
         marks = Marks(ns)
         if service.traces is not None:
             marks.trace = service.traces.start(headers, request.began_ns)

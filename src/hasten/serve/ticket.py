@@ -23,6 +23,10 @@ _MILLISECONDS = tuple(b"%.3f" % (us / 1000) for us in range(4096))
 _LONGEST_KNOWN_NS = (len(_MILLISECONDS) - 1) * 1000
 
 
+TO_COME = (0,) * (len(PHASES) - 1)
+"""The marks of a request that is about to be decoded, behind its first two."""
+
+
 class Counts(Protocol):
     """The figures of a model."""
 
