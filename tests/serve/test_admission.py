@@ -163,10 +163,46 @@ def test_what_is_learnt_is_the_time_from_admission_to_the_last_piece() -> None:
     assert gate.margin.factor > 1.0
 
 
+def test_what_was_refused_once_is_refused_again_without_a_look_for_as_long_as_it_would_be() -> None:
+    line: Line = Line(queue(8), lambda: 0)  # 4 ms of work
+    limits = Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=6 * MS)
+    gate = Gate(line, limits=limits, turns=Turns())
+    runs = Runs(calls=8, ready=1, free=3 * MS)
+    assert gate.shut(8, 0) is None
+    first = gate.refused(runs, asked(), 0)  # in 3 + 4 + 1 ms, and 6 are allowed
+    assert isinstance(first, Overloaded)
+    line.batcher.empty()
+    assert gate.shut(8, int(1.9 * MS)) is first
+    assert gate.refused(runs, asked(), int(1.9 * MS)) is first, "nobody looked at the queue"
+    assert gate.shut(9, 0) is first, "nor is who is less urgent let in"
+    assert gate.shut(7, 0) is None, "of who is more urgent nothing is known"
+    assert gate.shut(8, 2 * MS) is None, "by now it would be in time"
+
+
+def test_once_something_has_ended_the_queue_is_looked_at_again() -> None:
+    line: Line = Line(queue(8), lambda: 0)
+    gate = Gate(line, limits=Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=6 * MS), turns=Turns())
+    runs = Runs(calls=8, ready=1, free=3 * MS)
+    assert gate.refused(runs, asked(), 0) is not None
+    line.batcher.empty()
+    gate.open()
+    assert gate.refused(runs, asked(), 1) is None
+
+
+def test_what_only_a_large_request_was_refused_for_is_not_held_against_a_small_one() -> None:
+    line: Line = Line(queue(4), lambda: 0)
+    gate = Gate(line, limits=Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=6 * MS), turns=Turns())
+    runs = Runs(calls=8, ready=1, free=2 * MS)
+    assert gate.refused(runs, asked(rows=8), 0) is not None  # in 2 + 2 + 4 ms
+    assert gate.shut(8, 1) is None
+    assert gate.refused(runs, asked(), 1) is None  # in 2 + 2 + 1 ms
+
+
 @dataclass(frozen=True)
 class Runs:
     calls: int
     ready: int
+    free: int = 0
 
     def free_ns(self, now_ns: int) -> int:
-        return 0
+        return self.free

@@ -324,6 +324,43 @@ def test_answers_that_come_later_than_predicted_make_admission_stricter(
     run(work())
 
 
+def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_has_a_time_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=100))
+
+    async def work() -> None:
+        service = await started(path)
+        statistics = service.models()[0].statistics
+        hung = asyncio.create_task(service.infer(request(marked(HANGS))))
+        await asyncio.to_thread(faulty.hanging.wait)
+        waits = asyncio.create_task(service.infer(request(rows(1))))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 10**9)
+        with pytest.raises(Overloaded) as first:
+            await service.infer(request(rows(1)))
+        with monkeypatch.context() as without:
+            without.setattr(gate, "predicted_ns", None)
+            with pytest.raises(Overloaded) as again:
+                await service.infer(request(rows(1)))
+            with pytest.raises(TypeError):  # one with a timeout is looked at
+                await service.infer(request(rows(1), timeout_us=1))
+        assert str(again.value) == str(first.value)
+        assert again.value.reason == "predicted_wait"
+        for _ in range(3):
+            with pytest.raises(Overloaded) as unread:
+                service.check_room("net", None)
+        assert len(unread.traceback) < 8, "one that is raised again and again holds on to nobody"
+        assert statistics.refused["predicted_wait"] == 5, "all are counted"
+        faulty.release.set()
+        await asyncio.gather(hung, waits)
+        monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 0)
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        await service.stop()
+
+    run(work())
+
+
 def test_a_request_that_waited_in_its_socket_for_longer_than_the_objective_is_refused(tmp_path: Path) -> None:
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=10_000))
 

@@ -63,6 +63,20 @@ def test_where_the_loop_slept_nothing_has_waited() -> None:
     assert turns.waited_ns(900) == 0
 
 
+def test_where_the_loop_may_have_waited_for_its_core_what_is_read_may_have_waited_as_long() -> None:
+    turns, loop = watched()
+    turns.reads(100)
+    loop.turn()
+    loop.turn()  # it sleeps
+    turns.unseen_ns = 50
+    turns.reads(900)
+    assert turns.waited_ns(910) == 60
+    loop.turn()
+    loop.turn()
+    turns.reads(930)
+    assert turns.waited_ns(930) == 30, "it was awake at 900"
+
+
 def test_outside_of_a_turn_nothing_is_said() -> None:
     turns, loop = watched()
     turns.reads(100)

@@ -13,7 +13,7 @@ LEAST_RETRY_S = 0.05
 """A client that was refused shall not come back in the same breath."""
 
 
-WITHIN, STEP, LARGEST_FACTOR = 0.95, 0.02, 4.0
+WITHIN, STEP, LARGEST_FACTOR = 0.98, 0.03, 4.0
 """Of ``Margin``: the share of answers that stay below it, how far one answer moves it, and where it ends."""
 
 

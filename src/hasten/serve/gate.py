@@ -48,6 +48,11 @@ class Gate:
         self._line = line
         self._limits = limits
         self._turns = turns
+        self._shut: ServeError | None = None
+        """What was said to the last that was refused for its wait: others would be told the same for a while."""
+        self._shut_until_ns = 0
+        self._shut_from = 0
+        """The priority that was refused: those that are not more urgent are, too."""
 
     def admit(self, runs: Runs, call: Call, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
         """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
@@ -76,7 +81,18 @@ class Gate:
 
     def refused(self, runs: Runs, asked: Asked, now_ns: int) -> ServeError | None:
         """Say why what is asked for may not come in, or None."""
-        return self._judge(runs, asked, now_ns)[0]
+        return self.shut(asked.priority, now_ns) or self._judge(runs, asked, now_ns)[0]
+
+    def shut(self, priority: int, now_ns: int) -> ServeError | None:
+        """Say why nobody of this priority or a less urgent one may come in now, where that is known from the last.
+
+        Without a look at the queue: where every third request is refused, that must cost next to nothing.
+        """
+        return self._shut if now_ns < self._shut_until_ns and priority >= self._shut_from else None
+
+    def open(self) -> None:
+        """Something has ended, or left: who was refused before may come in now."""
+        self._shut, self._shut_until_ns = None, 0
 
     def answered(self, call: Call) -> None:
         """Take in how long an answer took, where it was predicted; told of each piece, it hears of the last."""
@@ -98,4 +114,14 @@ class Gate:
                 wait_ns=int(expected_ns * self.margin.factor),
                 waited_ns=self._turns.waited_ns(now_ns),
             )
+            if refused is not None and refused.reason == "predicted_wait":
+                self._shut_for(asked.priority, inside, now_ns, refused)
         return refused, expected_ns
+
+    def _shut_for(self, priority: int, inside: Inside, now_ns: int, refused: ServeError) -> None:
+        """Keep a refusal for as long as a single row would be refused too, if nothing ended meanwhile."""
+        queued = queued_ns(self._line.batcher, 1, priority, inside.instances)
+        factor, limit_ns = self.margin.factor, self._limits.wait_ns or 0
+        over_ns = int((inside.free_ns + queued) * factor) + self._turns.waited_ns(now_ns) - limit_ns
+        self._shut, self._shut_from = refused, priority
+        self._shut_until_ns = now_ns + int(over_ns / factor)

@@ -25,7 +25,7 @@ from hasten.serve.runner import LocalRunner, Outputs, Runner
 from hasten.serve.state import State
 from hasten.serve.statistics import Statistics
 from hasten.serve.surroundings import Surroundings
-from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.ticket import REFUSED, Done, Marks, Ticket
 from hasten.serve.warm import Warm, Warming, warm
 from hasten.serve.worker import Instance
 from hasten.steps.pipeline import Pipeline
@@ -103,7 +103,13 @@ class Model:
         now_ns = self._around.clock_ns()
         if not marks.ns[2]:
             marks.ns[2] = now_ns
-        call = Call(request, marks, done, request.priority or self._priority, self._finish)
+        priority = request.priority or self._priority
+        refused = self.pool.gate.shut(priority, now_ns)
+        if refused is not None and not request.timeout_us and self.state is State.READY:
+            self.statistics.failed(refused, spent_ns=now_ns - marks.ns[2])
+            done(refused)
+            return REFUSED
+        call = Call(request, marks, done, priority, self._finish)
         if self.state is not State.READY:
             call.fail(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
             return call
@@ -123,7 +129,7 @@ class Model:
         refused = self.pool.refused(asked, self._around.clock_ns())
         if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
-            raise refused
+            raise refused.with_traceback(None)  # the gate may keep it: it must not hold on to who was told before
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""

@@ -102,6 +102,9 @@ class Pool:
         self._watch_ns = NEVER
         self._inline = False
         self._turn_due = False
+        self._bursts = around.bursts
+        self._behind = False
+        """More waits than one batch."""
         self.gate = Gate(line, limits=work.limits, turns=around.turns)
         """Whether requests may come in."""
 
@@ -156,6 +159,9 @@ class Pool:
                 self._loop.call_soon(self._turn)
         else:
             self.line.put(pieces, now_ns)
+            if not self._behind and self.line.batcher.rows > self.line.batcher.costs.largest:
+                self._behind = True
+                self._bursts.begin()
         look_ns = now_ns + self._run_limit_ns
         if pieces[0].deadline_ns < look_ns:
             look_ns = pieces[0].deadline_ns
@@ -185,6 +191,7 @@ class Pool:
     def close(self) -> None:
         """Fail what is inside, let the instances end after the run they are in."""
         self._closing = True
+        self._catch_up()
         self._check_over()
         self.line.close()
         if self._watch is not None:
@@ -253,6 +260,7 @@ class Pool:
         return free_ns
 
     def _withdraw(self, call: Call) -> None:
+        self.gate.open()
         with self.line.lock:
             for piece in call.pieces:
                 self.line.batcher.remove(piece)
@@ -271,7 +279,8 @@ class Pool:
             run_limit_ns=work.run_limit_ns,
         )
         self._opening[instance] = opened
-        instance.start()
+        with self._bursts.paused():
+            instance.start()
 
     def _post(self, instance: Instance, news: News) -> None:
         try:
@@ -316,6 +325,7 @@ class Pool:
             case Ran():
                 self._ran(instance, news)
             case Dropped():
+                self.gate.open()
                 for piece in news.pieces:
                     piece.call.fail(
                         DeadlineExceeded("its time would be over before it could be answered; it was not run")
@@ -331,6 +341,14 @@ class Pool:
             self._answer(instance, ran)
         finally:
             self._cork.release()
+        self.gate.open()
+        if self.line.batcher.rows <= self.line.batcher.costs.largest:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            self._behind = False
+            self._bursts.end()
 
     def _answer(self, instance: Instance, ran: Ran) -> None:
         # A run that hung has ended: its calls have, long ago, and what it took is no time of t(n).

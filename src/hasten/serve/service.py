@@ -16,6 +16,7 @@ from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
+from hasten.serve.bursts import Bursts, Yields
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.pace import Pace
@@ -24,7 +25,7 @@ from hasten.serve.runner import Clock
 from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
-from hasten.serve.ticket import Done, Marks, Ticket
+from hasten.serve.ticket import REFUSED, Done, Marks, Ticket
 from hasten.serve.traces import Traces, end_trace
 from hasten.serve.turns import Turns
 
@@ -38,14 +39,6 @@ EXTENSIONS = (
 
 RAW = ".raw"
 """Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The ticket of a request that reached no model."""
-
-    def cancel(self) -> None:
-        """It has ended already."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,8 @@ class Service:
 
     It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
     files the steps of deployments may run; None: none. ``offline``: nobody waits for one answer, and the objectives,
-    timeouts and bounds of deployments do not hold. ``gone`` is called when a version has gone.
+    timeouts and bounds of deployments do not hold. ``gone`` is called when a version has gone. ``yields`` lets the
+    event loop's thread yield to others while a model is behind (``bursts``).
     """
 
     def __init__(
@@ -86,6 +80,7 @@ class Service:
         traces: Traces | None = None,
         offline: bool = False,
         gone: Callable[[], object] = lambda: None,
+        yields: Yields = lambda on: False,
     ) -> None:
         self.repository = repository
         self.shared_memory = shared_memory
@@ -103,6 +98,7 @@ class Service:
         """Told by the transports what they read, for admission."""
         self._around: Surroundings | None = None
         self._gone = gone
+        self._yields = yields
         self._started = False
         self._draining = False
         self._stopped = False
@@ -124,6 +120,7 @@ class Service:
             cores=cores,
             cork=self.cork,
             turns=self.turns,
+            bursts=Bursts(self.turns, self._yields),
             code=self._code,
             members=self,
             pace=Pace(lambda: self._started),
@@ -169,7 +166,7 @@ class Service:
             model = family.model(request.version or None)
         except ServeError as error:
             done(error)
-            return Refused()
+            return REFUSED
         return model.submit(request, marks, done)
 
     def check_room(self, name: str, version: str | None, *, unless: Callable[[], bool] = lambda: False) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hasten.protocol.messages import InferResponse, ModelMetadata
+from hasten.serve.bursts import Bursts
 from hasten.serve.cork import Cork
 from hasten.serve.pace import Pace
 from hasten.serve.runner import Clock
@@ -46,6 +47,8 @@ class Surroundings:
     """What holds the answers of a batch together, shared with the transports."""
     turns: Turns = field(default_factory=Turns)
     """How long requests may have waited to be read, told by the transports."""
+    bursts: Bursts = field(default_factory=lambda: Bursts(Turns()))
+    """Told when a model is behind: requests are then read in bursts."""
     code: Path | None = None
     """The folder whose Python files steps may run; None: none."""
     members: Members | None = None

@@ -86,6 +86,16 @@ class Ticket(Protocol):
         """The client has left: drop it if it still waits; its ``done`` is then not called any more. Idempotent."""
 
 
+class Refused:
+    """The ticket of a request that was not taken in."""
+
+    def cancel(self) -> None:
+        """It has ended already."""
+
+
+REFUSED = Refused()
+
+
 class Infers(Protocol):
     """The part of a service that a transport needs to pass a request on."""
 

@@ -14,7 +14,7 @@ import asyncio
 class Turns:
     """The turns in which sockets are read. On the event loop's thread alone; it costs nothing until ``watch``."""
 
-    __slots__ = ("_began_ns", "_busy", "_loop", "_since_ns", "_within")
+    __slots__ = ("_began_ns", "_busy", "_loop", "_since_ns", "_within", "unseen_ns")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -24,6 +24,8 @@ class Turns:
         """The loop has not slept since the turn before."""
         self._began_ns = 0
         self._since_ns = 0
+        self.unseen_ns = 0
+        """How long at most the loop may have waited for a core since it was woken (``bursts``)."""
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Follow the turns from now on: somebody asks for them."""
@@ -34,7 +36,7 @@ class Turns:
         if self._within or self._loop is None:
             return
         self._within = True
-        self._since_ns = self._began_ns if self._busy else now_ns
+        self._since_ns = self._began_ns if self._busy else max(self._began_ns, now_ns - self.unseen_ns)
         self._began_ns = now_ns
         self._loop.call_soon(self._over)
 

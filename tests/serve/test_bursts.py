@@ -1,0 +1,153 @@
+"""Reading in bursts while a model is behind: who yields, since when, and that nobody inherits it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hasten import registry
+from hasten.deployment import Serving
+from hasten.errors import ModelNotReady
+from hasten.protocol.messages import InferResponse
+from hasten.serve.bursts import SLICE_NS, Bursts, thread_yields
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
+from hasten.serve.turns import Turns
+from serve import faulty
+from serve.bundles import bundle, request, rows, run
+from serve.faulty import HANGS
+
+batch_only = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
+
+
+@pytest.fixture(autouse=True)
+def _faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(registry._registered["engine"], "faulty", faulty.ENTRY)
+    faulty.release.clear()
+    faulty.hanging.clear()
+    yield
+    faulty.release.set()
+
+
+def yielding(told: list[bool], *, works: bool = True) -> Callable[[bool], bool]:
+    def yields(on: bool) -> bool:
+        told.append(on)
+        return works
+
+    return yields
+
+
+def in_a_thread(work: Callable[[], object]) -> object:
+    """What a policy is set for must not be the thread that the tests run in."""
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_the_thread_yields_from_the_first_model_that_is_behind_to_the_last_that_catches_up() -> None:
+    told: list[bool] = []
+    turns = Turns()
+    bursts = Bursts(turns, yielding(told))
+    bursts.begin()
+    bursts.begin()
+    bursts.end()
+    assert (told, turns.unseen_ns) == ([True], SLICE_NS)
+    bursts.end()
+    assert (told, turns.unseen_ns) == ([True, False], 0)
+
+
+def test_where_the_system_forbids_it_nothing_is_assumed_to_have_waited() -> None:
+    told: list[bool] = []
+    turns = Turns()
+    bursts = Bursts(turns, yielding(told, works=False))
+    bursts.begin()
+    assert turns.unseen_ns == 0
+    bursts.end()
+    assert told == [True], "nothing was changed, and nothing is changed back"
+
+
+@batch_only
+def test_a_thread_yields_and_then_no_more_and_those_that_it_starts_never_do() -> None:
+    def scheduled() -> int:
+        return os.sched_getscheduler(0)
+
+    def work() -> list[object]:
+        bursts = Bursts(Turns(), thread_yields())
+        found: list[object] = []
+        bursts.begin()
+        found.append(scheduled())
+        with bursts.paused():
+            found.append(in_a_thread(scheduled))
+        found.append(scheduled())
+        bursts.end()
+        with bursts.paused():
+            found.append(in_a_thread(scheduled))
+        found.append(scheduled())
+        return found
+
+    batch, usual = os.SCHED_BATCH, os.SCHED_OTHER
+    assert in_a_thread(work) == [batch, usual, batch, usual, usual]
+
+
+@batch_only
+def test_a_policy_that_somebody_else_has_set_is_left_as_it_is() -> None:
+    def work() -> tuple[bool, int]:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        return thread_yields()(True), os.sched_getscheduler(0)
+
+    assert in_a_thread(work) == (False, os.SCHED_IDLE)
+
+
+@batch_only
+def test_a_sandbox_that_forbids_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "not permitted")
+
+    yields = thread_yields()
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    assert yields(True) is False
+
+
+@pytest.mark.parametrize("ends", ["answered", "stopped"])
+def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, ends: str) -> None:
+    told: list[bool] = []
+    path = bundle(tmp_path / "net", engine="faulty", batch=4, serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = Service(open_repository(path), yields=yielding(told))
+        await service.start()
+        largest = service.models()[0].pool.line.batcher.costs.largest
+        hangs = rows(1)
+        hangs[0, 0] = HANGS
+        hung = asyncio.create_task(service.infer(request(hangs)))
+        await asyncio.to_thread(faulty.hanging.wait)
+        waiting = [asyncio.create_task(service.infer(request(rows(1)))) for _ in range(largest)]
+        await asyncio.sleep(0)
+        assert told == [], "the next batch takes them all"
+        waiting.append(asyncio.create_task(service.infer(request(rows(1)))))
+        await asyncio.sleep(0)
+        assert told == [True]
+        if ends == "stopped":
+            stopping = asyncio.create_task(service.stop(0.0))
+            with pytest.raises(ModelNotReady):
+                await waiting[-1]
+            assert told == [True, False], "one that is gone is not behind"
+            faulty.release.set()
+            await stopping
+        else:
+            faulty.release.set()
+        outcomes = await asyncio.gather(hung, *waiting, return_exceptions=True)
+        if ends == "answered":
+            assert all(isinstance(outcome, InferResponse) for outcome in outcomes)
+            assert told == [True, False]
+            await service.stop()
+        assert told == [True, False]
+
+    run(work())
