@@ -12,6 +12,7 @@ import pytest
 
 from hasten import registry
 from hasten.measure.peaks import measure_peaks
+from hasten.serve.compiled import is_compiled
 from hasten.store import Store
 from hasten.testing.faults import FAULTS
 from hasten.transform import Context
@@ -30,6 +31,14 @@ def store(tmp_path: Path) -> Store:
 def ctx(store: Store) -> Context:
     """A context without samples, for ``run_pass``."""
     return Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A monkeypatch for the inside of the server, whose calls are bound where it is compiled."""
+    if is_compiled():
+        pytest.skip("the server is compiled: what is called inside it cannot be replaced")
+    return monkeypatch
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """What the service adds to a bare session call, one small binary request at a time, at moderate rates.
 
-    python benchmarks/serving/overhead.py [--rates 300 1000 2000] [--rounds 6]
+    python benchmarks/serving/overhead.py [--rates 300 1000 2000] [--rounds 6] [--python envs/compiled/bin/python]
 
 In turns: hasten with the tiny MLP, and a server that answers at once and does nothing (benchmarks/load/servers.py):
 what the machine's network and the generator take by themselves. The server has the last core, the generator the first.
-Writes results/overhead.json.
+Writes results/overhead.json, or --out.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[300, 1000, 2000], help="requests a second")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--python", default=sys.executable, help="whose hasten serves: that of another environment")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead.json")
     asked = parser.parse_args()
     core = (os.cpu_count() or 2) - 1
     since = ticks()
@@ -83,7 +85,7 @@ def main() -> None:
         bundle = write_bundle(folder, "mlp", Serving(instances=1))
         x = np.random.default_rng(0).standard_normal((64, *SHAPES["mlp"][1:])).astype(np.float32)
         (folder / "body").write_bytes(bytes(256))
-        serve = [sys.executable, "-m", "hasten", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
+        serve = [asked.python, "-m", "hasten", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
         null = [sys.executable, str(SERVERS), "null", "--core", str(core)]
         with started(["taskset", "-c", str(core), *serve]) as told, started(null) as port:
             os.sched_setaffinity(0, {0})
@@ -116,8 +118,8 @@ def main() -> None:
         "load": msgspec.to_builtins(load_since(since)),
     }
     document |= {"host": msgspec.to_builtins(this_host()), "versions": versions()}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "overhead.json").write_text(json.dumps(document, indent=1) + "\n")
+    asked.out.parent.mkdir(exist_ok=True)
+    asked.out.write_text(json.dumps(document, indent=1) + "\n")
     for rate, found in medians.items():
         over = found["response_p50_us"] - found["session_us"]
         print(f"{rate:g}/s: p50 {found['response_p50_us']:.0f} us, a bare call {found['session_us']:.0f} us;", end=" ")

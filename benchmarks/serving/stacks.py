@@ -75,11 +75,11 @@ class Server:
 
 
 def _run(
-    words: list[str], place: Place, *, reads: bool = True, more: dict[str, str] | None = None
+    words: list[str], place: Place, *, reads: bool = True, own: bool = False, more: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
     said = subprocess.PIPE if reads else subprocess.DEVNULL
     log = (place.folder / f"{Path(words[0]).parent.parent.name}.log").open("w")
-    env = {key: value for key, value in os.environ.items() if reads or key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if own or key != "PYTHONPATH"}
     env |= more or {}
     return subprocess.Popen(
         ["taskset", "-c", str(place.core), *words], stdout=said, stderr=log, text=True, env=env, cwd=place.folder
@@ -94,15 +94,20 @@ def _ports(process: subprocess.Popen[str]) -> list[int]:
     return found
 
 
-def hasten(place: Place) -> Server:
-    process = _run([sys.executable, "-c", HASTEN, str(place.bundle)], place)
+def hasten(place: Place, python: str = sys.executable) -> Server:
+    process = _run([python, "-c", HASTEN, str(place.bundle)], place, own=python == sys.executable)
     ports = _ports(process)
     return Server(process, {"json": ports[0], "binary": ports[0], "grpc": ports[1]})
 
 
+def compiled(place: Place) -> Server:
+    """hasten, compiled (docs/how-to/compile.md)."""
+    return hasten(place, place.python("compiled"))
+
+
 def uvicorn(place: Place) -> Server:
     peers = str(HERE.parent / "transport" / "peers.py")
-    process = _run([sys.executable, peers, "uvicorn-model", place.onnx], place)
+    process = _run([sys.executable, peers, "uvicorn-model", place.onnx], place, own=True)
     return Server(process, {"binary": _ports(process)[0]})
 
 
@@ -192,6 +197,7 @@ def ray_serve(place: Place) -> Server:
 
 STACKS: dict[str, Callable[[Place], Server]] = {
     "hasten": hasten,
+    "compiled": compiled,
     "uvicorn": uvicorn,
     "fastapi": fastapi,
     "mlserver": mlserver,
@@ -202,6 +208,7 @@ STACKS: dict[str, Callable[[Place], Server]] = {
 }
 PROTOCOLS = {
     "hasten": ("json", "binary", "grpc"),
+    "compiled": ("json", "binary", "grpc"),
     "uvicorn": ("binary",),
     "fastapi": ("json", "binary"),
     "mlserver": ("json", "grpc"),

@@ -1,6 +1,6 @@
 """What a transport costs: requests a second and processor time a request of hasten's and of bare ones, interleaved.
 
-    python benchmarks/transport/run.py [--rounds 5] [--seconds 2] [--only NAME ...] [--out FILE.json]
+    python benchmarks/transport/run.py [--compiled envs/compiled/bin/python] [--out FILE.json]
 
 Servers are pinned to the last core and wrk or h2load to the first: 16 connections, each with one request at a time.
 """
@@ -34,11 +34,13 @@ GENERATOR = os.environ.get("GENERATOR_CORE", "0")
 PATH = {"binary": "/v2/models/mlp/infer", "grpc": "/inference.GRPCInferenceService/ModelInfer"}
 STACKS = {
     "hasten rest": ("hasten", "binary"),
+    "hasten rest, compiled": ("compiled", "binary"),
     "uvicorn raw asgi, model": ("uvicorn-model", "binary"),
     "uvicorn raw asgi, echo": ("uvicorn-echo", "binary"),
     "asyncio.Protocol + httptools, model": ("bare-model", "binary"),
     "asyncio.Protocol + httptools, echo": ("bare-echo", "binary"),
     "hasten grpc": ("hasten", "grpc"),
+    "hasten grpc, compiled": ("compiled", "grpc"),
     "grpc.aio, model": ("grpcaio-model", "grpc"),
 }
 HASTEN = (
@@ -58,10 +60,13 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(kind: str, bundle: Path, core: int) -> Server:
+def start(kind: str, bundle: Path, core: int, compiled: str | None) -> Server:
     model = str(bundle.parent / "model" / "model.onnx")
-    words = ["-c", HASTEN, str(bundle)] if kind == "hasten" else [str(HERE / "peers.py"), kind, model]
-    process = subprocess.Popen(["taskset", "-c", str(core), sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    words = [str(HERE / "peers.py"), kind, model] if kind not in ("hasten", "compiled") else ["-c", HASTEN, str(bundle)]
+    env = {key: value for key, value in os.environ.items() if kind != "compiled" or key != "PYTHONPATH"}
+    python = compiled if kind == "compiled" and compiled else sys.executable
+    words = ["taskset", "-c", str(core), python, *words]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     ports = [int(port) for port in process.stdout.readline().split()]
     if not ports:
@@ -129,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--compiled", help="the Python that has the compiled server; else that is left out")
     parser.add_argument("--only", nargs="*", default=list(STACKS))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -138,8 +144,9 @@ def main() -> None:
         folder = Path(name)
         write_bodies(folder)
         bundle = write_bundle(folder, "mlp", Serving(instances=1))
-        stacks = {stack: STACKS[stack] for stack in asked.only}
-        servers = {kind: start(kind, bundle, core) for kind in dict.fromkeys(kind for kind, _ in stacks.values())}
+        stacks = {stack: STACKS[stack] for stack in asked.only if asked.compiled or STACKS[stack][0] != "compiled"}
+        kinds = dict.fromkeys(kind for kind, _ in stacks.values())
+        servers = {kind: start(kind, bundle, core, asked.compiled) for kind in kinds}
         try:
             if "hasten" in servers:
                 check(servers["hasten"])

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from hasten.errors import SignatureMismatch, Untrusted
 
-Array = npt.NDArray[np.generic]
+Array: TypeAlias = npt.NDArray[np.generic]
 Feed = Mapping[str, Array]
 Dim = int | str
 """One axis: its length, or the name of a symbolic dimension."""

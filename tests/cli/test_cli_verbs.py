@@ -8,6 +8,7 @@ import pytest
 from hasten.cli.app import run
 from hasten.cli.doctor import store_finding
 from hasten.cli.models import is_digest
+from hasten.serve.compiled import is_compiled
 from hasten.testing.models import convnet, encoder, mlp, write
 
 
@@ -108,6 +109,8 @@ def test_doctor_runs_every_engine_that_is_here(home: Path, capsys: pytest.Captur
     by_name = {item["name"]: item for item in found["findings"]}
     assert by_name["onnxruntime"]["works"]
     assert by_name["onnxruntime"]["says"].startswith("runs")
+    assert by_name["serve"]["works"]
+    assert (by_name["serve"]["says"] == "machine code") == is_compiled(), "and says what the server is made of"
     assert all(item["works"] or item["fix"] for item in found["findings"] if item["kind"] == "frontend")
 
 

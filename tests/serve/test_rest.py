@@ -315,7 +315,7 @@ def test_a_key_is_asked_for_except_by_probes(tmp_path: Path) -> None:
     ],
 )
 def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_priority(
-    opened: Open, body: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+    opened: Open, body: bytes, status: int, inside: pytest.MonkeyPatch
 ) -> None:
     """Under overload reading is what costs; here even nonsense is refused for the room that it lacks."""
 
@@ -323,5 +323,5 @@ def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_prior
         if not unless():
             raise Overloaded("no room", reason="queue_full", retry_after_s=1.0)
 
-    monkeypatch.setattr(Model, "check_room", full)
+    inside.setattr(Model, "check_room", full)
     assert ask(opened, "POST", INFER, body)[0] == status

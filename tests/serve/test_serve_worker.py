@@ -297,11 +297,11 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
 
 
 def test_answers_that_come_later_than_predicted_make_admission_stricter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inside: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "predicted_ns", lambda batcher, asked, inside: 7_000)
-    monkeypatch.setattr(gate, "queued_ns", lambda batcher, rows, priority, instances: 6_999)
-    monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 1)
+    inside.setattr(gate, "predicted_ns", lambda batcher, asked, inside: 7_000)
+    inside.setattr(gate, "queued_ns", lambda batcher, rows, priority, instances: 6_999)
+    inside.setattr(Pool, "free_ns", lambda pool, now_ns: 1)
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=0.01))
 
     async def work() -> None:
@@ -325,7 +325,7 @@ def test_answers_that_come_later_than_predicted_make_admission_stricter(
 
 
 def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_has_a_time_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inside: pytest.MonkeyPatch
 ) -> None:
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=100))
 
@@ -336,10 +336,10 @@ def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_ha
         await asyncio.to_thread(faulty.hanging.wait)
         waits = asyncio.create_task(service.infer(request(rows(1))))
         await asyncio.sleep(0)
-        monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 10**9)
+        inside.setattr(Pool, "free_ns", lambda pool, now_ns: 10**9)
         with pytest.raises(Overloaded) as first:
             await service.infer(request(rows(1)))
-        with monkeypatch.context() as without:
+        with inside.context() as without:
             without.setattr(gate, "predicted_ns", None)
             with pytest.raises(Overloaded) as again:
                 await service.infer(request(rows(1)))
@@ -354,7 +354,7 @@ def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_ha
         assert statistics.refused["predicted_wait"] == 5, "all are counted"
         faulty.release.set()
         await asyncio.gather(hung, waits)
-        monkeypatch.setattr(Pool, "free_ns", lambda pool, now_ns: 0)
+        inside.setattr(Pool, "free_ns", lambda pool, now_ns: 0)
         assert isinstance(await service.infer(request(rows(1))), InferResponse)
         await service.stop()
 

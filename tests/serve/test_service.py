@@ -53,14 +53,12 @@ def test_a_request_gets_what_a_bare_session_says(tmp_path: Path) -> None:
 
 
 def test_a_request_of_more_rows_than_a_thousand_runs_is_refused_before_it_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inside: pytest.MonkeyPatch
 ) -> None:
     path = bundle(tmp_path / "net", serving=Serving(instances=1, queue_rows=100))
     cut: list[int] = []
     divide = Call.divide
-    monkeypatch.setattr(
-        Call, "divide", lambda call, taken, largest: (cut.append(taken.rows), divide(call, taken, largest))
-    )
+    inside.setattr(Call, "divide", lambda call, taken, largest: (cut.append(taken.rows), divide(call, taken, largest)))
 
     async def work() -> None:
         service = await started(path)
@@ -76,14 +74,14 @@ def test_a_request_of_more_rows_than_a_thousand_runs_is_refused_before_it_is_cut
     run(work())
 
 
-def test_a_request_that_is_refused_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_refused_is_not_cut(tmp_path: Path, inside: pytest.MonkeyPatch) -> None:
     path = bundle(tmp_path / "net", serving=Serving(instances=1, concurrency=1))
 
     async def work() -> None:
         service = await started(path)
         first = asyncio.create_task(service.infer(request(rows(1))))
         await asyncio.sleep(0)
-        monkeypatch.setattr(Call, "divide", lambda *_: pytest.fail("it was cut"))
+        inside.setattr(Call, "divide", lambda *_: pytest.fail("it was cut"))
         with pytest.raises(Overloaded, match="1 may be"):
             await service.infer(request(rows(8000)))
         await first
@@ -276,11 +274,11 @@ def test_every_model_of_a_folder_is_served_under_the_name_of_its_folder(tmp_path
 
 
 def test_an_answer_that_cannot_be_put_together_is_told_and_holds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, inside: pytest.MonkeyPatch
 ) -> None:
     """As where an output's length depends on the data, and the pieces of a large request differ in it."""
     path = bundle(tmp_path / "net")
-    monkeypatch.setattr(calls, "glue", lambda parts: np.concatenate([np.ones((1, 2)), np.ones((1, 3))]))
+    inside.setattr(calls, "glue", lambda parts: np.concatenate([np.ones((1, 2)), np.ones((1, 3))]))
 
     async def work() -> None:
         service = await started(path)

@@ -113,15 +113,11 @@ def simulate(setup: Setup, arrivals: Arrivals, *, seed: int, disturb: Disturb | 
     return machine.result()
 
 
-class _Piece(Entry, kw_only=True):
-    request: int
-
-
 @dataclass(eq=False)
 class _Instance:
     place: int
     idle_ns: int = 0
-    batch: Batch[_Piece] | None = None
+    batch: Batch[Entry] | None = None
     began_ns: int = 0
     left_ns: float = 0.0
     """Work of the run that is left, in nanoseconds alone on the machine."""
@@ -148,7 +144,9 @@ class _Machine:
             concurrency=serving.concurrency,
             wait_ns=self.objective_ns,
         )
-        self.batcher: Batcher[_Piece] = Batcher(curve, waits=objective_ms is not None)
+        self.batcher: Batcher[Entry] = Batcher(curve, waits=objective_ms is not None)
+        self.whose: dict[Entry, int] = {}
+        """The requests of the pieces that wait or run."""
         self.instances = [_Instance(place) for place in range(setup.instances)]
         self.idle = list(self.instances)
         self.busy = 0
@@ -242,7 +240,8 @@ class _Machine:
         largest = self.setup.sizes[-1]
         for first in range(0, rows, largest):
             n = min(largest, rows - first)
-            piece = _Piece({}, n, None, self.now_ns, serving.priority, n * ROW_BYTES, request=i)
+            piece = Entry({}, n, None, self.now_ns, serving.priority, n * ROW_BYTES)
+            self.whose[piece] = i
             piece.due_ns = NEVER if self.objective_ns is None else self.now_ns + self.objective_ns
             piece.deadline_ns = deadline_ns
             self.left[i] += 1
@@ -275,8 +274,9 @@ class _Machine:
     def look(self, i: int) -> None:
         """End a request whose time is over."""
         for piece in self.batcher.expire(self.now_ns):
-            if self.left[piece.request]:
-                self.end(piece.request, LATE)
+            late = self.whose.pop(piece)
+            if self.left[late]:
+                self.end(late, LATE)
         if self.left[i]:
             self.end(i, LATE)
 
@@ -291,8 +291,9 @@ class _Machine:
             return
         taken = self.batcher.take(self.now_ns)
         for piece in taken.dropped:
-            if self.left[piece.request]:
-                self.end(piece.request, LATE)
+            late = self.whose.pop(piece)
+            if self.left[late]:
+                self.end(late, LATE)
         if taken.batch is not None:
             self.begin(one, taken.batch)
             if self.batcher.rows:
@@ -309,7 +310,7 @@ class _Machine:
             self.idle.remove(one)
             self.take(one, turn)
 
-    def begin(self, one: _Instance, batch: Batch[_Piece]) -> None:
+    def begin(self, one: _Instance, batch: Batch[Entry]) -> None:
         extra = self.disturb(batch.size, self.now_ns, one.place) if self.disturb else 0.0
         one.batch, one.began_ns, one.seen_ns = batch, self.now_ns, self.now_ns
         one.left_ns = self.alone_ns[batch.size] * self.residuals[self.drawn % len(self.residuals)] + extra
@@ -342,7 +343,7 @@ class _Machine:
         self.batcher.costs.update(batch.size, infer_ns)
         answered = []
         for piece in batch.entries:
-            i = piece.request
+            i = self.whose.pop(piece)
             if not self.left[i]:
                 continue  # its time was over while it ran
             idle_ns = min(max(one.idle_ns, self.queued[i]), one.began_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def doctor(*, common: Common = COMMON) -> Answer:
 
 def examine(home: Path) -> list[Finding]:
     """Look at everything."""
-    findings = [_host(), *_threads(), _disk(home), store_finding(home)]
+    findings = [_host(), *_threads(), _disk(home), store_finding(home), _server()]
     for kind in KINDS:
         findings += [_plug_in(kind, name) for name in sorted(registry.entries(kind))]
     return findings
@@ -142,6 +143,17 @@ def _threads() -> list[Finding]:
         return []
     says = f"{host.cores} cores are visible, but {host.quota:g} may be used; hasten takes {host.usable_cores} threads"
     return [Finding(kind="host", name="quota", works=True, says=says)]
+
+
+def _server() -> Finding:
+    """Say whether the server can be started, and what it is made of; it is imported only here, by who has its extra."""
+    try:
+        compiled = importlib.import_module("hasten.serve.compiled").is_compiled()
+    except ImportError as error:
+        fix = "pip install 'hasten[serve]'"
+        return Finding(kind="server", name="serve", works=False, says=f"{error.name or error} is not here", fix=fix)
+    says = "machine code" if compiled else "run by the interpreter; machine code is faster (docs/how-to/compile.md)"
+    return Finding(kind="server", name="serve", works=True, says=says)
 
 
 def _disk(home: Path) -> Finding:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from hasten.errors import DeadlineExceeded, Overloaded, ServeError
 from hasten.serve.batching import NEVER, Batcher, E
 
@@ -27,7 +25,8 @@ class Limits:
     wait_ns: int | None = None
 
 
-class Inside(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Inside:
     """What is inside already: calls, instances that can run, and how long until the first of them is free."""
 
     calls: int
@@ -35,7 +34,8 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     free_ns: int = 0
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Asked:
     """What a request asks for."""
 
     rows: int

@@ -18,8 +18,6 @@ import heapq
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-import msgspec
-
 from hasten.serve.costs import CostCurve
 from hasten.tensors import Feed
 
@@ -36,22 +34,26 @@ LONGEST_GAP_NS = 1_000_000_000
 """A longer pause says no more than that nothing comes."""
 
 
-class Entry(msgspec.Struct, eq=False):
-    """Rows that wait together: one request, or a piece of a large one."""
+class Entry:
+    """Rows that wait together: one request, or a piece of a large one. Only those with the same ``key`` share a run.
 
-    feed: Feed
-    rows: int
-    key: Hashable
-    """Only entries with the same key can share a run."""
-    arrived_ns: int
-    priority: int = 1
-    n_bytes: int = 0
-    """Of the feed, as the bounds of the queue count it."""
-    due_ns: int = NEVER
-    """When its answer is wanted."""
-    deadline_ns: int = NEVER
-    """When its answer becomes useless."""
-    waiting: bool = False
+    ``n_bytes``: of the feed, as the bounds of the queue count it.
+    """
+
+    def __init__(
+        self, feed: Feed, rows: int, key: Hashable, arrived_ns: int, priority: int = 1, n_bytes: int = 0
+    ) -> None:
+        self.feed = feed
+        self.rows = rows
+        self.key = key
+        self.arrived_ns = arrived_ns
+        self.priority = priority
+        self.n_bytes = n_bytes
+        self.due_ns = NEVER
+        """When its answer is wanted."""
+        self.deadline_ns = NEVER
+        """When its answer becomes useless."""
+        self.waiting = False
 
 
 E = TypeVar("E", bound=Entry)
@@ -59,22 +61,26 @@ _Heap = list[tuple[int, int, int, E]]
 """(priority, due, arrival number, entry): the number is unique, so entries are never compared."""
 
 
-class Batch(msgspec.Struct, Generic[E], frozen=True):
+class Batch(Generic[E]):
     """Entries that run together, in order; ``size`` is the allowed size that ``rows`` are padded to."""
 
-    entries: Sequence[E]
-    rows: int
-    size: int
-    closed_ns: int
+    def __init__(self, entries: Sequence[E], rows: int, size: int, closed_ns: int) -> None:
+        self.entries = entries
+        self.rows = rows
+        self.size = size
+        self.closed_ns = closed_ns
 
 
-class Taken(msgspec.Struct, Generic[E], frozen=True):
-    """What a look at the queue gave: a batch, or None and when to look again unless something arrives."""
+class Taken(Generic[E]):
+    """What a look at the queue gave: a batch, or None and when to look again unless something arrives.
 
-    batch: Batch[E] | None
-    again_ns: int
-    dropped: Sequence[E] = ()
-    """Entries whose deadline is over, or cannot be met by t(n) even if they ran next: they wait no more."""
+    ``dropped``: entries whose deadline is over, or cannot be met by t(n) even if they ran next: they wait no more.
+    """
+
+    def __init__(self, batch: Batch[E] | None, again_ns: int, dropped: Sequence[E] = ()) -> None:
+        self.batch = batch
+        self.again_ns = again_ns
+        self.dropped = dropped
 
 
 class Batcher(Generic[E]):
@@ -93,7 +99,7 @@ class Batcher(Generic[E]):
         self._arrivals = 0
         self._gone = 0
         self._last_ns = 0
-        self._gap_ns: float = LONGEST_GAP_NS
+        self._gap_ns = float(LONGEST_GAP_NS)
         self._passed_over = 0
         """Full batches for which a smaller one was taken."""
 

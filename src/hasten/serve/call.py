@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import msgspec
+from collections.abc import Callable, Hashable
 
 from hasten.errors import Cancelled, ServeError
 from hasten.protocol.messages import InferRequest
@@ -13,57 +11,57 @@ from hasten.serve.intake import TakenIn
 from hasten.serve.joining import cut, glue
 from hasten.serve.runner import Outputs
 from hasten.serve.ticket import Done, Marks
+from hasten.tensors import Feed
 
 Finish = Callable[["Call", Outputs | ServeError], None]
 
 
-class Piece(Entry, kw_only=True):
+class Piece(Entry):
     """The rows of a call that wait together; ``index`` is its place in the call."""
 
-    call: Call
-    index: int
+    def __init__(self, call: Call, index: int, feed: Feed, rows: int, key: Hashable, n_bytes: int) -> None:
+        super().__init__(feed, rows, key, call.marks.ns[2], call.priority, n_bytes)
+        self.call = call
+        self.index = index
 
 
-class Call(msgspec.Struct, eq=False):
-    """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone."""
+class Call:
+    """A request that was taken in. It ends once: answered, failed or cancelled. On the event loop's thread alone.
 
-    request: InferRequest
-    marks: Marks
-    done: Done
-    priority: int
-    finish: Finish
-    """Told of its end, and what it ended with."""
-    rows: int = 0
-    pieces: tuple[Piece, ...] = ()
-    over: bool = False
-    admitted_ns: int = 0
-    """When it was let in, where its answer was predicted."""
-    expected_ns: int = 0
-    """From its admission to its answer, as predicted; 0: nobody asked."""
-    withdraw: Callable[[Call], None] | None = None
-    """Told once when the client has left: takes the pieces out of the queue."""
-    parts: list[Outputs] = []
-    """The outputs of the pieces that were run, where there are several."""
-    left: int = 0
-    """Pieces that have not been run."""
+    ``finish`` is told of its end, and what it ended with.
+    """
+
+    def __init__(self, request: InferRequest, marks: Marks, done: Done, priority: int, finish: Finish) -> None:
+        self.request = request
+        self.marks = marks
+        self.done = done
+        self.priority = priority
+        self.finish = finish
+        self.rows = 0
+        self.pieces: tuple[Piece, ...] = ()
+        self.over = False
+        self.admitted_ns = 0
+        """When it was let in, where its answer was predicted."""
+        self.expected_ns = 0
+        """From its admission to its answer, as predicted; 0: nobody asked."""
+        self.withdraw: Callable[[Call], None] | None = None
+        """Told once when the client has left: takes the pieces out of the queue."""
+        self.parts: list[Outputs] = []
+        """The outputs of the pieces that were run, where there are several."""
+        self.left = 0
+        """Pieces that have not been run."""
 
     def divide(self, taken: TakenIn, largest: int) -> None:
         """Make the pieces, whose number the caller has bounded: one, unless it has more rows than a run may have."""
         feed, rows, key, n_bytes = taken.feed, taken.rows, taken.key, taken.n_bytes
         self.rows = rows
-        arrived_ns, priority = self.marks.ns[2], self.priority
         if rows <= largest:
-            self.pieces = (Piece(feed, rows, key, arrived_ns, priority, n_bytes, call=self, index=0),)
+            self.pieces = (Piece(self, 0, feed, rows, key, n_bytes),)
             self.left = 1
             return
         cuts = cut(feed, rows, largest)
         each = n_bytes // rows
-        self.pieces = tuple(
-            [
-                Piece(part, n, key, arrived_ns, priority, n * each, call=self, index=index)
-                for index, (part, n) in enumerate(cuts)
-            ]
-        )
+        self.pieces = tuple([Piece(self, index, part, n, key, n * each) for index, (part, n) in enumerate(cuts)])
         self.parts = [{} for _ in cuts]
         self.left = len(cuts)
 

@@ -33,32 +33,43 @@ class Replies(Protocol):
         """Its reply is complete: write it when its turn comes."""
 
 
-class Request(msgspec.Struct, eq=False):
+class Request:
     """A request that was read completely. ``respond`` is called once, on the event loop's thread.
 
     ``leave`` is called where the client goes away before that; ``sent`` after the answer was handed to the socket.
     """
 
-    connection: Replies
-    method: bytes
-    target: bytes
-    """As it came: path and query, percent-encoded."""
-    headers: Mapping[bytes, bytes]
-    """Names in lower case; values of a repeated name joined by a comma."""
-    body: Buffer = b""
-    """A memoryview of it is one of bytes."""
-    began_ns: int = 0
-    peer: str = ""
-    date: bytes = b""
-    """The header Date as a whole line, where the transport does not write it itself."""
-    keep_alive: bool = True
-    old: bool = False
-    """HTTP/1.0: keep-alive must be said."""
-    leave: Callable[[], None] | None = None
-    sent: Callable[[], None] | None = None
-    status: int = 0
-    reply: list[Buffer] | None = None
-    reply_bytes: int = 0
+    def __init__(
+        self,
+        connection: Replies,
+        method: bytes,
+        target: bytes,
+        headers: Mapping[bytes, bytes],
+        body: Buffer = b"",
+        began_ns: int = 0,
+        peer: str = "",
+        date: bytes = b"",
+    ) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        """As it came: path and query, percent-encoded."""
+        self.headers = headers
+        """Names in lower case; values of a repeated name joined by a comma."""
+        self.body: Buffer = body
+        """A memoryview of it is one of bytes."""
+        self.began_ns = began_ns
+        self.peer = peer
+        self.date = date
+        """The header Date as a whole line, where the transport does not write it itself."""
+        self.keep_alive = True
+        self.old = False
+        """HTTP/1.0: keep-alive must be said."""
+        self.leave: Callable[[], None] | None = None
+        self.sent: Callable[[], None] | None = None
+        self.status = 0
+        self.reply: list[Buffer] | None = None
+        self.reply_bytes = 0
 
     def respond(
         self, status: int, body: Buffer | Sequence[Buffer] = b"", *, kind: bytes = JSON, extra: bytes = b""

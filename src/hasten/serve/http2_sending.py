@@ -39,7 +39,8 @@ NO_CALLS: Mapping[int, Call] = MappingProxyType({})
 class Gone:
     """No connection any more."""
 
-    calls = NO_CALLS
+    def __init__(self) -> None:
+        self.calls = NO_CALLS
 
     def done(self, call: Call) -> None:
         """Nobody hears it."""

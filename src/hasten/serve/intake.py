@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 
 from hasten.errors import BadRequest, SignatureMismatch
@@ -31,16 +30,17 @@ def batch_axis(signature: Signature, batch: int) -> str | int | None:
     return first if isinstance(first, str) or first in (1, batch) else None
 
 
-class TakenIn(msgspec.Struct, frozen=True):
+class TakenIn:
     """A request that fits: its feed, its rows (1 where the model has no batch axis), and its bytes.
 
     Those with one ``key`` may share a run.
     """
 
-    feed: Feed
-    rows: int
-    key: Hashable
-    n_bytes: int
+    def __init__(self, feed: Feed, rows: int, key: Hashable, n_bytes: int) -> None:
+        self.feed = feed
+        self.rows = rows
+        self.key = key
+        self.n_bytes = n_bytes
 
 
 class Intake:

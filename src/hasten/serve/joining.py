@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ Buffers = Callable[[str, tuple[int, ...], np.dtype[np.generic]], Array]
 class Reused:
     """Buffers that are kept from run to run, one for each input and shape. One thread at a time."""
 
-    LIMIT_BYTES = 64 << 20
+    LIMIT_BYTES: ClassVar[int] = 64 << 20
     """What is kept at most: beyond, all are forgotten and collected anew, and a larger one is never kept."""
 
     def __init__(self) -> None:

@@ -35,8 +35,9 @@ class Begun(msgspec.Struct, frozen=True):
 
     def behind(self, ended_ns: int) -> Begun:
         """Give it as it is once the run before it has ended: until then it was waiting, joined or not."""
-        held_ns = max(ended_ns - self.joined_ns, 0)
-        batch = replace(self.batch, closed_ns=self.batch.closed_ns + held_ns)
+        held_ns, batch = max(ended_ns - self.joined_ns, 0), self.batch
+        if held_ns:
+            batch = Batch(batch.entries, batch.rows, batch.size, batch.closed_ns + held_ns)
         return replace(self, batch=batch, idle_ns=ended_ns, joined_ns=self.joined_ns + held_ns)
 
 

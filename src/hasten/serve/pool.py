@@ -100,7 +100,7 @@ class Pool:
         self._emptied.set()
         self._watch: asyncio.TimerHandle | None = None
         self._watch_ns = NEVER
-        self._inline = False
+        self._runs_here = False
         self._turn_due = False
         self._bursts = around.bursts
         self._behind = False
@@ -131,7 +131,7 @@ class Pool:
             except HastenError:
                 self.close()
                 raise
-            if self._inline:
+            if self._runs_here:
                 break
         return found
 
@@ -152,7 +152,7 @@ class Pool:
         self.calls += 1
         call.withdraw = self._withdraw
         pieces = call.pieces
-        if self._inline:
+        if self._runs_here:
             self.line.put(pieces, now_ns, ring=False)
             if not self._turn_due:  # once everything that this turn of the loop reads has come
                 self._turn_due = True
@@ -303,7 +303,7 @@ class Pool:
         line = self.line
         left = line.batcher.rows
         while left > 0:
-            instance, taken = line.borrow() if self._inline else (None, None)
+            instance, taken = line.borrow() if self._runs_here else (None, None)
             if instance is None or taken is None:
                 line.ring()  # an instance that comes free looks by itself
                 return
@@ -397,8 +397,8 @@ class Pool:
         size, took_ns, costs = ran.batch.size, ran.ended_ns - ran.joined_ns, self.line.batcher.costs
         costs.update(size, took_ns)
         too_long_ns = INLINE_NS * MUCH_LONGER
-        if self._inline and took_ns > too_long_ns and costs.ns(size) > too_long_ns:
-            self._inline = False
+        if self._runs_here and took_ns > too_long_ns and costs.ns(size) > too_long_ns:
+            self._runs_here = False
             while len(self._ready) + len(self._opening) < self.work.instances and not self._closing:
                 self._start_one()
 
@@ -407,7 +407,7 @@ class Pool:
         self._ready.add(instance)
         if waiter is not None:
             longest_ns = INLINE_NS * (COLD if news.found.beside else 1)
-            self._inline = self.work.inline and instance.lends and news.found.least_ns <= longest_ns
+            self._runs_here = self.work.inline and instance.lends and news.found.least_ns <= longest_ns
         self._retry_s = FIRST_RETRY_S
         if waiter is not None and not waiter.done():
             waiter.set_result(news.found)

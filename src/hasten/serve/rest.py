@@ -25,6 +25,7 @@ from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
 from hasten.serve.http1_request import JSON, Buffer, Request, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
+from hasten.serve.rest_bodies import Index, Load, Register, Unload
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import OFF
 from hasten.serve.ticket import TO_COME, Marks
@@ -234,15 +235,15 @@ class Rest:
         self._json(request, self._service.statistics(target.model, target.version))
 
     def _index(self, request: Request, target: Target) -> None:
-        asked = self._parameters(request, _Index)
+        asked = self._parameters(request, Index)
         self._json(request, self._service.index(asked.ready))
 
     def _load(self, request: Request, target: Target) -> None:
-        asked = self._parameters(request, _Load)
+        asked = self._parameters(request, Load)
         self._later(request, self._service.load(str(target.model), asked.parameters.version))
 
     def _unload(self, request: Request, target: Target) -> None:
-        self._parameters(request, _Unload)
+        self._parameters(request, Unload)
         self._later(request, self._service.unload(str(target.model)))
 
     def _later(self, request: Request, work: Awaitable[None]) -> None:
@@ -272,7 +273,7 @@ class Rest:
     def _memory_register(self, request: Request, target: Target) -> None:
         if self._service.shared_memory is None:
             raise BadRequest(OFF)
-        asked = self._parameters(request, _Register)
+        asked = self._parameters(request, Register)
         name, offset = str(target.region), asked.offset
         self._service.shared_memory.register(name, asked.key, offset=offset, size_bytes=asked.byte_size)
         self._json(request, {})
@@ -314,44 +315,6 @@ CALLS: dict[str, Answer] = {
     "docs": Rest._docs,
 }
 """What answers each call but ``infer``, the hot one."""
-
-
-class _Index(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an index."""
-
-    ready: bool = False
-
-
-class _LoadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What a load takes: which version, to go back to one; a configuration sent along is refused, not dropped."""
-
-    version: str | None = None
-
-
-class _Load(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a load."""
-
-    parameters: _LoadParameters = msgspec.field(default_factory=_LoadParameters)
-
-
-class _UnloadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What Triton's clients always send: here no model depends on another."""
-
-    unload_dependents: bool = False
-
-
-class _Unload(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an unload."""
-
-    parameters: _UnloadParameters = msgspec.field(default_factory=_UnloadParameters)
-
-
-class _Register(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a registration of shared memory."""
-
-    key: str
-    byte_size: int
-    offset: int = 0
 
 
 def fail(request: Request, error: ServeError) -> None:

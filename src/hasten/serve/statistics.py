@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import time
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ _BOUNDS = np.array(BOUNDS_NS, np.int64)
 TOGETHER = 512
 """Requests whose marks are kept until they are added up, all at once: a microsecond each instead of ten."""
 
-Ints = npt.NDArray[np.int64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class Histogram:
@@ -35,7 +36,7 @@ class Histogram:
     __slots__ = ("counts", "total_ns")
 
     def __init__(self) -> None:
-        self.counts = np.zeros(len(BOUNDS_NS) + 1, np.int64)
+        self.counts: Ints = np.zeros(len(BOUNDS_NS) + 1, np.int64)
         self.total_ns = 0
 
     def add(self, ns: Ints) -> None:

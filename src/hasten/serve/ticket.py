@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.phases import PHASES
@@ -34,18 +32,19 @@ class Counts(Protocol):
         """Count the phases of an answer that has gone out, all marks set."""
 
 
-class Marks(msgspec.Struct, eq=False):
+class Marks:
     """The times of one request. ``ns[k]`` is when phase k began; 0: it was not reached."""
 
-    ns: list[int] = msgspec.field(default_factory=lambda: [0] * (len(PHASES) + 1))
-    rows: int = 0
-    """Of the batch that it ran in, padding included; of the last one where it was cut; 0: it did not run."""
-    instance: int = 0
-    """The number of the instance that ran it, from 0."""
-    trace: Trace | None = None
-    """Where it is traced."""
-    counts: Counts | None = None
-    """What counted its answer, and shall count its phases once it is sent."""
+    def __init__(self, ns: list[int] | None = None) -> None:
+        self.ns = [0] * (len(PHASES) + 1) if ns is None else ns
+        self.rows = 0
+        """Of the batch that it ran in, padding included; of the last one where it was cut; 0: it did not run."""
+        self.instance = 0
+        """The number of the instance that ran it, from 0."""
+        self.trace: Trace | None = None
+        """Where it is traced."""
+        self.counts: Counts | None = None
+        """What counted its answer, and shall count its phases once it is sent."""
 
     def phases_ns(self) -> dict[str, int]:
         """Give the length of every phase that ended; one that was skipped (its mark is missing) has length 0."""
