@@ -172,9 +172,11 @@ def test_what_was_refused_once_is_refused_again_without_a_look_for_as_long_as_it
     first = gate.refused(runs, asked(), 0)  # in 3 + 4 + 1 ms, and 6 are allowed
     assert isinstance(first, Overloaded)
     line.batcher.empty()
-    assert gate.shut(8, int(1.9 * MS)) is first
-    assert gate.refused(runs, asked(), int(1.9 * MS)) is first, "nobody looked at the queue"
-    assert gate.shut(9, 0) is first, "nor is who is less urgent let in"
+    again = gate.refused(runs, asked(), int(1.9 * MS))
+    assert isinstance(again, Overloaded), "nobody looked at the queue"
+    assert again is not first, "what one request is told holds on to nothing of another"
+    assert (str(again), again.reason, again.retry_after_s) == (str(first), first.reason, first.retry_after_s)
+    assert gate.shut(9, 0) is not None, "nor is who is less urgent let in"
     assert gate.shut(7, 0) is None, "of who is more urgent nothing is known"
     assert gate.shut(8, 2 * MS) is None, "by now it would be in time"
 
@@ -196,6 +198,48 @@ def test_what_only_a_large_request_was_refused_for_is_not_held_against_a_small_o
     assert gate.refused(runs, asked(rows=8), 0) is not None  # in 2 + 2 + 4 ms
     assert gate.shut(8, 1) is None
     assert gate.refused(runs, asked(), 1) is None  # in 2 + 2 + 1 ms
+
+
+def test_what_one_turn_has_waited_to_be_read_is_not_held_against_the_next() -> None:
+    turns = Turns()
+    turns.watch(Loop())  # type: ignore[arg-type]
+    line: Line = Line(queue(4), lambda: 0)
+    gate = Gate(line, limits=Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=6 * MS), turns=turns)
+    runs = Runs(calls=8, ready=1, free=1 * MS)
+    turns.reads(0)
+    turns.reads(10 * MS)  # the loop was held up between the two
+    assert gate.refused(runs, asked(), 10 * MS) is not None  # in 1 + 2 + 1 ms, after 10
+    assert gate.shut(8, 10 * MS + 1) is not None, "of the same turn"
+    turns.since_ns = 11 * MS
+    assert gate.shut(8, 11 * MS) is None
+
+
+def test_what_comes_to_the_model_only_after_its_steps_shuts_it_for_nobody() -> None:
+    line: Line = Line(queue(8), lambda: 0)
+    gate = Gate(line, limits=Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=6 * MS), turns=Turns())
+    runs = Runs(calls=8, ready=1, free=3 * MS)
+    assert gate.refused(runs, asked(), 1000 * MS, keeps=False) is not None
+    assert gate.shut(8, 0) is None
+
+
+def test_a_wait_that_nobody_saw_counts_for_a_part_of_a_short_objective_at_most() -> None:
+    turns = Turns()
+    turns.watch(Loop())  # type: ignore[arg-type]
+    turns.unseen_ns = 4 * MS
+    line: Line = Line(queue(4), lambda: 0)
+    runs = Runs(calls=8, ready=1, free=1 * MS)
+    turns.reads(100 * MS)
+    for limit_ms, refused in ((4.0, True), (5.4, False), (7.9, False)):  # in 1 + 2 + 1 ms, and a quarter at most
+        limits = Limits(rows=99, n_bytes=1 << 20, concurrency=99, wait_ns=int(limit_ms * MS))
+        gate = Gate(line, limits=limits, turns=turns)
+        assert (gate.refused(runs, asked(), 100 * MS) is not None) == refused
+
+
+class Loop:
+    """One whose turn does not end."""
+
+    def call_soon(self, function: object) -> None:
+        """It is called later."""
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hasten import registry
 from hasten.deployment import Serving
-from hasten.errors import ModelNotReady
+from hasten.errors import DeadlineExceeded, ModelNotReady
 from hasten.protocol.messages import InferResponse
 from hasten.serve.bursts import SLICE_NS, Bursts, thread_yields
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
+from hasten.serve.step_threads import StepThreads
 from hasten.serve.turns import Turns
 from serve import faulty
 from serve.bundles import bundle, request, rows, run
@@ -42,13 +43,18 @@ def yielding(told: list[bool], *, works: bool = True) -> Callable[[bool], bool]:
     return yields
 
 
+def as_usual() -> None:
+    """Whoever runs the tests may have given them another policy."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        pytest.skip("this sandbox forbids to set a policy")
+
+
 def in_a_thread(work: Callable[[], object]) -> object:
     """What a policy is set for must not be the thread that the tests run in."""
-    found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result()
 
 
 def test_the_thread_yields_from_the_first_model_that_is_behind_to_the_last_that_catches_up() -> None:
@@ -79,6 +85,7 @@ def test_a_thread_yields_and_then_no_more_and_those_that_it_starts_never_do() ->
         return os.sched_getscheduler(0)
 
     def work() -> list[object]:
+        as_usual()
         bursts = Bursts(Turns(), thread_yields())
         found: list[object] = []
         bursts.begin()
@@ -97,6 +104,21 @@ def test_a_thread_yields_and_then_no_more_and_those_that_it_starts_never_do() ->
 
 
 @batch_only
+def test_a_thread_for_steps_that_is_started_while_a_model_is_behind_is_scheduled_as_usual() -> None:
+    def work() -> int:
+        as_usual()
+        bursts = Bursts(Turns(), thread_yields())
+        bursts.begin()
+        threads, found = StepThreads("net", 1, starting=bursts.paused), Future[int]()
+        threads.put(lambda: found.set_result(os.sched_getscheduler(0)))
+        scheduled = found.result(60)
+        threads.close()
+        return scheduled
+
+    assert in_a_thread(work) == os.SCHED_OTHER
+
+
+@batch_only
 def test_a_policy_that_somebody_else_has_set_is_left_as_it_is() -> None:
     def work() -> tuple[bool, int]:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -107,15 +129,26 @@ def test_a_policy_that_somebody_else_has_set_is_left_as_it_is() -> None:
 
 @batch_only
 def test_a_sandbox_that_forbids_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
     def forbidden(*_: object) -> None:
+        asked.append(1)
         raise PermissionError(1, "not permitted")
 
-    yields = thread_yields()
-    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
-    assert yields(True) is False
+    def work() -> tuple[bool, bool]:
+        as_usual()
+        yields = thread_yields()
+        with monkeypatch.context() as sandbox:
+            sandbox.setattr(os, "sched_setscheduler", forbidden)
+            first = yields(True)
+            sandbox.setattr(os, "sched_getscheduler", forbidden)
+            return first, thread_yields()(True)
+
+    assert in_a_thread(work) == (False, False)
+    assert len(asked) == 2
 
 
-@pytest.mark.parametrize("ends", ["answered", "stopped"])
+@pytest.mark.parametrize("ends", ["answered", "stopped", "expired"])
 def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, ends: str) -> None:
     told: list[bool] = []
     path = bundle(tmp_path / "net", engine="faulty", batch=4, serving=Serving(instances=1))
@@ -128,10 +161,11 @@ def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, 
         hangs[0, 0] = HANGS
         hung = asyncio.create_task(service.infer(request(hangs)))
         await asyncio.to_thread(faulty.hanging.wait)
-        waiting = [asyncio.create_task(service.infer(request(rows(1)))) for _ in range(largest)]
+        terms = {"timeout_us": 100_000} if ends == "expired" else {}
+        waiting = [asyncio.create_task(service.infer(request(rows(1), **terms))) for _ in range(largest)]
         await asyncio.sleep(0)
         assert told == [], "the next batch takes them all"
-        waiting.append(asyncio.create_task(service.infer(request(rows(1)))))
+        waiting.append(asyncio.create_task(service.infer(request(rows(1), **terms))))
         await asyncio.sleep(0)
         assert told == [True]
         if ends == "stopped":
@@ -141,13 +175,17 @@ def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, 
             assert told == [True, False], "one that is gone is not behind"
             faulty.release.set()
             await stopping
-        else:
-            faulty.release.set()
+        elif ends == "expired":
+            for late in waiting:
+                with pytest.raises(DeadlineExceeded):
+                    await late
+            assert told == [True, False], "nothing waits, though its instance hangs"
+        faulty.release.set()
         outcomes = await asyncio.gather(hung, *waiting, return_exceptions=True)
         if ends == "answered":
             assert all(isinstance(outcome, InferResponse) for outcome in outcomes)
             assert told == [True, False]
-            await service.stop()
+        await service.stop()
         assert told == [True, False]
 
     run(work())

@@ -19,6 +19,7 @@ from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFault, TooLarge, Unsupported
 from hasten.protocol.messages import InferResponse
 from hasten.serve import child, gate
+from hasten.serve.batching import NEVER
 from hasten.serve.child import ChildRunner, part_bytes
 from hasten.serve.pool import Pool
 from hasten.serve.reading import read_bundle
@@ -355,6 +356,24 @@ def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_ha
         faulty.release.set()
         await asyncio.gather(hung, waits)
         inside.setattr(Pool, "free_ns", lambda pool, now_ns: 0)
+        assert isinstance(await service.infer(request(rows(1))), InferResponse)
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process", "auto"])
+def test_once_something_was_answered_nobody_is_refused_for_what_was_before(tmp_path: Path, isolation: str) -> None:
+    """Wherever runs are done: ``auto`` is the event loop's thread here."""
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation=isolation, objective_ms=10_000))
+
+    async def work() -> None:
+        service = await started(path)
+        shut = gate.Shut("full", 1.0, 1, NEVER, 0, 0)
+        service.models()[0].pool.gate._shut = shut
+        with pytest.raises(Overloaded, match="full"):
+            await service.infer(request(rows(1)))
+        assert isinstance(await service.infer(request(rows(1), timeout_us=10_000_000)), InferResponse)
         assert isinstance(await service.infer(request(rows(1))), InferResponse)
         await service.stop()
 

@@ -70,11 +70,15 @@ def test_where_the_loop_may_have_waited_for_its_core_what_is_read_may_have_waite
     loop.turn()  # it sleeps
     turns.unseen_ns = 50
     turns.reads(900)
-    assert turns.waited_ns(910) == 60
+    assert (turns.waited_ns(910), turns.maybe_ns) == (10, 50)
     loop.turn()
+    assert turns.maybe_ns == 0, "the turn is over"
     loop.turn()
     turns.reads(930)
-    assert turns.waited_ns(930) == 30, "it was awake at 900"
+    assert (turns.waited_ns(930), turns.maybe_ns) == (0, 30), "it was awake at 900"
+    loop.turn()
+    turns.reads(940)
+    assert (turns.waited_ns(940), turns.maybe_ns) == (10, 0), "it has not slept"
 
 
 def test_outside_of_a_turn_nothing_is_said() -> None:

@@ -21,6 +21,7 @@ from hasten.measure.worker import open_isolated
 from hasten.plan import Inputs, Part, Plan, run_plan_isolated
 from hasten.report import format as fmt
 from hasten.search.task import runs_in
+from hasten.serve.compiled import is_compiled
 from hasten.store import Store
 from hasten.testing.models import mlp, random_samples, stored
 
@@ -146,9 +147,10 @@ def _threads() -> list[Finding]:
 
 
 def _server() -> Finding:
-    """Say whether the server can be started, and what it is made of; it is imported only here, by who has its extra."""
+    """Say whether the server can be started, and what it is made of; what it needs is an extra."""
     try:
-        compiled = importlib.import_module("hasten.serve.compiled").is_compiled()
+        importlib.import_module("hasten.serve.app")
+        compiled = is_compiled()
     except ImportError as error:
         fix = "pip install 'hasten[serve]'"
         return Finding(kind="server", name="serve", works=False, says=f"{error.name or error} is not here", fix=fix)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hasten.serve import http1_connection
+from hasten.serve import batching
 
 
 def is_compiled() -> bool:
     """Say whether this installation's server is machine code, and not run by the interpreter."""
-    return not str(http1_connection.__file__).endswith(".py")
+    return not str(batching.__file__).endswith(".py")

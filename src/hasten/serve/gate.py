@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from hasten.errors import ServeError
+from hasten.errors import Overloaded, ServeError
 from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, queued_ns, refusal
 from hasten.serve.batching import NEVER, Batcher
 from hasten.serve.call import Call, Piece
 from hasten.serve.runner import Clock
 from hasten.serve.turns import Turns
+
+UNSEEN_SHARE = 4
+"""One in so many parts of a limit is what a request counts at most for a wait that nobody saw."""
 
 
 class Runs(Protocol):
@@ -37,6 +40,28 @@ class Queue(Protocol):
     clock_ns: Clock
 
 
+class Shut:
+    """What was said to the last that was refused for its wait: others would be told the same for a while.
+
+    It holds for those of its ``priority`` and less urgent ones: until ``until_ns`` for any, and until ``turn_until_ns``
+    for those that were read in the same turn of the loop, and have waited as long to be.
+    """
+
+    def __init__(
+        self, text: str, retry_s: float, priority: int, until_ns: int, turn_ns: int, turn_until_ns: int
+    ) -> None:
+        self.text = text
+        self.retry_s = retry_s
+        self.priority = priority
+        self.until_ns = until_ns
+        self.turn_ns = turn_ns
+        self.turn_until_ns = turn_until_ns
+
+    def error(self) -> Overloaded:
+        """Say it once more. One that is raised belongs to one request: it holds on to what it passed."""
+        return Overloaded(self.text, reason="predicted_wait", retry_after_s=self.retry_s)
+
+
 class Gate:
     """Asked for each request; told of each answer. On the event loop's thread alone.
 
@@ -48,11 +73,7 @@ class Gate:
         self._line = line
         self._limits = limits
         self._turns = turns
-        self._shut: ServeError | None = None
-        """What was said to the last that was refused for its wait: others would be told the same for a while."""
-        self._shut_until_ns = 0
-        self._shut_from = 0
-        """The priority that was refused: those that are not more urgent are, too."""
+        self._shut: Shut | None = None
 
     def admit(self, runs: Runs, call: Call, n_bytes: int, deadline_ns: int, now_ns: int) -> ServeError | None:
         """Say why a call, whose rows are counted and not divided yet, may not come in, or None."""
@@ -69,9 +90,7 @@ class Gate:
             free_ns = runs.free_ns(now_ns)
             expected_ns = free_ns + queued_ns(batcher, rows, call.priority, runs.ready)
         wait_ns = int(expected_ns * self.margin.factor)
-        in_time = now_ns + wait_ns < deadline_ns and (
-            limit_ns is None or self._turns.waited_ns(now_ns) + wait_ns <= limit_ns
-        )
+        in_time = now_ns + wait_ns < deadline_ns and (limit_ns is None or self._waited_ns(now_ns) + wait_ns <= limit_ns)
         if not (roomy and in_time):  # what exactly is in the way, if anything
             asked = Asked(rows=rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
             refused, expected_ns = self._judge(runs, asked, now_ns)
@@ -79,27 +98,45 @@ class Gate:
             call.expected_ns, call.admitted_ns = expected_ns, now_ns
         return refused
 
-    def refused(self, runs: Runs, asked: Asked, now_ns: int) -> ServeError | None:
-        """Say why what is asked for may not come in, or None."""
-        return self.shut(asked.priority, now_ns) or self._judge(runs, asked, now_ns)[0]
+    def refused(self, runs: Runs, asked: Asked, now_ns: int, *, keeps: bool = True) -> ServeError | None:
+        """Say why what is asked for may not come in, or None.
+
+        ``keeps``: it would come in now, so that what it is told may be told to others.
+        """
+        return self.shut(asked.priority, now_ns) or self._judge(runs, asked, now_ns, keeps=keeps)[0]
 
     def shut(self, priority: int, now_ns: int) -> ServeError | None:
         """Say why nobody of this priority or a less urgent one may come in now, where that is known from the last.
 
         Without a look at the queue: where every third request is refused, that must cost next to nothing.
         """
-        return self._shut if now_ns < self._shut_until_ns and priority >= self._shut_from else None
+        shut = self._shut
+        if shut is None or priority < shut.priority:
+            return None
+        if now_ns < shut.until_ns or (now_ns < shut.turn_until_ns and self._turns.since_ns == shut.turn_ns):
+            return shut.error()
+        return None
 
     def open(self) -> None:
         """Something has ended, or left: who was refused before may come in now."""
-        self._shut, self._shut_until_ns = None, 0
+        self._shut = None
+
+    def _waited_ns(self, now_ns: int) -> int:
+        """Say how long a request may have waited to be read.
+
+        What it may have waited while the loop's thread yielded counts for a part of a short limit at most: it waited
+        for nothing where a core was idle, and nobody knows.
+        """
+        turns, limit_ns = self._turns, self._limits.wait_ns
+        seen_ns, unseen_ns = turns.waited_ns(now_ns), turns.maybe_ns
+        return seen_ns + (unseen_ns if limit_ns is None else min(unseen_ns, limit_ns // UNSEEN_SHARE))
 
     def answered(self, call: Call) -> None:
         """Take in how long an answer took, where it was predicted; told of each piece, it hears of the last."""
         if call.expected_ns and call.over:
             self.margin.learn(self._line.clock_ns() - call.admitted_ns, call.expected_ns)
 
-    def _judge(self, runs: Runs, asked: Asked, now_ns: int) -> tuple[ServeError | None, int]:
+    def _judge(self, runs: Runs, asked: Asked, now_ns: int, *, keeps: bool = True) -> tuple[ServeError | None, int]:
         """Give what ``refused`` does, and the time to the answer as predicted."""
         batcher = self._line.batcher
         with self._line.lock:
@@ -112,16 +149,22 @@ class Gate:
                 inside=inside,
                 now_ns=now_ns,
                 wait_ns=int(expected_ns * self.margin.factor),
-                waited_ns=self._turns.waited_ns(now_ns),
+                waited_ns=self._waited_ns(now_ns),
             )
-            if refused is not None and refused.reason == "predicted_wait":
+            if keeps and isinstance(refused, Overloaded) and refused.reason == "predicted_wait":
                 self._shut_for(asked.priority, inside, now_ns, refused)
         return refused, expected_ns
 
-    def _shut_for(self, priority: int, inside: Inside, now_ns: int, refused: ServeError) -> None:
+    def _shut_for(self, priority: int, inside: Inside, now_ns: int, refused: Overloaded) -> None:
         """Keep a refusal for as long as a single row would be refused too, if nothing ended meanwhile."""
         queued = queued_ns(self._line.batcher, 1, priority, inside.instances)
-        factor, limit_ns = self.margin.factor, self._limits.wait_ns or 0
-        over_ns = int((inside.free_ns + queued) * factor) + self._turns.waited_ns(now_ns) - limit_ns
-        self._shut, self._shut_from = refused, priority
-        self._shut_until_ns = now_ns + int(over_ns / factor)
+        factor, turns = self.margin.factor, self._turns
+        over_ns = int((inside.free_ns + queued) * factor) - (self._limits.wait_ns or 0)
+        self._shut = Shut(
+            str(refused),
+            refused.retry_after_s,
+            priority,
+            now_ns + int(over_ns / factor),
+            turns.since_ns,
+            now_ns + int((over_ns + self._waited_ns(now_ns)) / factor),
+        )

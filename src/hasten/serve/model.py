@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from hasten.artifact import Json
 from hasten.deployment import Deployment
@@ -129,7 +130,7 @@ class Model:
         refused = self.pool.refused(asked, self._around.clock_ns())
         if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
-            raise refused.with_traceback(None)  # the gate may keep it: it must not hold on to who was told before
+            raise refused
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""
@@ -346,7 +347,7 @@ class Model:
             enter=self._enter,
             left=self.pool.ended,
             answer=lambda call, outcome: self._answer(call, outcome, kinds),
-            refused=self.pool.refused,
+            refused=partial(self.pool.refused, keeps=False),  # it comes to the model after its steps
             time_ns=self._time_ns,
         )
         model = Served(name=self.name, version=self.version, serving=self.read.deployment.serving)

@@ -109,7 +109,7 @@ class Piping:
     def __init__(
         self, model: Served, pipeline: Pipeline, *, intake: Intake, stations: Stations, around: Surroundings
     ) -> None:
-        self.threads = StepThreads(model.name, max(1, around.cores))
+        self.threads = StepThreads(model.name, max(1, around.cores), starting=around.bursts.paused)
         self._model = model
         self._pipeline = pipeline
         self._outer = Intake(pipeline.signature, ROWS, as_bytes=True)

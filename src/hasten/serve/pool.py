@@ -141,9 +141,9 @@ class Pool:
             return ModelNotReady(f"no worker of model {self.work.name!r} is ready; one is tried again")
         return self.gate.admit(self, call, n_bytes, deadline_ns, now_ns)
 
-    def refused(self, asked: Asked, now_ns: int) -> ServeError | None:
-        """Say why what is asked for may not come in, or None."""
-        return self.gate.refused(self, asked, now_ns)
+    def refused(self, asked: Asked, now_ns: int, *, keeps: bool = True) -> ServeError | None:
+        """Say why what is asked for may not come in, or None; see ``Gate.refused``."""
+        return self.gate.refused(self, asked, now_ns, keeps=keeps)
 
     def submit(self, call: Call, now_ns: int) -> None:
         """Let a call that was admitted wait for its run."""
@@ -223,6 +223,8 @@ class Pool:
                 self._abandon(instance)
             else:
                 again_ns = min(again_ns, instance.began_ns + self.work.run_limit_ns, *_deadlines(instance, now_ns))
+        if late:
+            self._eased()
         for piece in late:
             piece.call.fail(DeadlineExceeded("its time was over before it was answered; give it a longer timeout"))
         if self.calls:
@@ -260,10 +262,10 @@ class Pool:
         return free_ns
 
     def _withdraw(self, call: Call) -> None:
-        self.gate.open()
         with self.line.lock:
             for piece in call.pieces:
                 self.line.batcher.remove(piece)
+        self._eased()
 
     def _start_one(self, opened: asyncio.Future[Warm] | None = None) -> None:
         work = self.work
@@ -325,7 +327,7 @@ class Pool:
             case Ran():
                 self._ran(instance, news)
             case Dropped():
-                self.gate.open()
+                self._eased()
                 for piece in news.pieces:
                     piece.call.fail(
                         DeadlineExceeded("its time would be over before it could be answered; it was not run")
@@ -341,8 +343,11 @@ class Pool:
             self._answer(instance, ran)
         finally:
             self._cork.release()
+
+    def _eased(self) -> None:
+        """Something has ended, or has left the queue: who was refused may come in, and what was behind may not be."""
         self.gate.open()
-        if self.line.batcher.rows <= self.line.batcher.costs.largest:
+        if self._behind and self.line.batcher.rows <= self.line.batcher.costs.largest:
             self._catch_up()
 
     def _catch_up(self) -> None:
@@ -381,6 +386,7 @@ class Pool:
                     call.fail(ServerFault(why))
         if ours:
             self._seen.ran(ran)
+        self._eased()
 
     def _parts(self, outputs: Outputs, ran: Ran) -> Sequence[Outputs] | ServerFault:
         """Give each piece its outputs, or why that cannot be."""
@@ -446,6 +452,8 @@ class Pool:
         """Fail what has waited since before a time: nobody hangs on workers that do not come back."""
         with self.line.lock:
             left = self.line.batcher.arrived_before(before_ns)
+        if left:
+            self._eased()
         for piece in left:
             piece.call.fail(ModelNotReady(why))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 Job = Callable[[], None]
 """It raises nothing."""
@@ -29,11 +30,15 @@ class StepThreads:
     """A bounded number of threads, begun by the first jobs; any thread may ``put``, ``withdraw`` and ``close``.
 
     Decoding an image, resizing it and tokenising release the interpreter's lock, so threads scale there. A job after
-    the model is put with ``FIRST``: its request holds memory, and its client waits longest.
+    the model is put with ``FIRST``: its request holds memory, and its client waits longest. Each is started within
+    ``starting``.
     """
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(
+        self, name: str, count: int, *, starting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self.count = count
+        self._starting = starting
         self._name = name
         self._heap: list[tuple[Rank, int, Turn]] = []
         self._arrivals = 0
@@ -99,7 +104,8 @@ class StepThreads:
 
     def _start(self) -> None:
         self._alive += 1
-        threading.Thread(target=self._main, name=f"hasten steps {self._name}", daemon=True).start()
+        with self._starting():
+            threading.Thread(target=self._main, name=f"hasten steps {self._name}", daemon=True).start()
 
     def _main(self) -> None:
         while True:

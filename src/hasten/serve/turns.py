@@ -14,7 +14,7 @@ import asyncio
 class Turns:
     """The turns in which sockets are read. On the event loop's thread alone; it costs nothing until ``watch``."""
 
-    __slots__ = ("_began_ns", "_busy", "_loop", "_since_ns", "_within", "unseen_ns")
+    __slots__ = ("_began_ns", "_busy", "_loop", "_within", "maybe_ns", "since_ns", "unseen_ns")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -23,7 +23,10 @@ class Turns:
         self._busy = False
         """The loop has not slept since the turn before."""
         self._began_ns = 0
-        self._since_ns = 0
+        self.since_ns = 0
+        """Since when what is read in this turn may have waited; it names the turn."""
+        self.maybe_ns = 0
+        """What it may have waited before that, for all that is known: the loop may have waited for a core."""
         self.unseen_ns = 0
         """How long at most the loop may have waited for a core since it was woken (``bursts``)."""
 
@@ -36,17 +39,19 @@ class Turns:
         if self._within or self._loop is None:
             return
         self._within = True
-        self._since_ns = self._began_ns if self._busy else max(self._began_ns, now_ns - self.unseen_ns)
+        self.since_ns = self._began_ns if self._busy else now_ns
+        self.maybe_ns = 0 if self._busy else min(self.unseen_ns, now_ns - self._began_ns)
         self._began_ns = now_ns
         self._loop.call_soon(self._over)
 
     def waited_ns(self, now_ns: int) -> int:
         """Say how long at most a request that was read in this turn has waited to be; 0 outside of one."""
-        return now_ns - self._since_ns if self._within else 0
+        return now_ns - self.since_ns if self._within else 0
 
     def _over(self) -> None:
         """Every socket of the turn was read. The loop does not sleep while something is to be called."""
         self._within, self._busy = False, True
+        self.maybe_ns = 0
         if self._loop is not None:
             self._loop.call_soon(self._look)
 
