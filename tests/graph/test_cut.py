@@ -140,6 +140,13 @@ def _as_large_as(net: Builder, h: str) -> str:
     return net.add("Concat", h, up, axis=1)
 
 
+@pytest.mark.parametrize("first", [1, 2, 8])
+@pytest.mark.parametrize("small", [1, 7, 8])
+def test_what_is_made_as_large_as_another_keeps_its_own_channels(first: int, small: int) -> None:
+    model = between(_as_large_as, reads=16, sides=8)
+    check(model, {"first": [*range(first)], "conv_1": [*range(small)]})
+
+
 MIDDLES: dict[str, tuple[Middle, int, int]] = {
     "halved": (_halved, 8, 8),
     "as large as another": (_as_large_as, 16, 8),

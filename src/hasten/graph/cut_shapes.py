@@ -50,11 +50,26 @@ def repair_shapes(model: onnx.ModelProto, shrunk: Shrunk) -> None:
     edit = Edit(Graph(model))
     for node in edit.graph.nodes:
         repair = _REPAIRS.get(node.op_type) if is_standard(node) else None
-        if repair is not None and shrunk.touches(node.input[0], *(name for name in node.output if name)):
+        named = (node.input[0], *(name for name in node.output if name)) if repair is not None else ()
+        if repair is not None and (shrunk.touches(*named) or _sized_by_cut(edit.graph, shrunk, node)):
             changed = repair(edit, shrunk, node)
             if changed is not None:
                 edit.replace(node, changed)
     edit.commit()
+
+
+def _sized_by_cut(graph: Graph, shrunk: Shrunk, node: onnx.NodeProto) -> bool:
+    """Tell whether a Resize computes its sizes from a tensor that is cut, whether or not what it resizes is."""
+    left = [*node.input[3:4]] if node.op_type == "Resize" else []
+    seen: set[str] = set()
+    while left:
+        name = left.pop()
+        if shrunk.touches(name):
+            return True
+        if name in graph.producers and name not in seen:
+            left += graph.producers[name].input
+        seen.add(name)
+    return False
 
 
 def _groups(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto | None:
@@ -165,7 +180,8 @@ def _resize(edit: Edit, shrunk: Shrunk, node: onnx.NodeProto) -> onnx.NodeProto 
     axes = list(attribute(node, "axes") or range(len(shape)))
     sizes = edit.graph.constant(node.input[3])
     if sizes is None:
-        mask = [not kept[axis].all() for axis in axes]
+        labels = shrunk.channels.labels[node.output[0]]  # units have one each; the places of another axis share one
+        mask = [len(set(labels[axis].tolist())) > 1 for axis in axes]
         return _replaced(edit, node, 3, mask, [shape[axis] for axis in axes]) if any(mask) else None
     if not sizes.size:
         return None
