@@ -42,8 +42,10 @@ SERVERS = HERE.parent / "load" / "servers.py"
 
 
 @contextlib.contextmanager
-def started(words: list[str]):
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def started(words: list[str], *, own: bool = True):
+    """Start a server; one of another environment takes nothing of this one's path."""
+    env = {key: value for key, value in os.environ.items() if own or key != "PYTHONPATH"}
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -87,7 +89,8 @@ def main() -> None:
         (folder / "body").write_bytes(bytes(256))
         serve = [asked.python, "-m", "hasten", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
         null = [sys.executable, str(SERVERS), "null", "--core", str(core)]
-        with started(["taskset", "-c", str(core), *serve]) as told, started(null) as port:
+        own = asked.python == sys.executable
+        with started(["taskset", "-c", str(core), *serve], own=own) as told, started(null) as port:
             os.sched_setaffinity(0, {0})
             ours = Target(url=json.loads(told)["http"], model="mlp")
             bare = Target(url=f"http://127.0.0.1:{port}", protocol="http")
