@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+import signal
+import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from hasten import registry
 from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded, ModelNotReady
 from hasten.protocol.messages import InferResponse
-from hasten.serve.bursts import SLICE_NS, Bursts, thread_yields
+from hasten.serve.app import Listening, Open, serve
+from hasten.serve.bursts import SLICE_NS, Bursts, never, thread_yields
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.step_threads import StepThreads
@@ -22,17 +24,9 @@ from hasten.serve.turns import Turns
 from serve import faulty
 from serve.bundles import bundle, request, rows, run
 from serve.faulty import HANGS
+from serve.served import served
 
 batch_only = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
-
-
-@pytest.fixture(autouse=True)
-def _faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(registry._registered["engine"], "faulty", faulty.ENTRY)
-    faulty.release.clear()
-    faulty.hanging.clear()
-    yield
-    faulty.release.set()
 
 
 def yielding(told: list[bool], *, works: bool = True) -> Callable[[bool], bool]:
@@ -77,6 +71,40 @@ def test_where_the_system_forbids_it_nothing_is_assumed_to_have_waited() -> None
     assert turns.unseen_ns == 0
     bursts.end()
     assert told == [True], "nothing was changed, and nothing is changed back"
+
+
+def test_an_instance_is_started_as_usual_while_a_model_is_behind(tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    async def work() -> None:
+        service = Service(open_repository(bundle(tmp_path / "net")), yields=yielding(told))
+        await service.start()
+        assert service._around is not None
+        service._around.bursts.begin()
+        service.models()[0].pool._start_one()
+        assert told == [True, False, True]
+        await service.stop()
+
+    run(work())
+
+
+@batch_only
+def test_a_server_with_a_process_of_its_own_yields_and_one_within_another_program_does_not(tmp_path: Path) -> None:
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        pytest.skip("whoever runs the tests has given them another policy, which is left as it is")
+    path, seen = bundle(tmp_path / "net"), []
+    listening = Listening(port=0, grpc_port=None, drain_s=0.0)
+
+    def look(opened: Open) -> None:
+        seen.append(opened.service._yields)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before_s = sys.getswitchinterval()
+    assert serve(path, listening, look)
+    sys.setswitchinterval(before_s)
+    with served(path, listening) as opened:
+        seen.append(opened.service._yields)
+    assert [yields is never for yields in seen] == [False, True]
 
 
 @batch_only
@@ -149,6 +177,7 @@ def test_a_sandbox_that_forbids_it_is_no_failure(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("ends", ["answered", "stopped", "expired"])
+@pytest.mark.usefixtures("faulty_engine")
 def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, ends: str) -> None:
     told: list[bool] = []
     path = bundle(tmp_path / "net", engine="faulty", batch=4, serving=Serving(instances=1))

@@ -23,7 +23,6 @@ import tritonclient.grpc.aio as over_grpc_aio
 import tritonclient.http.aio as over_http_aio
 from tritonclient.utils import InferenceServerException
 
-from hasten import registry
 from hasten.deployment import Serving
 from hasten.serve.app import Listening, Open
 from serve import faulty
@@ -34,12 +33,9 @@ from serve.served import call, infer_body, served
 
 @pytest.fixture(params=["fast", "library"])
 def busy(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, faulty_engine: None
 ) -> Iterator[tuple[Open, threading.Thread]]:
     """A server whose only worker is in a run that ends when it is told to: what comes now, waits."""
-    monkeypatch.setitem(registry._registered["engine"], "faulty", faulty.ENTRY)
-    faulty.release.clear()
-    faulty.hanging.clear()
     serving = Serving(instances=1, isolation="thread")
     path = bundle(tmp_path / "models" / "net", engine="faulty", serving=serving)
     x = rows(1)

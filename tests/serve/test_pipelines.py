@@ -28,6 +28,7 @@ from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.samples.preprocess import Preprocess
 from hasten.serve.model import Model
 from hasten.serve.piping import Piping
+from hasten.serve.pool import Pool
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
@@ -40,6 +41,7 @@ from hasten.testing.models import convnet
 from serve.bundles import bundle, instances_left, request, rows, run
 from serve.photos import BEST, CLASSES, NORMALISE, POST, PRE, SIZE, asking, photo
 
+LEAST_URGENT = 1000
 PREPROCESS = Preprocess(resize=(SIZE, SIZE), mean=(0.5,), std=(0.25,))
 
 
@@ -491,6 +493,42 @@ def test_a_request_whose_steps_are_at_work_is_over_at_its_deadline(tmp_path: Pat
             late = submitted(service, half(1, timeout_us=100_000))
             assert isinstance(await late, DeadlineExceeded)
             assert not (tmp_path / "go").exists()
+
+    run(work())
+
+
+def test_a_request_that_comes_to_its_model_too_late_is_not_held_against_those_that_come_to_it_now(
+    tmp_path: Path, inside: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path / "net", serving=Serving(instances=1, objective_ms=500))
+
+    async def work() -> None:
+        service = await started(path)
+        inside.setattr(Pool, "free_ns", lambda pool, now_ns: 10**9)
+        with pytest.raises(Overloaded) as refused:
+            await service.infer(asking(photo(0)))
+        assert refused.value.reason == "predicted_wait"
+        gate = service.models()[0].pool.gate
+        assert gate.shut(LEAST_URGENT, service._clock_ns()) is None
+        await service.stop()
+
+    run(work())
+
+
+def test_threads_for_steps_are_started_as_usual_while_a_model_is_behind(tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    def yields(on: bool) -> bool:
+        told.append(on)
+        return True
+
+    async def work() -> None:
+        service = await started(made(tmp_path / "net"), yields=yields)
+        assert service._around is not None
+        service._around.bursts.begin()
+        await service.infer(asking(photo(0)))
+        assert told == [True, False, True]
+        await service.stop()
 
     run(work())
 

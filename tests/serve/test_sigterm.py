@@ -19,7 +19,6 @@ import pytest
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
-from hasten import registry
 from hasten.deployment import Serving
 from hasten.serve.app import Listening, Open, serve
 from hasten.testing.models import mlp
@@ -33,14 +32,9 @@ QUICK = Serving(instances=1, isolation="thread")
 
 
 @pytest.fixture(autouse=True)
-def _faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(registry._registered["engine"], "faulty", faulty.ENTRY)
+def _as_before(faulty_engine: None) -> Iterator[None]:
     before_s = sys.getswitchinterval()
-    for event in (faulty.release, faulty.hanging, faulty.opening):
-        event.clear()
     yield
-    faulty.release.set()
-    faulty.may_open.set()
     sys.setswitchinterval(before_s)
 
 

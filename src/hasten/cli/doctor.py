@@ -150,11 +150,10 @@ def _server() -> Finding:
     """Say whether the server can be started, and what it is made of; what it needs is an extra."""
     try:
         importlib.import_module("hasten.serve.app")
-        compiled = is_compiled()
     except ImportError as error:
         fix = "pip install 'hasten[serve]'"
         return Finding(kind="server", name="serve", works=False, says=f"{error.name or error} is not here", fix=fix)
-    says = "machine code" if compiled else "run by the interpreter; machine code is faster (docs/how-to/compile.md)"
+    says = "machine code" if is_compiled() else "run by the interpreter; compiled it is faster (docs/how-to/compile.md)"
     return Finding(kind="server", name="serve", works=True, says=says)
 
 

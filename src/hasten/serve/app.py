@@ -25,7 +25,7 @@ import uvloop
 
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
-from hasten.serve.bursts import thread_yields
+from hasten.serve.bursts import never, thread_yields
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
 from hasten.serve.limits import Limits
@@ -205,7 +205,7 @@ def _service(path: Path, listening: Listening, *, own_process: bool) -> Service:
         shared_memory=memory,
         traces=_traces(listening),
         gone=gc.collect if own_process else lambda: None,
-        yields=thread_yields() if own_process else lambda on: False,
+        yields=thread_yields() if own_process else never,
     )
 
 

@@ -26,10 +26,15 @@ Yields = Callable[[bool], bool]
 """Let a thread yield to others, or not any more; False where the system does not."""
 
 
+def never(on: bool) -> bool:
+    """Yield to nobody."""
+    return False
+
+
 class Bursts:
     """Told by models when they are behind, and when not any more. On the event loop's thread alone."""
 
-    def __init__(self, turns: Turns, yields: Yields = lambda on: False) -> None:
+    def __init__(self, turns: Turns, yields: Yields = never) -> None:
         self._turns = turns
         self._yields = yields
         self._behind = 0
@@ -63,13 +68,13 @@ class Bursts:
 def thread_yields() -> Yields:
     """Make what lets the calling thread yield. A policy that somebody else has set is left as it is."""
     if not hasattr(os, "SCHED_BATCH"):
-        return lambda on: False
+        return never
     thread, usual = threading.get_native_id(), os.SCHED_OTHER
     try:
         if os.sched_getscheduler(thread) != usual:
-            return lambda on: False
+            return never
     except OSError:  # a sandbox may forbid to ask
-        return lambda on: False
+        return never
 
     def yields(on: bool) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Protocol
 
 from hasten.errors import Overloaded, ServeError
@@ -40,6 +41,7 @@ class Queue(Protocol):
     clock_ns: Clock
 
 
+@dataclass(frozen=True)
 class Shut:
     """What was said to the last that was refused for its wait: others would be told the same for a while.
 
@@ -47,15 +49,12 @@ class Shut:
     for those that were read in the same turn of the loop, and have waited as long to be.
     """
 
-    def __init__(
-        self, text: str, retry_s: float, priority: int, until_ns: int, turn_ns: int, turn_until_ns: int
-    ) -> None:
-        self.text = text
-        self.retry_s = retry_s
-        self.priority = priority
-        self.until_ns = until_ns
-        self.turn_ns = turn_ns
-        self.turn_until_ns = turn_until_ns
+    text: str
+    retry_s: float
+    priority: int
+    until_ns: int
+    turn_ns: int
+    turn_until_ns: int
 
     def error(self) -> Overloaded:
         """Say it once more. One that is raised belongs to one request: it holds on to what it passed."""

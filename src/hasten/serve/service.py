@@ -16,7 +16,7 @@ from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
-from hasten.serve.bursts import Bursts, Yields
+from hasten.serve.bursts import Bursts, Yields, never
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.pace import Pace
@@ -80,7 +80,7 @@ class Service:
         traces: Traces | None = None,
         offline: bool = False,
         gone: Callable[[], object] = lambda: None,
-        yields: Yields = lambda on: False,
+        yields: Yields = never,
     ) -> None:
         self.repository = repository
         self.shared_memory = shared_memory
