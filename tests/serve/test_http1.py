@@ -18,7 +18,7 @@ pytest.importorskip("uvloop", reason="needs the extra serve")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.serve.http1 import SCRATCH_BYTES
+from hasten.serve.http1_connection import SCRATCH_BYTES
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
 from serve.wire import run, wire

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Code, frame
-from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
 from hasten.serve.http2_connection import CONNECTION_WINDOW, CONTINUATIONS, STREAMS, Route
 from hasten.serve.http2_guards import CREDIT, HeaderBlocks
 from hasten.serve.http2_messages import DEADLINE_EXCEEDED, LARGEST_STREAMED_BYTES
 from hasten.serve.http2_stream import MOST_UNREAD_BYTES, RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
+from hasten.serve.wheel import TICK_S
 from serve.wire import Clock, run, within
 
 LIMITS = Limits(body_bytes=40_000_000, header_bytes=4096)

@@ -516,18 +516,18 @@ def test_a_request_that_comes_to_its_model_too_late_is_not_held_against_those_th
 
 
 def test_threads_for_steps_are_started_as_usual_while_a_model_is_behind(tmp_path: Path) -> None:
-    told: list[bool] = []
+    told: list[int] = []
 
-    def yields(on: bool) -> bool:
-        told.append(on)
-        return True
+    def yields(slice_ns: int) -> int:
+        told.append(slice_ns)
+        return slice_ns
 
     async def work() -> None:
         service = await started(made(tmp_path / "net"), yields=yields)
         assert service._around is not None
-        service._around.bursts.begin()
+        service._around.bursts.begin(5)
         await service.infer(asking(photo(0)))
-        assert told == [True, False, True]
+        assert told == [5, 0, 5]
         await service.stop()
 
     run(work())

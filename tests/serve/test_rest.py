@@ -24,6 +24,8 @@ from hasten.protocol import rest
 from hasten.protocol.messages import InferRequest
 from hasten.protocol.phases import PHASES
 from hasten.serve.app import Listening, Open
+from hasten.serve.batching import NEVER
+from hasten.serve.gate import Shut
 from hasten.serve.limits import Limits
 from hasten.serve.model import Model
 from hasten.serve.openapi import CALLS
@@ -325,3 +327,26 @@ def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_prior
 
     inside.setattr(Model, "check_room", full)
     assert ask(opened, "POST", INFER, body)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"{", 503),
+        (b'{"parameters": {"priority": 1}, "inputs": 1', 400),
+        (b'{"parameters": {"timeout": 1}, "inputs": 1', 400),
+        (b"", 503),
+    ],
+)
+def test_a_binary_request_is_refused_unread_where_the_last_one_was_unless_it_may_have_a_priority(
+    opened: Open, head: bytes, status: int
+) -> None:
+    gate = opened.service.models()[0].pool.gate
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    body = head + b'"priority"'  # in the bytes of a tensor it says nothing
+    gate._shut = Shut("it would take too long", 1.0, 1, NEVER, 0, 0)
+    found = call(opened.http, "POST", INFER, body, headers)
+    gate._shut = None
+    assert found[0] == status
+    assert ("it would take too long" in found[2].decode()) == (status == 503)
+    assert call(opened.http, "POST", INFER, body, headers)[0] == 400

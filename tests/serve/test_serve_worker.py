@@ -290,7 +290,6 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
 def test_answers_that_come_later_than_predicted_make_admission_stricter(
     tmp_path: Path, inside: pytest.MonkeyPatch
 ) -> None:
-    inside.setattr(gate, "predicted_ns", lambda batcher, asked, inside: 7_000)
     inside.setattr(gate, "queued_ns", lambda batcher, rows, priority, instances: 6_999)
     inside.setattr(Pool, "free_ns", lambda pool, now_ns: 1)
     path = bundle(tmp_path / "net", engine="faulty", serving=Serving(instances=1, objective_ms=0.01))
@@ -331,7 +330,7 @@ def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_ha
         with pytest.raises(Overloaded) as first:
             await service.infer(request(rows(1)))
         with inside.context() as without:
-            without.setattr(gate, "predicted_ns", None)
+            without.setattr(gate, "refusal", None)
             with pytest.raises(Overloaded) as again:
                 await service.infer(request(rows(1)))
             with pytest.raises(TypeError):  # one with a timeout is looked at
@@ -342,9 +341,14 @@ def test_under_overload_the_next_is_refused_without_being_looked_at_unless_it_ha
             service.check_room("net", None)
         assert len({id(told.value) for told in (first, again, unread)}) == 3, "an error that is raised is one request's"
         assert statistics.refused["predicted_wait"] == 3, "all are counted"
+        assert str(service.shut("net", None, unless=lambda: False)) == str(first.value)
+        assert service.shut("net", "1", unless=lambda: True) is None
+        assert service.shut("net", "another version", unless=lambda: False) is None
+        assert statistics.refused["predicted_wait"] == 4, "those that were refused"
         faulty.release.set()
         await asyncio.gather(hung, waits)
         inside.setattr(Pool, "free_ns", lambda pool, now_ns: 0)
+        assert service.shut("net", None, unless=lambda: False) is None
         assert isinstance(await service.infer(request(rows(1))), InferResponse)
         await service.stop()
 

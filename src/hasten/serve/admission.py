@@ -25,23 +25,23 @@ class Limits:
     wait_ns: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Inside:
     """What is inside already: calls, instances that can run, and how long until the first of them is free."""
 
-    calls: int
-    instances: int
-    free_ns: int = 0
+    def __init__(self, *, calls: int, instances: int, free_ns: int = 0) -> None:
+        self.calls = calls
+        self.instances = instances
+        self.free_ns = free_ns
 
 
-@dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a request asks for."""
 
-    rows: int
-    n_bytes: int
-    priority: int
-    deadline_ns: int = NEVER
+    def __init__(self, *, rows: int, n_bytes: int, priority: int, deadline_ns: int = NEVER) -> None:
+        self.rows = rows
+        self.n_bytes = n_bytes
+        self.priority = priority
+        self.deadline_ns = deadline_ns
 
 
 class Margin:

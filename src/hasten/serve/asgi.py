@@ -13,11 +13,11 @@ import uvicorn
 
 from hasten.errors import ServeError, TooLarge
 from hasten.serve.access import AccessLog
-from hasten.serve.http1 import TICK_S
 from hasten.serve.http1_request import Request, defective
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, Spot, bind, url_of
 from hasten.serve.rest import Rest, fail
+from hasten.serve.wheel import TICK_S
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

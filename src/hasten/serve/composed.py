@@ -88,6 +88,10 @@ class Composed:
     def check_room(self, unless: Callable[[], bool]) -> None:
         """Each member has a queue of its own, and refuses for itself."""
 
+    def shut(self, unless: Callable[[], bool]) -> ServeError | None:
+        """Say nothing: each member refuses for itself."""
+        return None
+
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``."""
         now_ns = self._around.clock_ns()

@@ -34,7 +34,7 @@ class CostCurve:
         self._settled = True
         """What follows from the last runs was worked out: for those of one size that is done once they are over."""
         self._last: dict[int, tuple[int, dict[int, float]]] = {}
-        """For each size, the number of its last run, and what all of them took then."""
+        """For each size but the latest, the number of its last run, and what all of them took then."""
         self._by_rows = [0] * (self.sizes[-1] + 1)
         """t(n) for every row count: asked several times for each request, and changed once a run."""
 
@@ -66,6 +66,8 @@ class CostCurve:
         """Learn that a run of ``size`` rows took ``ns``."""
         if size != self._latest:
             self._settle()
+            if self._latest:
+                self._last[self._latest] = self._runs, self._ns.copy()
             self._latest = size
         known = self._ns.get(size)
         if known is None:
@@ -89,7 +91,6 @@ class CostCurve:
         for other, (run, then) in [*self._last.items()]:
             if other != latest and self._runs - run > STALE and then.get(latest):
                 self._ns[other] = then[other] * self._ns[latest] / then[latest]
-        self._last[latest] = self._runs, self._ns.copy()
 
     def _fill(self) -> None:
         by_rows, least = self._by_rows, 1 << 62

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from hasten.errors import Overloaded, ServeError
-from hasten.serve.admission import Asked, Inside, Limits, Margin, predicted_ns, queued_ns, refusal
-from hasten.serve.batching import NEVER, Batcher
-from hasten.serve.call import Call, Piece
-from hasten.serve.runner import Clock
+from hasten.serve.admission import Asked, Inside, Limits, Margin, queued_ns, refusal
+from hasten.serve.batching import NEVER
+from hasten.serve.call import Call
+from hasten.serve.line import Line
 from hasten.serve.turns import Turns
 
 UNSEEN_SHARE = 4
@@ -32,16 +30,6 @@ class Runs(Protocol):
         """Say how long until one of them is free."""
 
 
-class Queue(Protocol):
-    """The requests that wait, as the gate needs them."""
-
-    batcher: Batcher[Piece]
-    lock: threading.Lock
-    """Held by whoever looks into ``batcher``."""
-    clock_ns: Clock
-
-
-@dataclass(frozen=True)
 class Shut:
     """What was said to the last that was refused for its wait: others would be told the same for a while.
 
@@ -49,12 +37,15 @@ class Shut:
     for those that were read in the same turn of the loop, and have waited as long to be.
     """
 
-    text: str
-    retry_s: float
-    priority: int
-    until_ns: int
-    turn_ns: int
-    turn_until_ns: int
+    def __init__(
+        self, text: str, retry_s: float, priority: int, until_ns: int, turn_ns: int, turn_until_ns: int
+    ) -> None:
+        self.text = text
+        self.retry_s = retry_s
+        self.priority = priority
+        self.until_ns = until_ns
+        self.turn_ns = turn_ns
+        self.turn_until_ns = turn_until_ns
 
     def error(self) -> Overloaded:
         """Say it once more. One that is raised belongs to one request: it holds on to what it passed."""
@@ -67,7 +58,7 @@ class Gate:
     It does not keep the instances, which keep it: a version that has gone leaves nothing to the collector.
     """
 
-    def __init__(self, line: Queue, *, limits: Limits, turns: Turns) -> None:
+    def __init__(self, line: Line[Any], *, limits: Limits, turns: Turns) -> None:
         self.margin = Margin()
         self._line = line
         self._limits = limits
@@ -85,14 +76,12 @@ class Gate:
         )
         if roomy and deadline_ns == NEVER and limit_ns is None:
             return None  # the usual case: nothing to predict
-        with self._line.lock:
-            free_ns = runs.free_ns(now_ns)
-            expected_ns = free_ns + queued_ns(batcher, rows, call.priority, runs.ready)
+        free_ns, expected_ns = self._predicted_ns(runs, rows, call.priority, now_ns)
         wait_ns = int(expected_ns * self.margin.factor)
         in_time = now_ns + wait_ns < deadline_ns and (limit_ns is None or self._waited_ns(now_ns) + wait_ns <= limit_ns)
         if not (roomy and in_time):  # what exactly is in the way, if anything
             asked = Asked(rows=rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
-            refused, expected_ns = self._judge(runs, asked, now_ns)
+            refused = self._judge(runs, asked, now_ns, free_ns, expected_ns)
         if refused is None and limit_ns is not None and self.margin.concerns(expected_ns, limit_ns):
             call.expected_ns, call.admitted_ns = expected_ns, now_ns
         return refused
@@ -102,7 +91,11 @@ class Gate:
 
         ``keeps``: it would come in now, so that what it is told may be told to others.
         """
-        return self.shut(asked.priority, now_ns) or self._judge(runs, asked, now_ns, keeps=keeps)[0]
+        shut = self.shut(asked.priority, now_ns)
+        if shut is not None:
+            return shut
+        free_ns, expected_ns = self._predicted_ns(runs, asked.rows, asked.priority, now_ns)
+        return self._judge(runs, asked, now_ns, free_ns, expected_ns, keeps=keeps)
 
     def shut(self, priority: int, now_ns: int) -> ServeError | None:
         """Say why nobody of this priority or a less urgent one may come in now, where that is known from the last.
@@ -135,14 +128,20 @@ class Gate:
         if call.expected_ns and call.over:
             self.margin.learn(self._line.clock_ns() - call.admitted_ns, call.expected_ns)
 
-    def _judge(self, runs: Runs, asked: Asked, now_ns: int, *, keeps: bool = True) -> tuple[ServeError | None, int]:
-        """Give what ``refused`` does, and the time to the answer as predicted."""
-        batcher = self._line.batcher
+    def _predicted_ns(self, runs: Runs, rows: int, priority: int, now_ns: int) -> tuple[int, int]:
+        """Estimate the time until an instance is free, and the time to the answer."""
         with self._line.lock:
-            inside = Inside(calls=runs.calls, instances=runs.ready, free_ns=runs.free_ns(now_ns))
-            expected_ns = predicted_ns(batcher, asked, inside)
+            free_ns = runs.free_ns(now_ns)
+            return free_ns, free_ns + queued_ns(self._line.batcher, rows, priority, runs.ready)
+
+    def _judge(
+        self, runs: Runs, asked: Asked, now_ns: int, free_ns: int, expected_ns: int, *, keeps: bool = True
+    ) -> ServeError | None:
+        """Give what ``refused`` does, by the times that were predicted."""
+        inside = Inside(calls=runs.calls, instances=runs.ready, free_ns=free_ns)
+        with self._line.lock:
             refused = refusal(
-                batcher,
+                self._line.batcher,
                 asked,
                 limits=self._limits,
                 inside=inside,
@@ -152,7 +151,7 @@ class Gate:
             )
             if keeps and isinstance(refused, Overloaded) and refused.reason == "predicted_wait":
                 self._shut_for(asked.priority, inside, now_ns, refused)
-        return refused, expected_ns
+        return refused
 
     def _shut_for(self, priority: int, inside: Inside, now_ns: int, refused: Overloaded) -> None:
         """Keep a refusal for as long as a single row would be refused too, if nothing ended meanwhile."""

@@ -7,13 +7,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Coroutine
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter_ns
 from typing import Any
 
 import msgspec
 
-from hasten.errors import BadRequest, HastenError, ModelNotFound, ServeError, ServerFault
+from hasten.errors import BadRequest, HastenError, ModelNotFound, Overloaded, ServeError, ServerFault
 from hasten.protocol import grpc as codec
 from hasten.protocol.grpc_templates import RequestTemplates, ResponseTemplates
 from hasten.protocol.http2_frames import literal
@@ -22,16 +22,16 @@ from hasten.serve import grpc_side as side
 from hasten.serve.access import AccessLog
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
-from hasten.serve.http1 import TICK_S
 from hasten.serve.http2 import Http2Server
 from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED
-from hasten.serve.http2_stream import Call
+from hasten.serve.http2_stream import Call, trailers_of
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, Spot, bind, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.serve.traces import end_trace
+from hasten.serve.wheel import TICK_S
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +186,19 @@ class Calls:
 
 def fail(call: Call, error: ServeError) -> None:
     """End a call with the status of an error, its reason, and when to come again."""
-    again_s = retry_after_s(error)
-    extra = {"reason": error.reason} | ({} if again_s is None else {"retry-after": str(again_s)})
-    call.fail(code_of(error).grpc, str(error), extra)
+    status = code_of(error).grpc
+    told = _told_again if isinstance(error, Overloaded) else _told
+    call.end(status, told(status, str(error), error.reason, retry_after_s(error)))
+
+
+def _told(status: int, text: str, reason: str, again_s: int | None) -> bytes:
+    """Give the trailers of an error."""
+    extra = {"reason": reason} | ({} if again_s is None else {"retry-after": str(again_s)})
+    return trailers_of(status, text, extra)
+
+
+_told_again = lru_cache(maxsize=8)(_told)
+"""For those who are told the same one after the other (``gate.Shut``)."""
 
 
 def _with_timeout(request: InferRequest, text: bytes) -> InferRequest:

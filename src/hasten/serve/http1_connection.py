@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection on ``asyncio.BufferedProtocol``: parsing by llhttp, one call stack per request, no tasks.
+"""One HTTP/1.1 connection, behind a ``doors.BufferedDoor``: parsing by llhttp, one call stack per request, no tasks.
 
 It knows nothing of models. A connection reads into the server's one scratch buffer; a body that does not end in the
 same read gets a buffer of its own, sized from Content-Length after the limits were checked, and the socket is then read
@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from email.utils import formatdate
 from math import inf
 from time import perf_counter_ns
-from typing import Protocol
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -26,10 +26,11 @@ from hasten.serve.http1_request import FULL, Buffer, Request, defective, error_b
 from hasten.serve.http1_unread import Unread
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
-from hasten.serve.wheel import Wheel
+from hasten.serve.wheel import TICK_S, Wheel
 
 Route = Callable[[Request], None]
 
+SCRATCH_BYTES = 256 * 2**10
 LARGEST_WHOLE = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
 ONE_PIECE = 4 * 2**10
@@ -38,31 +39,46 @@ JOIN_BYTES = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
 
 
-class Common(Protocol):
+class Common:
     """What the connections of one event loop share; ``Http1Server`` is it."""
 
-    route: Route
-    cork: Cork
-    turns: Turns
-    limits: Limits
-    clock_s: Callable[[], float]
-    log: Callable[[Request], None] | None
-    connections: set[Connection]
-    wheel: Wheel[Connection]
-    scratch_bytes: bytearray
-    scratch: memoryview
-    """What every connection reads into, a view of ``scratch_bytes``: a read is parsed, or what is left of it kept,
-    before the loop goes on to the next."""
-    heads: Heads
-    """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
-    requests: int
-    buffered_bytes: int
-    date: bytes
-    draining: bool
-    """Every answer closes its connection, so that none is left when the port goes."""
+    def __init__(
+        self,
+        route: Route,
+        *,
+        limits: Limits,
+        clock_s: Callable[[], float],
+        log: Callable[[Request], None] | None = None,
+        cork: Cork | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        self.route = route
+        self.cork = cork or Cork()
+        self.turns = turns or Turns()
+        self.limits = limits
+        self.clock_s = clock_s
+        self.log = log
+        self.connections: set[Connection] = set()
+        self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
+        self.scratch_bytes = bytearray(SCRATCH_BYTES)
+        self.scratch = memoryview(self.scratch_bytes)
+        """What every connection reads into: a read is parsed, or what is left of it kept, before the loop goes on to
+        the next."""
+        self.heads: Heads = {}
+        """Heads that were parsed before, by their bytes: most clients send the same one again and again."""
+        self.requests = 0
+        self.buffered_bytes = 0
+        self.date = date_line()
+        self.draining = False
+        """Every answer closes its connection, so that none is left when the port goes."""
 
 
-class Connection(asyncio.BufferedProtocol):
+def date_line() -> bytes:
+    """Give the header Date of now, as a whole line."""
+    return f"Date: {formatdate(usegmt=True)}\r\n".encode()
+
+
+class Connection:
     """One client. All methods run on the event loop's thread."""
 
     __slots__ = (

@@ -11,7 +11,7 @@ KEPT_HEADS, LONGEST_HEAD = 256, 4096
 """Heads that are remembered, then all are forgotten; and the longest of them, in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Head:
     """What a request's head means."""
 

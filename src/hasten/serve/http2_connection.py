@@ -1,4 +1,4 @@
-"""One HTTP/2 connection for gRPC, framed by hand on ``asyncio.Protocol``: one call stack per call, no tasks.
+"""One HTTP/2 connection for gRPC, framed by hand, behind a ``doors.Door``: one call stack per call, no tasks.
 
 Windows are kept both ways. A peer that floods (resets as in CVE-2023-44487, pings, settings, empty frames, window
 updates, continuations) uses up its credit, which calls that are answered and time give back, and is then told
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Mapping
 from math import inf
 from time import perf_counter_ns
-from typing import Protocol
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
@@ -33,7 +32,7 @@ from hasten.serve.http2_sending import NO_CALLS, Sending
 from hasten.serve.http2_stream import Call
 from hasten.serve.limits import Limits
 from hasten.serve.turns import Turns
-from hasten.serve.wheel import Wheel
+from hasten.serve.wheel import TICK_S, Wheel
 
 logger = logging.getLogger(__name__)
 
@@ -47,25 +46,38 @@ CONNECTION_WINDOW = 2**24
 CONTINUATIONS = 8
 
 
-class Common(Protocol):
-    """What the connections of one event loop share; ``Http2Server`` is it."""
+class Common:
+    """What the connections of one event loop share; ``Http2Server`` is it.
 
-    cork: Cork
-    turns: Turns
-    limits: Limits
-    clock_s: Callable[[], float]
-    opened: Route
-    """Called with each call once its headers are there; it may set ``on_message``."""
-    route: Route
-    """Called with each unary call once its message is there."""
-    log: Callable[[Call, str], None] | None
-    connections: set[Connection]
-    wheel: Wheel[Connection]
-    calls: int
-    buffered_bytes: int
+    ``opened`` is called with each call once its headers are there, and may set ``on_message``; ``route`` with each
+    unary call once its message is there; ``log`` with each call that was answered, and who had sent it.
+    """
+
+    def __init__(
+        self,
+        *,
+        opened: Route,
+        route: Route,
+        limits: Limits,
+        clock_s: Callable[[], float],
+        cork: Cork | None = None,
+        turns: Turns | None = None,
+        log: Callable[[Call, str], None] | None = None,
+    ) -> None:
+        self.cork = cork or Cork()
+        self.turns = turns or Turns()
+        self.log = log
+        self.opened = opened
+        self.route = route
+        self.limits = limits
+        self.clock_s = clock_s
+        self.connections: set[Connection] = set()
+        self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
+        self.calls = 0
+        self.buffered_bytes = 0
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One client."""
 
     def __init__(self, server: Common) -> None:

@@ -29,6 +29,15 @@ class Sends(Protocol):
         """Send what the windows let through."""
 
 
+def trailers_of(status: int, text: str, extra: Mapping[str, str]) -> bytes:
+    """Give the trailers of a call that has no answer, as HPACK writes them."""
+    shown = text[:LONGEST_TEXT]
+    said = shown.encode() if PLAIN.fullmatch(shown) else quote(shown, safe=SAFE).encode()
+    pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
+    pairs += [(name.encode(), value.encode()) for name, value in extra.items()]
+    return b"".join([literal(name, value) for name, value in pairs])
+
+
 class Call:
     """One call. Its methods are called on the event loop's thread; after the client has left they do nothing."""
 
@@ -96,13 +105,13 @@ class Call:
 
     def fail(self, status: int, text: str, extra: Mapping[str, str] | None = None) -> None:
         """End the call with a gRPC status and the reason for it."""
+        self.end(status, trailers_of(status, text, extra or {}))
+
+    def end(self, status: int, trailers: bytes) -> None:
+        """End the call with a gRPC status, and trailers that say it."""
         if self.trailers is None:
             self.status = status
-            shown = text[:LONGEST_TEXT]
-            said = shown.encode() if PLAIN.fullmatch(shown) else quote(shown, safe=SAFE).encode()
-            pairs = [(b"grpc-status", b"%d" % status), (b"grpc-message", said)]
-            pairs += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
-            self.trailers = b"".join(literal(name, value) for name, value in pairs)
+            self.trailers = trailers
             self._pump()
 
     def _pump(self) -> None:

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from hasten.errors import BadInput
 from hasten.serve.access import AccessLog
-from hasten.serve.http1 import TICK_S, Http1Server
+from hasten.serve.http1 import Http1Server
+from hasten.serve.wheel import TICK_S
 
 BACKLOG = 4096
 """Connections that wait to be accepted, at most; the kernel takes the less of this and net.core.somaxconn. Beyond it,

@@ -52,6 +52,7 @@ class Model:
         self.statistics = Statistics()
         self.state = State.LOADING
         self._around = around
+        self._clock_ns = around.clock_ns
         serving, signature = read.deployment.serving, read.artifact.signature
         self._axis = batch_axis(signature, read.deployment.batch)
         self.sizes = _sizes(read.deployment, self._axis)
@@ -94,14 +95,14 @@ class Model:
     def ready(self) -> bool:
         """It takes requests, and has an instance to run them."""
         if self.state is State.READY:
-            self.pool.look(self._around.clock_ns())
+            self.pool.look(self._clock_ns())
         return self.state is State.READY and self.pool.ready > 0
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``."""
         if self._piping is not None and request.model == self.name:
             return self._piping.submit(request, marks, done)
-        now_ns = self._around.clock_ns()
+        now_ns = self._clock_ns()
         if not marks.ns[2]:
             marks.ns[2] = now_ns
         priority = request.priority or self._priority
@@ -127,10 +128,20 @@ class Model:
         if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
             return
         asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
-        refused = self.pool.refused(asked, self._around.clock_ns())
+        refused = self.pool.refused(asked, self._clock_ns())
         if refused is not None and not unless():
             self.statistics.failed(refused, spent_ns=0)
             raise refused
+
+    def shut(self, unless: Callable[[], bool]) -> ServeError | None:
+        """Say why a request that was not read yet is refused, where that is known; see ``Service.shut``."""
+        if self._piping is not None or self.state is not State.READY:
+            return None
+        refused = self.pool.gate.shut(self._priority, self._clock_ns())
+        if refused is None or unless():
+            return None
+        self.statistics.failed(refused, spent_ns=0)
+        return refused
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""
@@ -167,7 +178,7 @@ class Model:
             else:
                 waiter.set_result(outcome)
 
-        now_ns = self._around.clock_ns()
+        now_ns = self._clock_ns()
         marks = Marks()
         marks.ns[2] = now_ns
         rows = 1 if self._axis is None else len(next(iter(feed.values())))
@@ -315,7 +326,7 @@ class Model:
     def _answer(self, call: Call, outcome: Outputs | ServeError, kinds: Mapping[str, str]) -> None:
         """End a call: count it, and tell its client unless that has left."""
         marks = call.marks
-        marks.ns[7] = self._around.clock_ns()
+        marks.ns[7] = self._clock_ns()
         if isinstance(outcome, ServeError):
             self.statistics.failed(outcome, spent_ns=marks.ns[7] - marks.ns[2])
             if outcome.reason != "cancelled":
@@ -334,7 +345,7 @@ class Model:
 
     def _ran(self, ran: Ran) -> None:
         batch, joined_ns, ended_ns = ran.batch, ran.joined_ns, ran.ended_ns
-        output_ns = self._around.clock_ns() - ended_ns
+        output_ns = self._clock_ns() - ended_ns
         self.statistics.ran(batch.rows, batch.size, joined_ns - batch.closed_ns, ended_ns - joined_ns, output_ns)
 
     def _restarted(self) -> None:
@@ -362,7 +373,7 @@ class Model:
             sizes=self.sizes,
             golden=read.golden,
             precision=read.engine.precision,
-            clock_ns=self._around.clock_ns,
+            clock_ns=self._clock_ns,
             pace=self._around.pace,
         )
         wait_ms = serving.objective_ms

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER
+from hasten.serve.bursts import LONGEST_SLICE_NS
 from hasten.serve.call import Call, Piece
 from hasten.serve.gate import Gate
 from hasten.serve.joining import split
@@ -41,6 +42,9 @@ START_S = 120.0
 
 THREAD_S = 0.001
 """What a thread takes, at most but for a busy machine, from its last word to its end."""
+
+SLICES = 8
+"""As many parts of an objective may be left to runs at a time: what has come waits for that long to be read."""
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
@@ -105,6 +109,8 @@ class Pool:
         self._bursts = around.bursts
         self._behind = False
         """More waits than one batch."""
+        self._slice_ns = 0
+        """What the event loop leaves to runs at a time, while it is behind."""
         self.gate = Gate(line, limits=work.limits, turns=around.turns)
         """Whether requests may come in."""
 
@@ -161,7 +167,8 @@ class Pool:
             self.line.put(pieces, now_ns)
             if not self._behind and self.line.batcher.rows > self.line.batcher.costs.largest:
                 self._behind = True
-                self._bursts.begin()
+                self._slice_ns = self._afforded_ns()
+                self._bursts.begin(self._slice_ns)
         look_ns = now_ns + self._run_limit_ns
         if pieces[0].deadline_ns < look_ns:
             look_ns = pieces[0].deadline_ns
@@ -250,13 +257,15 @@ class Pool:
             return 0
         costs, free_ns = self.line.batcher.costs, NEVER
         for instance in self._ready:
-            ends_ns, running, following = instance.began_ns, instance.running, instance.following
+            running, following = instance.running, instance.following
             if running is None and following is None:
                 continue
-            for batch in (running, following):
-                if batch is not None:
-                    ends_ns += costs.ns(batch.size)
-            free_ns = min(free_ns, max(ends_ns - now_ns, 1))
+            left_ns = instance.began_ns - now_ns
+            if running is not None:
+                left_ns += costs.ns(running.size)
+            if following is not None:
+                left_ns += costs.ns(following.size)
+            free_ns = min(free_ns, max(left_ns, 1))
         if free_ns == NEVER:
             return costs.ns(costs.largest) if not self._ready else 0
         return free_ns
@@ -350,10 +359,16 @@ class Pool:
         if self._behind and self.line.batcher.rows <= self.line.batcher.costs.largest:
             self._catch_up()
 
+    def _afforded_ns(self) -> int:
+        """Say how long runs may have a core for themselves: one of them, and a small part of an objective."""
+        costs, limit_ns = self.line.batcher.costs, self.work.limits.wait_ns
+        afforded_ns = min(costs.ns(costs.largest), LONGEST_SLICE_NS)
+        return max(afforded_ns if limit_ns is None else min(afforded_ns, limit_ns // SLICES), 1)
+
     def _catch_up(self) -> None:
         if self._behind:
             self._behind = False
-            self._bursts.end()
+            self._bursts.end(self._slice_ns)
 
     def _answer(self, instance: Instance, ran: Ran) -> None:
         # A run that hung has ended: its calls have, long ago, and what it took is no time of t(n).

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter_ns
 from typing import TypeVar
 
 import msgspec
 
-from hasten.errors import BadRequest, HastenError, ServeError, ServerFault
+from hasten.errors import BadRequest, HastenError, Overloaded, ServeError, ServerFault
 from hasten.protocol import rest as codec
 from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
@@ -119,6 +119,10 @@ class Rest:
             header_bytes = _header_bytes(headers)
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
+            elif header_bytes is not None and (refused := self._shut(templates, body, header_bytes)) is not None:
+                end_trace(marks, refused)
+                fail(request, refused)
+                return
             wanted = templates.decode(body, header_bytes=header_bytes, metadata=service.model_metadata)
         except ServeError as error:
             end_trace(marks, error)
@@ -134,6 +138,11 @@ class Rest:
         A body that says a priority or a time of its own is read. Raises Overloaded.
         """
         self._service.check_room(templates.model, templates.version, unless=partial(_has_terms, body))
+
+    def _shut(self, templates: RequestTemplates, body: Buffer, header_bytes: int) -> ServeError | None:
+        """Say why a binary request is refused before it is read, where that is known from the last one; else None."""
+        unless = partial(_says_terms, body, header_bytes)
+        return self._service.shut(templates.model, templates.version, unless=unless)
 
     def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
@@ -187,8 +196,11 @@ class Rest:
         accepted = request.headers.get(b"accept-encoding")
         if accepted is None:
             return parts, b""
-        coding = chosen(accepted)
-        if coding is None or sum(map(len, parts)) < LEAST_BYTES:
+        size = 0
+        for each in parts:
+            size += len(each)
+        coding = chosen(accepted) if size >= LEAST_BYTES else None
+        if coding is None:
             return parts, b"Vary: Accept-Encoding\r\n"
         return compress(parts, coding), b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding
 
@@ -319,19 +331,35 @@ CALLS: dict[str, Answer] = {
 
 def fail(request: Request, error: ServeError) -> None:
     """Answer with an error, and say when to come again where that helps."""
-    again_s, status = retry_after_s(error), code_of(error).http
-    extra = b"X-Reason: %b\r\n" % error.reason.encode()
+    status, text = code_of(error).http, str(error)
+    told = _told_again if isinstance(error, Overloaded) else _told
+    body, extra = told(status, text, error.reason, retry_after_s(error))
+    request.respond(status, body, extra=extra)
+
+
+def _told(status: int, text: str, reason: str, again_s: int | None) -> tuple[bytes, bytes]:
+    """Give the body of an error's answer, and its headers."""
+    extra = b"X-Reason: %b\r\n" % reason.encode()
     if again_s is not None:
         extra = b"Retry-After: %d\r\n%b" % (again_s, extra)
     if status == 401:
         extra += b"WWW-Authenticate: Bearer\r\n"
-    request.respond(status, error_body(str(error)), extra=extra)
+    return error_body(text), extra
+
+
+_told_again = lru_cache(maxsize=8)(_told)
+"""For those who are told the same one after the other (``gate.Shut``)."""
 
 
 def _has_terms(body: Buffer) -> bool:
     text = bytes(body)
     parted = part(text)
-    head = text if parted is None else parted.head  # elements are most of it, and no words
+    return _says_terms(text if parted is None else parted.head)  # elements are most of it, and no words
+
+
+def _says_terms(head: Buffer, n_bytes: int | None = None) -> bool:
+    """Say whether a head, the first ``n_bytes`` of what is given, may say a priority or a time of its own."""
+    head = bytes(head[:n_bytes])
     return b'"priority"' in head or b'"timeout"' in head
 
 

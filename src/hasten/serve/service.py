@@ -181,6 +181,17 @@ class Service:
         if family is not None and family.routed is not None and version in (None, family.routed.version):
             family.routed.check_room(unless)
 
+    def shut(self, name: str, version: str | None, *, unless: Callable[[], bool]) -> ServeError | None:
+        """Say why a request of the usual priority is refused, where that is known from the last one; else None.
+
+        It is counted as refused. ``unless`` is asked only then, and lets it pass all the same. It looks at no queue,
+        unlike ``check_room``.
+        """
+        family = self._families.get(name)
+        if family is not None and family.routed is not None and version in (None, family.routed.version):
+            return family.routed.shut(unless)
+        return None
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, for callers in this process. Raises ServeError."""
         waiter: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
+TICK_S = 0.5
+"""How often a server moves its wheel on, and the length of a slot."""
+
 
 class Timed(Protocol):
     """What has a deadline, in seconds of the wheel's clock. ``slot`` belongs to the wheel; 0: it is in none."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
 from hasten.serve.batching import Batch
+from hasten.serve.bursts import lengthen_slices
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
 from hasten.serve.line import Line
@@ -86,18 +87,18 @@ class Instance:
         self._prepare = prepare
         self._post = post
         self._runner: Runner | None = None
-        self._thread: threading.Thread | None = None
+        self._own_thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread. It is a daemon: a run that hangs forever must not keep the process from ending."""
         self.bell.acquire()
-        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-        self._thread.start()
+        self._own_thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        self._own_thread.start()
 
     @property
     def over(self) -> bool:
         """Its thread, which tells of its end a little before, holds on to nothing any more."""
-        return self._thread is None or not self._thread.is_alive()
+        return self._own_thread is None or not self._own_thread.is_alive()
 
     def tell(self, news: News) -> None:
         """Tell the event loop."""
@@ -150,6 +151,7 @@ class Instance:
         return self._runner is not None and self._runner.alive()
 
     def _main(self) -> None:
+        lengthen_slices()
         try:
             self._runner = runner = self._open()
             found = self._prepare(runner)
