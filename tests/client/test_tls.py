@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +16,14 @@ import hasten
 from hasten.errors import BadInput, NoAnswer
 from hasten.serve.app import Listening, Open
 from serve.bundles import bundle
+from serve.certificates import certificate
 from serve.served import rows_of, served
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Open, Path]]:
     folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", *curve, *names, "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(made, check=True, capture_output=True)
+    cert, key = certificate(folder)
     listening = Listening(port=0, grpc_port=0, tls_cert=cert, tls_key=key)
     with served(bundle(folder / "net"), listening) as opened:
         yield opened, cert

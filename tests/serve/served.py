@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ def serving(
 
 
 @contextmanager
-def served(path: Path, listening: Listening) -> Iterator[Open]:
+def served(
+    path: Path, listening: Listening, new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+) -> Iterator[Open]:
     """Serve in a thread until the block ends."""
     opened: list[Open] = []
     failed: list[BaseException] = []
     ready = threading.Event()
-    loop = uvloop.new_event_loop()
+    loop = new_loop()
     stop = asyncio.Event()
 
     async def main() -> None:

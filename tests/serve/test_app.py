@@ -22,6 +22,7 @@ import grpc
 
 from hasten.cli.app import run
 from serve.bundles import bundle
+from serve.certificates import certificate
 from serve.served import call, infer_body, rows_of, serving
 
 INFER = "/v2/models/net/infer"
@@ -172,21 +173,7 @@ def test_calls_over_grpc_are_in_the_access_log_too(toml: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("transport", ["fast", "library"])
 def test_over_tls_it_answers_those_who_trust_its_certificate(toml: Path, tmp_path: Path, transport: str) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*made, *names, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    cert, key = certificate(tmp_path)
     with serving(
         toml, "--drain", "1ms", *("--tls-cert", str(cert), "--tls-key", str(key), "--transport", transport)
     ) as (process, told):

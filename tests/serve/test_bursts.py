@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,28 +17,34 @@ import pytest
 from hasten.deployment import Serving
 from hasten.errors import DeadlineExceeded, ModelNotReady
 from hasten.protocol.messages import InferResponse
-from hasten.serve import scheduling
+from hasten.serve import model, scheduling
 from hasten.serve.app import Listening, Open, serve
-from hasten.serve.bursts import LONGEST_SLICE_NS, TICK_NS, Bursts, lengthen_slices, never, thread_yields
+from hasten.serve.bursts import LONGEST_SLICE_NS, SLICES, Bursts
 from hasten.serve.repository import open_repository
-from hasten.serve.scheduling import slice_ns
+from hasten.serve.runner import Runner
+from hasten.serve.scheduling import TICK_NS, OwnThreads, Unchanged, own_threads, schedule, slice_of
 from hasten.serve.service import Service
 from hasten.serve.step_threads import StepThreads
 from hasten.serve.turns import Turns
+from hasten.serve.warm import Warm, Warming, warm
 from serve import faulty
 from serve.bundles import bundle, request, rows, run
 from serve.faulty import HANGS
+from serve.schedulers import Told
 from serve.served import served
 
 batch_only = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no SCHED_BATCH")
 
 
-def yielding(told: list[int], *, works: bool = True) -> Callable[[int], int]:
-    def yields(slice_ns: int) -> int:
-        told.append(slice_ns)
-        return 2 * slice_ns if works else 0
+MS = 1_000_000
 
-    return yields
+
+@pytest.fixture(autouse=True)
+def left_as_it_was() -> Iterator[None]:
+    """What a test sets of a thread must not stay with the one that the tests run in."""
+    yield
+    if hasattr(os, "SCHED_BATCH"):
+        assert os.sched_getscheduler(0) != os.SCHED_BATCH
 
 
 def as_usual() -> None:
@@ -48,6 +55,15 @@ def as_usual() -> None:
         pytest.skip("this sandbox forbids to set a policy")
 
 
+def with_slices() -> int:
+    """Give the length of the usual slices."""
+    as_usual()
+    usual_ns = slice_of()
+    if not usual_ns:
+        pytest.skip("slices have no length that could be set: before Linux 6.12, or a sandbox forbids it")
+    return usual_ns
+
+
 def in_a_thread(work: Callable[[], object]) -> object:
     """What a policy is set for must not be the thread that the tests run in."""
     with ThreadPoolExecutor(1) as threads:
@@ -55,105 +71,136 @@ def in_a_thread(work: Callable[[], object]) -> object:
 
 
 def test_the_thread_yields_from_the_first_model_that_is_behind_to_the_last_that_catches_up() -> None:
-    told: list[int] = []
-    turns = Turns()
-    bursts = Bursts(turns, yielding(told))
-    bursts.begin(5)
-    bursts.begin(5)
-    bursts.end(5)
-    assert (told, turns.unseen_ns) == ([5], 10)
-    bursts.end(5)
-    assert (told, turns.unseen_ns) == ([5, 0], 0)
+    told, turns = Told(), Turns()
+    bursts = Bursts(turns, told)
+    bursts.begin()
+    bursts.begin()
+    bursts.end()
+    assert (told.said, turns.unseen_ns) == ([LONGEST_SLICE_NS], told.waits_ns)
+    bursts.end()
+    assert (told.said, turns.unseen_ns) == ([LONGEST_SLICE_NS, "no more"], 0)
 
 
-def test_it_yields_for_as_long_as_the_most_pressed_of_the_models_that_are_behind_can_afford() -> None:
-    told: list[int] = []
-    bursts = Bursts(Turns(), yielding(told))
-    for wanted_ns in (5, 3, 4):
-        bursts.begin(wanted_ns)
-    for wanted_ns in (4, 3, 5):
-        bursts.end(wanted_ns)
-    assert told == [5, 3, 5, 0]
-    bursts.begin(2)
-    with bursts.paused():
-        assert told.pop() == 0
-    assert told == [5, 3, 5, 0, 2, 2]
+def test_slices_are_as_long_as_a_run_and_as_what_the_most_pressed_model_affords_behind_or_not() -> None:
+    told = Told()
+    bursts = Bursts(Turns(), told)
+    bursts.runs(1, 30 * MS)
+    bursts.runs(2, 6 * MS)
+    bursts.runs(3, 1 * MS)
+    assert told.given_ns == {1: LONGEST_SLICE_NS, 2: 6 * MS}, "short runs have the usual slices"
+    bursts.begin()
+    bursts.knows("patient", None)
+    bursts.knows("usual", 5 * MS * SLICES)
+    bursts.runs(4, 30 * MS)
+    assert told.given_ns == {1: 5 * MS, 2: 5 * MS, 4: 5 * MS}
+    bursts.knows("pressed", 16 * MS)
+    assert told.given_ns == {1: 0, 2: 0, 4: 0}, "an eighth of it is no longer than the system's own"
+    bursts.rests(2)
+    bursts.forgets("pressed")
+    bursts.forgets("usual")
+    bursts.forgets("patient")
+    assert told.given_ns == {1: LONGEST_SLICE_NS, 2: 0, 4: LONGEST_SLICE_NS}, "who has ended is left alone"
+    assert told.said == [LONGEST_SLICE_NS, 5 * MS, 0, 5 * MS, LONGEST_SLICE_NS]
 
 
 def test_where_the_system_forbids_it_nothing_is_assumed_to_have_waited() -> None:
-    told: list[int] = []
-    turns = Turns()
-    bursts = Bursts(turns, yielding(told, works=False))
-    bursts.begin(5)
+    told, turns = Told(waits_ns=0), Turns()
+    bursts = Bursts(turns, told)
+    bursts.begin()
     assert turns.unseen_ns == 0
-    bursts.end(5)
-    assert told == [5], "nothing was changed, and nothing is changed back"
+    bursts.end()
+    assert told.said == [LONGEST_SLICE_NS], "nothing was changed, and nothing is changed back"
+
+
+def test_a_loop_that_could_not_be_set_back_is_tried_again_and_known_to_wait() -> None:
+    told, turns = Told(insists=False), Turns()
+    bursts = Bursts(turns, told)
+    bursts.begin()
+    bursts.end()
+    assert turns.unseen_ns == told.waits_ns
+    told.works = True
+    with bursts.paused():
+        assert turns.unseen_ns == 0
+    assert told.said == [LONGEST_SLICE_NS, "no more", "no more"]
+
+
+def test_a_second_change_that_fails_leaves_it_yielding_until_the_last_has_caught_up() -> None:
+    told, turns = Told(), Turns()
+    bursts = Bursts(turns, told)
+    bursts.begin()
+    told.waits_ns = 0
+    bursts.knows("pressed", 5 * MS)
+    assert turns.unseen_ns > 0
+    bursts.end()
+    assert told.said[-1] == "no more"
+    assert turns.unseen_ns == 0
 
 
 def test_an_instance_is_started_as_usual_while_a_model_is_behind(tmp_path: Path) -> None:
-    told: list[int] = []
+    told = Told()
 
     async def work() -> None:
-        service = Service(open_repository(bundle(tmp_path / "net")), yields=yielding(told))
+        service = Service(open_repository(bundle(tmp_path / "net")), scheduler=told)
         await service.start()
         assert service._around is not None
-        service._around.bursts.begin(5)
+        service._around.bursts.begin()
         service.models()[0].pool._start_one()
-        assert told == [5, 0, 5]
+        assert told.said == [LONGEST_SLICE_NS, "no more", LONGEST_SLICE_NS]
         await service.stop()
 
     run(work())
 
 
 @batch_only
-def test_a_server_with_a_process_of_its_own_yields_and_one_within_another_program_does_not(tmp_path: Path) -> None:
+def test_a_server_with_a_process_of_its_own_schedules_its_threads_and_one_within_another_program_does_not(
+    tmp_path: Path,
+) -> None:
     if os.sched_getscheduler(0) != os.SCHED_OTHER:
         pytest.skip("whoever runs the tests has given them another policy, which is left as it is")
     path, seen = bundle(tmp_path / "net"), []
     listening = Listening(port=0, grpc_port=None, drain_s=0.0)
 
     def look(opened: Open) -> None:
-        seen.append(opened.service._yields)
+        seen.append(opened.service._scheduler)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before_s = sys.getswitchinterval()
     assert serve(path, listening, look)
     sys.setswitchinterval(before_s)
     with served(path, listening) as opened:
-        seen.append(opened.service._yields)
-    assert [yields is never for yields in seen] == [False, True]
+        seen.append(opened.service._scheduler)
+    assert [type(scheduler) for scheduler in seen] == [OwnThreads, type(None)]
 
 
 @batch_only
 def test_a_thread_yields_and_then_no_more_and_those_that_it_starts_never_do() -> None:
-    def scheduled() -> int:
-        return os.sched_getscheduler(0)
+    def scheduled() -> tuple[int, int]:
+        return os.sched_getscheduler(0), slice_of()
 
-    def work() -> list[object]:
+    def work() -> None:
         as_usual()
-        bursts = Bursts(Turns(), thread_yields())
-        found: list[object] = []
-        bursts.begin(5)
-        found.append(scheduled())
+        usual = scheduled()
+        bursts = Bursts(Turns(), own_threads())
+        bursts.begin()
+        yielding = scheduled()
+        assert yielding[0] == os.SCHED_BATCH
         with bursts.paused():
-            found.append(in_a_thread(scheduled))
-        found.append(scheduled())
-        bursts.end(5)
+            assert in_a_thread(scheduled) == usual
+        assert scheduled() == yielding
+        bursts.end()
         with bursts.paused():
-            found.append(in_a_thread(scheduled))
-        found.append(scheduled())
-        return found
+            assert in_a_thread(scheduled) == usual
+        assert scheduled() == usual
 
-    batch, usual = os.SCHED_BATCH, os.SCHED_OTHER
-    assert in_a_thread(work) == [batch, usual, batch, usual, usual]
+    in_a_thread(work)
 
 
 @batch_only
 def test_a_thread_for_steps_that_is_started_while_a_model_is_behind_is_scheduled_as_usual() -> None:
     def work() -> int:
         as_usual()
-        bursts = Bursts(Turns(), thread_yields())
-        bursts.begin(5)
+        bursts = Bursts(Turns(), own_threads())
+        bursts.begin()
         threads, found = StepThreads("net", 1, starting=bursts.paused), Future[int]()
         threads.put(lambda: found.set_result(os.sched_getscheduler(0)))
         scheduled = found.result(60)
@@ -165,65 +212,71 @@ def test_a_thread_for_steps_that_is_started_while_a_model_is_behind_is_scheduled
 
 @batch_only
 def test_a_policy_that_somebody_else_has_set_is_left_as_it_is() -> None:
-    def work() -> tuple[int, int]:
+    def idle() -> tuple[int, bool]:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        lengthen_slices()
-        return thread_yields()(5), os.sched_getscheduler(0)
+        before = slice_of()
+        OwnThreads(os.SCHED_OTHER).gives(threading.get_native_id(), 2 * LONGEST_SLICE_NS)
+        return own_threads().yields(0), slice_of() == before
 
-    assert in_a_thread(work) == (0, os.SCHED_IDLE)
-
-
-def with_slices() -> None:
-    as_usual()
-    if not slice_ns():
-        pytest.skip("slices have no length that could be set: before Linux 6.12, or a sandbox forbids it")
+    assert in_a_thread(idle) == (0, True)
+    assert isinstance(in_a_thread(lambda: (idle(), own_threads())[1]), Unchanged)
 
 
 @batch_only
-def test_a_loop_that_yields_leaves_runs_slices_of_the_length_of_one_and_knows_how_long_it_may_wait() -> None:
-    def work() -> list[object]:
-        with_slices()
-        usual_ns, yields = slice_ns(), thread_yields()
-        found: list[object] = []
-        for wanted_ns in (TICK_NS + 1, 2 * TICK_NS, 1, 0):
-            waits_ns = yields(wanted_ns)
-            found.append((waits_ns // TICK_NS, os.sched_getscheduler(0), slice_ns() - usual_ns))
-        batch = os.SCHED_BATCH
-        assert found == [
-            *((2, batch, TICK_NS + 1 - usual_ns), (2, batch, 2 * TICK_NS - usual_ns)),
-            *((1, batch, 0), (0, os.SCHED_OTHER, 0)),
-        ]
-        return found
+def test_a_loop_that_yields_knows_how_long_it_may_have_to_wait_for_the_end_of_a_slice() -> None:
+    def work() -> None:
+        usual_ns = with_slices()
+        scheduler, batch = own_threads(), os.SCHED_BATCH
+        if usual_ns > TICK_NS:
+            pytest.skip(f"the usual slices here have {usual_ns / 1e6:g} ms")
+        for wanted_ns, ticks in ((TICK_NS + 1, 2), (2 * TICK_NS, 2), (0, 1)):
+            assert scheduler.yields(wanted_ns) == ticks * TICK_NS
+            assert (os.sched_getscheduler(0), slice_of()) == (batch, wanted_ns or usual_ns)
+        assert scheduler.insists()
+        assert (os.sched_getscheduler(0), slice_of()) == (os.SCHED_OTHER, usual_ns)
 
     in_a_thread(work)
 
 
 @batch_only
-def test_the_nice_value_of_a_thread_stays_what_it_was() -> None:
-    def work() -> int:
+def test_slices_of_ones_own_and_the_nice_value_stay_what_they_were() -> None:
+    def work() -> None:
         with_slices()
-        thread = threading.get_native_id()
+        thread, own_ns = threading.get_native_id(), 3 * LONGEST_SLICE_NS
         os.setpriority(os.PRIO_PROCESS, thread, 7)
-        thread_yields()(2 * TICK_NS)
-        lengthen_slices()
-        return os.getpriority(os.PRIO_PROCESS, thread)
+        schedule(thread, os.SCHED_OTHER, own_ns)
+        scheduler = own_threads()
+        assert scheduler.yields(LONGEST_SLICE_NS) >= own_ns
+        scheduler.gives(thread, LONGEST_SLICE_NS)
+        assert slice_of() == own_ns
+        assert scheduler.insists()
+        assert (slice_of(), os.getpriority(os.PRIO_PROCESS, thread)) == (own_ns, 7)
 
-    assert in_a_thread(work) == 7
+    in_a_thread(work)
 
 
 @batch_only
-def test_runs_have_long_slices_and_the_loop_has_the_usual_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("run_ms", "slice_ms"), [(1, None), (6, 6), (30, 10)])
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_who_runs_a_model_has_slices_of_a_run_and_the_loop_has_the_usual_ones(
+    tmp_path: Path, isolation: str, run_ms: int, slice_ms: int | None, inside: pytest.MonkeyPatch
+) -> None:
+    def slow(runner: Runner, warming: Warming) -> Warm:
+        return replace(warm(runner, warming), least_ns=run_ms * MS)
+
+    inside.setattr(model, "warm", slow)
+
     def work() -> None:
-        with_slices()
-        usual_ns = slice_ns()
+        usual_ns = with_slices()
 
         async def looks() -> None:
-            service = Service(open_repository(bundle(tmp_path / "net", serving=Serving(isolation="thread"))))
+            path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation=isolation))
+            service = Service(open_repository(path), scheduler=own_threads())
             await service.start()
-            runs = [each.native_id for each in threading.enumerate() if each.name.startswith("hasten net")]
-            assert [slice_ns(number) for number in runs if number] == [LONGEST_SLICE_NS] * len(runs)
-            assert runs
-            assert slice_ns() == usual_ns
+            (instance,) = service.models()[0].pool._ready
+            assert (instance.thread in [each.native_id for each in threading.enumerate()]) == (isolation == "thread")
+            assert slice_of(instance.thread) == (usual_ns if slice_ms is None else slice_ms * MS)
+            assert slice_of() == usual_ns
             await service.stop()
 
         run(looks())
@@ -232,57 +285,92 @@ def test_runs_have_long_slices_and_the_loop_has_the_usual_ones(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("objective_ms", "run_ms", "slice_ms"), [(None, 3.0, 3.0), (None, 30.0, 10.0), (16.0, 3.0, 2.0), (80.0, 3.0, 3.0)]
+    ("serving", "slice_ns"),
+    [
+        ({}, LONGEST_SLICE_NS),
+        ({"objective_ms": 48}, 6 * MS),
+        ({"timeout_ms": 40}, 5 * MS),
+        ({"timeout_ms": 48, "objective_ms": 40}, 5 * MS),
+        ({"objective_ms": 1000}, LONGEST_SLICE_NS),
+    ],
 )
-def test_a_model_affords_a_run_and_an_eighth_of_its_objective(
-    tmp_path: Path, objective_ms: float | None, run_ms: float, slice_ms: float
+def test_a_server_yields_for_an_eighth_of_the_shortest_objective_or_timeout_of_its_models_that_are_there(
+    tmp_path: Path, serving: dict[str, float], slice_ns: int
 ) -> None:
-    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation="thread", objective_ms=objective_ms))
+    told = Told()
+    bundle(tmp_path / "one" / "1", serving=Serving(instances=1, **serving))
+    bundle(tmp_path / "two" / "1", serving=Serving(instances=1))
 
     async def work() -> None:
-        service = Service(open_repository(path))
+        service = Service(open_repository(tmp_path), scheduler=told)
         await service.start()
-        pool = service.models()[0].pool
-        costs = pool.line.batcher.costs
-        costs._ns = dict.fromkeys(costs.sizes, run_ms * 1000000.0)
-        costs.update(costs.largest, int(run_ms * 1e6))
-        assert pool._afforded_ns() == slice_ms * 1e6
+        assert service._around is not None
+        service._around.bursts.begin()
+        await service.unload("one")
+        service._around.bursts.end()
+        service._around.bursts.begin()
         await service.stop()
 
     run(work())
+    assert (told.said[0], told.said[-1]) == (slice_ns, LONGEST_SLICE_NS)
 
 
 @batch_only
 def test_a_sandbox_that_forbids_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def forbidden(*_: object) -> None:
-        asked.append(1)
+    def forbidden(*words: object) -> None:
+        asked.append(words)
         raise PermissionError(1, "not permitted")
 
-    def work() -> tuple[int, int]:
+    def work() -> None:
         as_usual()
-        yields = thread_yields()
+        scheduler, thread = own_threads(), threading.get_native_id()
         with monkeypatch.context() as sandbox:
-            sandbox.setattr(scheduling, "CALLS", {})
-            sandbox.setattr(os, "sched_setscheduler", forbidden)
-            first = yields(1)
+            sandbox.setattr(scheduling, "schedule", forbidden)
+            assert scheduler.yields(LONGEST_SLICE_NS) == 0
+            assert not scheduler.insists()
+            if slice_of():
+                scheduler.gives(thread, LONGEST_SLICE_NS)
+                assert len(asked) == 3
             sandbox.setattr(os, "sched_getscheduler", forbidden)
-            lengthen_slices()
-            return first, thread_yields()(1)
+            scheduler.gives(thread, LONGEST_SLICE_NS)
+            assert isinstance(own_threads(), Unchanged)
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
-    assert in_a_thread(work) == (0, 0)
-    assert len(asked) >= 2
+    in_a_thread(work)
+
+
+@batch_only
+def test_where_slices_have_no_length_a_loop_yields_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.12, on other machines, and where a sandbox knows no sched_setattr."""
+
+    def work() -> None:
+        as_usual()
+        monkeypatch.setattr(scheduling, "_GET", 0)
+        monkeypatch.setattr(scheduling, "_SET", 0)
+        scheduler = own_threads()
+        assert scheduler.yields(LONGEST_SLICE_NS) == TICK_NS
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        assert scheduler.insists()
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+    in_a_thread(work)
+
+
+def test_a_thread_that_is_gone_is_no_failure() -> None:
+    assert slice_of(2**22 + 1) == 0
+    OwnThreads(0).gives(2**22 + 1, LONGEST_SLICE_NS)
 
 
 @pytest.mark.parametrize("ends", ["answered", "stopped", "expired"])
 @pytest.mark.usefixtures("faulty_engine")
 def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, ends: str) -> None:
-    told: list[int] = []
+    told = Told()
     path = bundle(tmp_path / "net", engine="faulty", batch=4, serving=Serving(instances=1))
 
     async def work() -> None:
-        service = Service(open_repository(path), yields=yielding(told))
+        service = Service(open_repository(path), scheduler=told)
         await service.start()
         largest = service.models()[0].pool.line.batcher.costs.largest
         hangs = rows(1)
@@ -292,28 +380,28 @@ def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, 
         terms = {"timeout_us": 100_000} if ends == "expired" else {}
         waiting = [asyncio.create_task(service.infer(request(rows(1), **terms))) for _ in range(largest)]
         await asyncio.sleep(0)
-        assert told == [], "the next batch takes them all"
+        assert told.said == [], "the next batch takes them all"
         waiting.append(asyncio.create_task(service.infer(request(rows(1), **terms))))
         await asyncio.sleep(0)
-        assert len(told) == 1
+        assert told.said == [LONGEST_SLICE_NS]
         if ends == "stopped":
             stopping = asyncio.create_task(service.stop(0.0))
             with pytest.raises(ModelNotReady):
                 await waiting[-1]
-            assert told[1:] == [0], "one that is gone is not behind"
+            assert told.said[1:] == ["no more"], "one that is gone is not behind"
             faulty.release.set()
             await stopping
         elif ends == "expired":
             for late in waiting:
                 with pytest.raises(DeadlineExceeded):
                     await late
-            assert told[1:] == [0], "nothing waits, though its instance hangs"
+            assert told.said[1:] == ["no more"], "nothing waits, though its instance hangs"
         faulty.release.set()
         outcomes = await asyncio.gather(hung, *waiting, return_exceptions=True)
         if ends == "answered":
             assert all(isinstance(outcome, InferResponse) for outcome in outcomes)
-            assert told[1:] == [0]
+            assert told.said[1:] == ["no more"]
         await service.stop()
-        assert told[1:] == [0]
+        assert told.said[1:] == ["no more"]
 
     run(work())

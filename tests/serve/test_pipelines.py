@@ -40,6 +40,7 @@ from hasten.tensors import Array
 from hasten.testing.models import convnet
 from serve.bundles import bundle, instances_left, request, rows, run
 from serve.photos import BEST, CLASSES, NORMALISE, POST, PRE, SIZE, asking, photo
+from serve.schedulers import Told
 
 LEAST_URGENT = 1000
 PREPROCESS = Preprocess(resize=(SIZE, SIZE), mean=(0.5,), std=(0.25,))
@@ -516,18 +517,16 @@ def test_a_request_that_comes_to_its_model_too_late_is_not_held_against_those_th
 
 
 def test_threads_for_steps_are_started_as_usual_while_a_model_is_behind(tmp_path: Path) -> None:
-    told: list[int] = []
-
-    def yields(slice_ns: int) -> int:
-        told.append(slice_ns)
-        return slice_ns
+    told = Told()
 
     async def work() -> None:
-        service = await started(made(tmp_path / "net"), yields=yields)
+        service = await started(made(tmp_path / "net"), scheduler=told)
         assert service._around is not None
-        service._around.bursts.begin(5)
+        service._around.bursts.begin()
         await service.infer(asking(photo(0)))
-        assert told == [5, 0, 5]
+        paused = [said == "no more" for said in told.said]
+        assert paused[:3] == [False, True, False]
+        assert paused[1:] == [True, False] * (len(paused) // 2), "for each thread that is started"
         await service.stop()
 
     run(work())

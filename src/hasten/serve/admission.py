@@ -70,12 +70,12 @@ class Margin:
 
 
 def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
-    """Estimate the time from now to the answer: t(n) of what goes before it, over the instances, and its own run."""
+    """Estimate the time from now to the answer: until an instance is free, and from then on."""
     return inside.free_ns + queued_ns(batcher, asked.rows, asked.priority, inside.instances)
 
 
 def queued_ns(batcher: Batcher[E], rows: int, priority: int, instances: int) -> int:
-    """Estimate the time to the answer from when an instance is free."""
+    """Estimate the time to the answer from when an instance is free: t(n) of what goes before, and of its own rows."""
     costs = batcher.costs
     largest = costs.largest
     full, rest = divmod(batcher.rows_ahead(priority), largest)

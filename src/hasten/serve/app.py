@@ -25,13 +25,13 @@ import uvloop
 
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.serve.access import AccessLog
-from hasten.serve.bursts import never, thread_yields
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
 from hasten.serve.limits import Limits
 from hasten.serve.listen import HttpListener, Listener, Spot, tls_context
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
+from hasten.serve.scheduling import own_threads
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.traces import Traces
@@ -205,7 +205,7 @@ def _service(path: Path, listening: Listening, *, own_process: bool) -> Service:
         shared_memory=memory,
         traces=_traces(listening),
         gone=gc.collect if own_process else lambda: None,
-        yields=thread_yields() if own_process else never,
+        scheduler=own_threads() if own_process else None,
     )
 
 

@@ -4,109 +4,104 @@ Each time the loop is woken for a single request, beside runs that take every co
 those of the run cold. As long as more waits than the next batch, nothing is gained by reading the next request at once.
 Linux knows threads that do not take a core from another as soon as they wake (``SCHED_BATCH``, sched(7)): they wait
 until its slice is over, some milliseconds, and then read all that has come. Where a core is idle they do not wait at
-all, and neither does anybody else. Where the length of slices can be set, it is about that of a run.
+all, and neither does anybody else. Where the length of slices can be set, long runs get slices of a run, as far as
+every model of the server can afford that its requests are read so much later.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from hasten.serve.scheduling import schedule, slice_ns
+from hasten.serve.scheduling import TICK_NS, Scheduler, Unchanged
 from hasten.serve.turns import Turns
 
-logger = logging.getLogger(__name__)
-
-TICK_NS = 4_000_000
-"""Linux looks this often, with its usual clock, whether a slice is over."""
-
 LONGEST_SLICE_NS = 10_000_000
-"""Of runs. A loop that yields waits no longer, save for the tick."""
+"""Of runs, whatever they take."""
 
-Yields = Callable[[int], int]
-"""Let a thread yield to slices of that many nanoseconds; 0: not any more. Gives how long it may have to wait for their
-end, and 0 where the system lets nobody yield."""
-
-
-def never(slice_ns: int) -> int:
-    """Yield to nobody."""
-    return 0
+SLICES = 8
+"""As many parts of its time limit a model affords: what has come for it may wait for that long to be read."""
 
 
 class Bursts:
-    """Told by models when they are behind, and when not any more. On the event loop's thread alone."""
+    """Told by models what they afford, who runs them, and when they are behind. On the event loop's thread alone."""
 
-    def __init__(self, turns: Turns, yields: Yields = never) -> None:
+    def __init__(self, turns: Turns, scheduler: Scheduler | None = None) -> None:
         self._turns = turns
-        self._yields = yields
-        self._slices_ns: list[int] = []
-        """Of the models that are behind."""
+        self._scheduler: Scheduler = scheduler or Unchanged()
+        self._behind = 0
+        """Models that are."""
+        self._yielding = False
+        self._limits_ns: dict[object, int] = {}
+        self._runs_ns: dict[int, int] = {}
+        """What a run takes, by the thread that does it."""
+        self._slice_ns = LONGEST_SLICE_NS
 
-    def begin(self, slice_ns: int = TICK_NS) -> None:
-        """A model is behind: more waits than its next batch. ``slice_ns``: what it gains by, and can afford."""
-        before = min(self._slices_ns, default=0)
-        self._slices_ns.append(slice_ns)
-        if not before or slice_ns < before:
-            self._turns.unseen_ns = self._yields(slice_ns)
+    def begin(self) -> None:
+        """A model is behind: more waits than its next batch."""
+        self._behind += 1
+        if self._behind == 1:
+            self._yield()
 
-    def end(self, slice_ns: int = TICK_NS) -> None:
-        """A model that had begun with that slice has caught up."""
-        before, turns = min(self._slices_ns), self._turns
-        self._slices_ns.remove(slice_ns)
-        left = min(self._slices_ns, default=0)
-        if left != before and turns.unseen_ns:
-            turns.unseen_ns = self._yields(left)
+    def end(self) -> None:
+        """It has caught up."""
+        self._behind -= 1
+        if not self._behind:
+            self._insist()
+
+    def knows(self, model: object, limit_ns: int | None) -> None:
+        """A model is there, whose answers are of use for that long; None: for however long they take."""
+        if limit_ns is not None:
+            self._limits_ns[model] = limit_ns
+            self._settle()
+
+    def forgets(self, model: object) -> None:
+        """It is there no more."""
+        if self._limits_ns.pop(model, None) is not None:
+            self._settle()
+
+    def runs(self, thread: int, run_ns: int) -> None:
+        """A thread runs a model, which takes that long."""
+        if run_ns > TICK_NS:
+            self._runs_ns[thread] = run_ns
+            self._scheduler.gives(thread, self._given_ns(run_ns))
+
+    def rests(self, thread: int) -> None:
+        """It has ended, or is about to."""
+        self._runs_ns.pop(thread, None)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Yield to nobody meanwhile: a thread that is started here inherits how this one is scheduled."""
-        yielding = bool(self._turns.unseen_ns)
-        if yielding:
-            self._yields(0)
+        self._insist()
         try:
             yield
         finally:
-            if yielding:
-                self._yields(min(self._slices_ns))
+            if self._behind:
+                self._yield()
 
+    def _settle(self) -> None:
+        """Work out the slices that every model affords, and give them to those that run."""
+        most_ns = LONGEST_SLICE_NS * SLICES
+        afforded_ns = min([most_ns, *self._limits_ns.values()]) // SLICES
+        if afforded_ns == self._slice_ns:
+            return
+        self._slice_ns = afforded_ns
+        for thread, run_ns in self._runs_ns.items():
+            self._scheduler.gives(thread, self._given_ns(run_ns))
+        if self._behind:
+            self._yield()
 
-def thread_yields() -> Yields:
-    """Make what lets the calling thread yield. A policy that somebody else has set is left as it is."""
-    if not hasattr(os, "SCHED_BATCH"):
-        return never
-    thread, usual = threading.get_native_id(), os.SCHED_OTHER
-    try:
-        if os.sched_getscheduler(thread) != usual:
-            return never
-    except OSError:  # a sandbox may forbid to ask
-        return never
-    can_be_set = slice_ns(thread) > 0
+    def _given_ns(self, run_ns: int) -> int:
+        given_ns = min(run_ns, self._slice_ns)
+        return given_ns if given_ns > TICK_NS else 0
 
-    def yields(slice_ns: int) -> int:
-        wanted_ns = slice_ns if can_be_set and slice_ns > TICK_NS else 0
-        try:
-            schedule(thread, os.SCHED_BATCH if slice_ns else usual, wanted_ns)
-        except OSError as error:  # a sandbox may forbid it
-            logger.debug("the scheduling of the event loop's thread is left as it is: %s", error)
-            return 0
-        return -(-max(wanted_ns, 1) // TICK_NS) * TICK_NS if slice_ns else 0
+    def _yield(self) -> None:
+        waits_ns = self._scheduler.yields(self._slice_ns if self._slice_ns > TICK_NS else 0)
+        if waits_ns:
+            self._yielding, self._turns.unseen_ns = True, waits_ns
 
-    return yields
-
-
-def lengthen_slices() -> None:
-    """Let the calling thread, and what it starts, run for longer at a time beside those that yield to it.
-
-    It takes nothing from others: who has short slices takes the core from it as before. Where the system has no such
-    slices, or forbids to ask for them, all stays as it is.
-    """
-    if not hasattr(os, "SCHED_OTHER"):
-        return
-    try:
-        if slice_ns() and os.sched_getscheduler(0) == os.SCHED_OTHER:
-            schedule(0, os.SCHED_OTHER, LONGEST_SLICE_NS)
-    except OSError as error:
-        logger.debug("the slices of a run's thread are left as they are: %s", error)
+    def _insist(self) -> None:
+        if self._yielding and self._scheduler.insists():
+            self._yielding = False
+            self._turns.unseen_ns = 0

@@ -157,6 +157,7 @@ class ChildRunner:
         self, process: subprocess.Popen[bytes], pipes: tuple[int, int], slots: list[tuple[Region, Region]]
     ) -> None:
         self._process = process
+        self.thread = process.pid
         self._to_child, self._from_child = pipes
         self._slots = slots
         self._at = 0

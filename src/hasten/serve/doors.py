@@ -1,7 +1,7 @@
 """What asyncio gets to see of a connection: the class that it asks for, and the connection's own methods.
 
 Event loops look at the class of a protocol to see how it wants to be read. A connection that inherits from one of
-theirs cannot be compiled to a struct (``docs/how-to/compile.md``), so it inherits from nothing and stands behind a
+theirs cannot be compiled to a struct (``docs/decisions/0010``), so it inherits from nothing and stands behind a
 door. The door is not in the way of a read: what the loop calls is the connection's own.
 """
 

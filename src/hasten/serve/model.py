@@ -389,6 +389,7 @@ class Model:
                 wait_ns=None if wait_ms is None else int(wait_ms * 1e6),
             ),
             run_limit_ns=int(serving.run_limit_ms * 1e6),
+            limit_ns=min([ns for ns in (self._objective_ns, self._timeout_ns) if ns is not None], default=None),
             batched=self._axis is not None,
             inline=serving.isolation == "auto" and self._is_fixed(),
         )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER
-from hasten.serve.bursts import LONGEST_SLICE_NS
 from hasten.serve.call import Call, Piece
 from hasten.serve.gate import Gate
 from hasten.serve.joining import split
@@ -43,9 +42,6 @@ START_S = 120.0
 THREAD_S = 0.001
 """What a thread takes, at most but for a busy machine, from its last word to its end."""
 
-SLICES = 8
-"""As many parts of an objective may be left to runs at a time: what has come waits for that long to be read."""
-
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
 """A worker that cannot be replaced is tried again after these times, each twice the one before."""
@@ -65,6 +61,8 @@ class Work:
     instances: int
     limits: Limits
     run_limit_ns: int
+    limit_ns: int | None = None
+    """After so long an answer is of no use: the deployment's objective, or its timeout where that is shorter."""
     batched: bool = True
     inline: bool = False
     """Runs that are short enough may be done on the event loop's thread."""
@@ -109,8 +107,6 @@ class Pool:
         self._bursts = around.bursts
         self._behind = False
         """More waits than one batch."""
-        self._slice_ns = 0
-        """What the event loop leaves to runs at a time, while it is behind."""
         self.gate = Gate(line, limits=work.limits, turns=around.turns)
         """Whether requests may come in."""
 
@@ -128,6 +124,7 @@ class Pool:
         Raises:
             HastenError: why the first that failed did; the others are told to end.
         """
+        self._bursts.knows(self, self.work.limit_ns)
         found = []
         for _ in range(self.work.instances):
             opened: asyncio.Future[Warm] = self._loop.create_future()
@@ -167,8 +164,7 @@ class Pool:
             self.line.put(pieces, now_ns)
             if not self._behind and self.line.batcher.rows > self.line.batcher.costs.largest:
                 self._behind = True
-                self._slice_ns = self._afforded_ns()
-                self._bursts.begin(self._slice_ns)
+                self._bursts.begin()
         look_ns = now_ns + self._run_limit_ns
         if pieces[0].deadline_ns < look_ns:
             look_ns = pieces[0].deadline_ns
@@ -199,6 +195,7 @@ class Pool:
         """Fail what is inside, let the instances end after the run they are in."""
         self._closing = True
         self._catch_up()
+        self._bursts.forgets(self)
         self._check_over()
         self.line.close()
         if self._watch is not None:
@@ -359,16 +356,10 @@ class Pool:
         if self._behind and self.line.batcher.rows <= self.line.batcher.costs.largest:
             self._catch_up()
 
-    def _afforded_ns(self) -> int:
-        """Say how long runs may have a core for themselves: one of them, and a small part of an objective."""
-        costs, limit_ns = self.line.batcher.costs, self.work.limits.wait_ns
-        afforded_ns = min(costs.ns(costs.largest), LONGEST_SLICE_NS)
-        return max(afforded_ns if limit_ns is None else min(afforded_ns, limit_ns // SLICES), 1)
-
     def _catch_up(self) -> None:
         if self._behind:
             self._behind = False
-            self._bursts.end(self._slice_ns)
+            self._bursts.end()
 
     def _answer(self, instance: Instance, ran: Ran) -> None:
         # A run that hung has ended: its calls have, long ago, and what it took is no time of t(n).
@@ -426,6 +417,7 @@ class Pool:
     def _opened(self, instance: Instance, news: Opened) -> None:
         waiter = self._opening.pop(instance)
         self._ready.add(instance)
+        self._bursts.runs(instance.thread, news.found.least_ns)
         if waiter is not None:
             longest_ns = INLINE_NS * (COLD if news.found.beside else 1)
             self._runs_here = self.work.inline and instance.lends and news.found.least_ns <= longest_ns
@@ -437,6 +429,7 @@ class Pool:
         if instance in self._alone:
             self._alone.discard(instance)
             return
+        self._bursts.rests(instance.thread)
         waiter = self._opening.pop(instance, None)
         self._ready.discard(instance)
         if self._closing:
@@ -475,6 +468,7 @@ class Pool:
     def _lose(self, instance: Instance) -> None:
         self._ready.discard(instance)
         self._alone.add(instance)
+        self._bursts.rests(instance.thread)
         self.line.leave(instance)
         instance.kill()
         self._replace()

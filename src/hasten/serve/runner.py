@@ -24,6 +24,8 @@ class Runner(Protocol):
     """Inputs must lie in its own buffers."""
     lends: bool
     """``run`` may be called from any thread, one at a time."""
+    thread: int
+    """The system's number of the thread that runs it; 0: the one that calls ``run``."""
 
     @property
     def ahead(self) -> Ahead | None:
@@ -66,6 +68,7 @@ class LocalRunner:
 
     copies = False
     lends = True
+    thread = 0
     ahead: Ahead | None = None
 
     def __init__(self, session: Session) -> None:

@@ -16,12 +16,13 @@ from hasten.composition import read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
-from hasten.serve.bursts import Bursts, Yields, never
+from hasten.serve.bursts import Bursts
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.pace import Pace
 from hasten.serve.repository import Bundle, Repository, newest, pick
 from hasten.serve.runner import Clock
+from hasten.serve.scheduling import Scheduler
 from hasten.serve.shared_memory import SharedMemory
 from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
@@ -66,8 +67,8 @@ class Service:
 
     It has no port and no signal handlers, and starts nothing before ``start``. ``code`` is the folder whose Python
     files the steps of deployments may run; None: none. ``offline``: nobody waits for one answer, and the objectives,
-    timeouts and bounds of deployments do not hold. ``gone`` is called when a version has gone. ``yields`` lets the
-    event loop's thread yield to others while a model is behind (``bursts``).
+    timeouts and bounds of deployments do not hold. ``gone`` is called when a version has gone. ``scheduler``:
+    how threads are scheduled, the event loop's too (``bursts``); None: as they are.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Service:
         traces: Traces | None = None,
         offline: bool = False,
         gone: Callable[[], object] = lambda: None,
-        yields: Yields = never,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.repository = repository
         self.shared_memory = shared_memory
@@ -98,7 +99,7 @@ class Service:
         """Told by the transports what they read, for admission."""
         self._around: Surroundings | None = None
         self._gone = gone
-        self._yields = yields
+        self._scheduler = scheduler
         self._started = False
         self._draining = False
         self._stopped = False
@@ -120,7 +121,7 @@ class Service:
             cores=cores,
             cork=self.cork,
             turns=self.turns,
-            bursts=Bursts(self.turns, self._yields),
+            bursts=Bursts(self.turns, self._scheduler),
             code=self._code,
             members=self,
             pace=Pace(lambda: self._started),

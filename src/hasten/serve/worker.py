@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from hasten.errors import BuildFailed, ChildCrashed, HastenError, ServerFault
 from hasten.serve.batching import Batch
-from hasten.serve.bursts import lengthen_slices
 from hasten.serve.call import Piece
 from hasten.serve.joining import join
 from hasten.serve.line import Line
@@ -100,6 +99,12 @@ class Instance:
         """Its thread, which tells of its end a little before, holds on to nothing any more."""
         return self._own_thread is None or not self._own_thread.is_alive()
 
+    @property
+    def thread(self) -> int:
+        """The system's number of the thread that runs its model, another process's where it runs there; 0: none yet."""
+        own = 0 if self._own_thread is None else self._own_thread.native_id or 0
+        return own if self._runner is None else self._runner.thread or own
+
     def tell(self, news: News) -> None:
         """Tell the event loop."""
         self._post(self, news)
@@ -151,7 +156,6 @@ class Instance:
         return self._runner is not None and self._runner.alive()
 
     def _main(self) -> None:
-        lengthen_slices()
         try:
             self._runner = runner = self._open()
             found = self._prepare(runner)
