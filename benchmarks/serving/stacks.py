@@ -105,6 +105,11 @@ def compiled(place: Place) -> Server:
     return hasten(place, place.python("compiled"))
 
 
+def optimised(place: Place) -> Server:
+    """The same on a Python that was built with its own optimisations (PGO and LTO), as Debian's and Docker's are."""
+    return hasten(place, place.python("optimised"))
+
+
 def uvicorn(place: Place) -> Server:
     peers = str(HERE.parent / "transport" / "peers.py")
     process = _run([sys.executable, peers, "uvicorn-model", place.onnx], place, own=True)
@@ -198,6 +203,7 @@ def ray_serve(place: Place) -> Server:
 STACKS: dict[str, Callable[[Place], Server]] = {
     "hasten": hasten,
     "compiled": compiled,
+    "optimised": optimised,
     "uvicorn": uvicorn,
     "fastapi": fastapi,
     "mlserver": mlserver,
@@ -209,6 +215,7 @@ STACKS: dict[str, Callable[[Place], Server]] = {
 PROTOCOLS = {
     "hasten": ("json", "binary", "grpc"),
     "compiled": ("json", "binary", "grpc"),
+    "optimised": ("json", "binary", "grpc"),
     "uvicorn": ("binary",),
     "fastapi": ("json", "binary"),
     "mlserver": ("json", "grpc"),
