@@ -73,6 +73,7 @@ def in_a_thread(work: Callable[[], object]) -> object:
 def test_the_thread_yields_from_the_first_model_that_is_behind_to_the_last_that_catches_up() -> None:
     told, turns = Told(), Turns()
     bursts = Bursts(turns, told)
+    bursts.runs(1, 30 * MS)
     bursts.begin()
     bursts.begin()
     bursts.end()
@@ -101,11 +102,17 @@ def test_slices_are_as_long_as_a_run_and_as_what_the_most_pressed_model_affords_
     bursts.forgets("patient")
     assert told.given_ns == {1: LONGEST_SLICE_NS, 2: 0, 4: LONGEST_SLICE_NS}, "who has ended is left alone"
     assert told.said == [LONGEST_SLICE_NS, 5 * MS, 0, 5 * MS, LONGEST_SLICE_NS]
+    bursts.end()
+    bursts.rests(1)
+    bursts.rests(4)
+    bursts.begin()
+    assert told.said[-1] == 0, "nobody runs for long: it waits for the end of a usual slice"
 
 
 def test_where_the_system_forbids_it_nothing_is_assumed_to_have_waited() -> None:
     told, turns = Told(waits_ns=0), Turns()
     bursts = Bursts(turns, told)
+    bursts.runs(1, 30 * MS)
     bursts.begin()
     assert turns.unseen_ns == 0
     bursts.end()
@@ -115,6 +122,7 @@ def test_where_the_system_forbids_it_nothing_is_assumed_to_have_waited() -> None
 def test_a_loop_that_could_not_be_set_back_is_tried_again_and_known_to_wait() -> None:
     told, turns = Told(insists=False), Turns()
     bursts = Bursts(turns, told)
+    bursts.runs(1, 30 * MS)
     bursts.begin()
     bursts.end()
     assert turns.unseen_ns == told.waits_ns
@@ -127,6 +135,7 @@ def test_a_loop_that_could_not_be_set_back_is_tried_again_and_known_to_wait() ->
 def test_a_second_change_that_fails_leaves_it_yielding_until_the_last_has_caught_up() -> None:
     told, turns = Told(), Turns()
     bursts = Bursts(turns, told)
+    bursts.runs(1, 30 * MS)
     bursts.begin()
     told.waits_ns = 0
     bursts.knows("pressed", 5 * MS)
@@ -145,7 +154,7 @@ def test_an_instance_is_started_as_usual_while_a_model_is_behind(tmp_path: Path)
         assert service._around is not None
         service._around.bursts.begin()
         service.models()[0].pool._start_one()
-        assert told.said == [LONGEST_SLICE_NS, "no more", LONGEST_SLICE_NS]
+        assert told.said == [0, "no more", 0]
         await service.stop()
 
     run(work())
@@ -305,6 +314,7 @@ def test_a_server_yields_for_an_eighth_of_the_shortest_objective_or_timeout_of_i
         service = Service(open_repository(tmp_path), scheduler=told)
         await service.start()
         assert service._around is not None
+        service._around.bursts.runs(1, 30 * MS)
         service._around.bursts.begin()
         await service.unload("one")
         service._around.bursts.end()
@@ -383,7 +393,7 @@ def test_a_model_is_behind_while_more_waits_than_its_next_batch(tmp_path: Path, 
         assert told.said == [], "the next batch takes them all"
         waiting.append(asyncio.create_task(service.infer(request(rows(1), **terms))))
         await asyncio.sleep(0)
-        assert told.said == [LONGEST_SLICE_NS]
+        assert told.said == [0]
         if ends == "stopped":
             stopping = asyncio.create_task(service.stop(0.0))
             with pytest.raises(ModelNotReady):

@@ -97,7 +97,7 @@ class Bursts:
         return given_ns if given_ns > TICK_NS else 0
 
     def _yield(self) -> None:
-        waits_ns = self._scheduler.yields(self._slice_ns if self._slice_ns > TICK_NS else 0)
+        waits_ns = self._scheduler.yields(max(map(self._given_ns, self._runs_ns.values()), default=0))
         if waits_ns:
             self._yielding, self._turns.unseen_ns = True, waits_ns
 
