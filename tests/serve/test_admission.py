@@ -10,7 +10,7 @@ import pytest
 
 from hasten.errors import DeadlineExceeded, Overloaded
 from hasten.protocol.messages import InferRequest
-from hasten.serve.admission import LARGEST_FACTOR, WITHIN, Asked, Inside, Limits, Margin, predicted_ns, refusal
+from hasten.serve.admission import LARGEST_FACTOR, WITHIN, Asked, Inside, Limits, Margin, queued_ns, refusal
 from hasten.serve.batching import NEVER, Batcher, Entry
 from hasten.serve.call import Call
 from hasten.serve.costs import CostCurve
@@ -40,7 +40,8 @@ def asked(rows: int = 1, **more: int) -> Asked:
 
 
 def judged(batcher: Batcher[Entry], wanted: Asked, *, factor: float = 1.0, **more: Any) -> object:
-    wait_ns = int(predicted_ns(batcher, wanted, more["inside"]) * factor)
+    inside = more["inside"]
+    wait_ns = int((inside.free_ns + queued_ns(batcher, wanted.rows, wanted.priority, inside.instances)) * factor)
     return refusal(batcher, wanted, wait_ns=wait_ns, **more)
 
 
@@ -61,13 +62,12 @@ def test_every_bound_refuses_with_its_own_reason(limits: Limits, reason: str) ->
 
 
 def test_the_predicted_time_counts_batches_not_requests() -> None:
-    inside = Inside(calls=8, instances=1, free_ns=MS)
-    assert predicted_ns(queue(8), asked(), inside) == MS + 2 * 2 * MS + MS
+    assert queued_ns(queue(8), 1, 8, 1) == 2 * 2 * MS + MS
+    assert queued_ns(queue(8), 1, 8, 2) == 2 * MS + MS, "over two instances"
 
 
 def test_those_behind_do_not_count() -> None:
-    inside = Inside(calls=8, instances=1, free_ns=MS)
-    assert predicted_ns(queue(8), asked(priority=1), inside) == MS + MS
+    assert queued_ns(queue(8), 1, 1, 1) == MS
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -238,7 +239,7 @@ def test_a_loop_that_yields_knows_how_long_it_may_have_to_wait_for_the_end_of_a_
         scheduler, batch = own_threads(), os.SCHED_BATCH
         if usual_ns > TICK_NS:
             pytest.skip(f"the usual slices here have {usual_ns / 1e6:g} ms")
-        for wanted_ns, ticks in ((TICK_NS + 1, 2), (2 * TICK_NS, 2), (0, 1)):
+        for wanted_ns, ticks in ((0, 1), (TICK_NS + 1, 2), (2 * TICK_NS, 2)):
             assert scheduler.yields(wanted_ns) == ticks * TICK_NS
             assert (os.sched_getscheduler(0), slice_of()) == (batch, wanted_ns or usual_ns)
         assert scheduler.insists()
@@ -291,6 +292,38 @@ def test_who_runs_a_model_has_slices_of_a_run_and_the_loop_has_the_usual_ones(
         run(looks())
 
     in_a_thread(work)
+
+
+@pytest.mark.parametrize("ends", ["told to", "killed"])
+def test_nothing_is_given_any_more_to_who_has_ended(tmp_path: Path, ends: str, inside: pytest.MonkeyPatch) -> None:
+    """The system may have given its number to somebody else."""
+
+    def slow(runner: Runner, warming: Warming) -> Warm:
+        return replace(warm(runner, warming), least_ns=30 * MS)
+
+    inside.setattr(model, "warm", slow)
+
+    async def work() -> None:
+        told, path = Told(), bundle(tmp_path / "net", serving=Serving(instances=1, isolation="process"))
+        service = Service(open_repository(path), scheduler=told)
+        await service.start()
+        pool = service.models()[0].pool
+        (instance,) = pool._ready
+        assert told.given_ns.pop(instance.thread) == LONGEST_SLICE_NS
+        if ends == "killed":
+            os.kill(instance.thread, signal.SIGKILL)
+            while instance.alive():
+                await asyncio.sleep(0)
+            pool.look(time.perf_counter_ns())
+        else:
+            await service.unload("net")
+            await pool.over()
+        assert service._around is not None
+        service._around.bursts.knows("pressed", 16 * MS)
+        assert instance.thread not in told.given_ns
+        await service.stop()
+
+    run(work())
 
 
 @pytest.mark.parametrize(

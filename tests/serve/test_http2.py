@@ -127,6 +127,24 @@ class Wire:
         self.server.tick()
 
 
+class Ignores:
+    """A connection that sends nothing."""
+
+    def pump(self, call: Call) -> None:
+        """It does not."""
+
+
+def test_a_call_ends_once_whatever_it_is_told_later() -> None:
+    call = Call(Ignores(), 1, {b":path": b"/x"})
+    call.fail(5, "first")
+    ended = call.trailers
+    call.fail(14, "second")
+    call.respond(b"third")
+    assert (call.status, call.trailers, call.out) == (5, ended, [])
+    assert ended is not None
+    assert b"first" in ended
+
+
 @asynccontextmanager
 async def wire(route: Route, limits: Limits = LIMITS) -> AsyncIterator[Wire]:
     """Open a server on a free port; at the end it holds nothing any more."""

@@ -139,6 +139,10 @@ def test_bodies_are_compressed_both_ways_where_the_client_says_so(opened: Open, 
     )
     assert (status, headers["content-encoding"]) == (200, encoding)
     assert json.loads(unpack(body))["outputs"][0]["shape"] == [40, CLASSES]
+    small = call(opened.http, "POST", INFER, infer_body(rows_of(1)), {"Accept-Encoding": encoding})
+    assert "content-encoding" not in small[1], "it is one packet either way"
+    assert small[1]["vary"] == "Accept-Encoding"
+    assert json.loads(small[2])["outputs"][0]["shape"] == [1, CLASSES]
 
 
 WRONG: dict[str, tuple[str, str, bytes | None, dict[str, str], int]] = {

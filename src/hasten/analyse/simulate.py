@@ -22,7 +22,7 @@ from hasten.analyse.batch_costs import BatchCosts
 from hasten.deployment import Serving
 from hasten.errors import InvalidSetting
 from hasten.load.run import Ints
-from hasten.serve.admission import Asked, Inside, Limits, predicted_ns, refusal
+from hasten.serve.admission import Asked, Inside, Limits, queued_ns, refusal
 from hasten.serve.batching import NEVER, Batch, Batcher, Entry
 from hasten.serve.costs import CostCurve
 
@@ -268,7 +268,7 @@ class _Machine:
         asked = Asked(
             rows=rows, n_bytes=rows * ROW_BYTES, priority=self.setup.serving.priority, deadline_ns=deadline_ns
         )
-        wait_ns = predicted_ns(batcher, asked, inside)
+        wait_ns = free + queued_ns(batcher, rows, asked.priority, inside.instances)
         return refusal(batcher, asked, limits=limits, inside=inside, now_ns=self.now_ns, wait_ns=wait_ns) is not None
 
     def look(self, i: int) -> None:

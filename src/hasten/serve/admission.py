@@ -69,11 +69,6 @@ class Margin:
         self.factor = min(max(self.factor + step, 1.0), LARGEST_FACTOR)
 
 
-def predicted_ns(batcher: Batcher[E], asked: Asked, inside: Inside) -> int:
-    """Estimate the time from now to the answer: until an instance is free, and from then on."""
-    return inside.free_ns + queued_ns(batcher, asked.rows, asked.priority, inside.instances)
-
-
 def queued_ns(batcher: Batcher[E], rows: int, priority: int, instances: int) -> int:
     """Estimate the time to the answer from when an instance is free: t(n) of what goes before, and of its own rows."""
     costs = batcher.costs

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import threading
+from functools import cache
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,18 @@ class Attributes(ctypes.Structure):
 
 
 _SET, _GET = CALLS.get(platform.machine(), (0, 0)) if sys.platform == "linux" else (0, 0)
-_LIBC = ctypes.PyDLL(None, use_errno=True)  # it keeps the interpreter's lock: such a call takes a microsecond
+
+
+@cache
+def _libc() -> ctypes.PyDLL:
+    """Give the C library, which is called with the interpreter's lock held: such a call takes a microsecond."""
+    return ctypes.PyDLL(None, use_errno=True)
 
 
 def _call(number: int, thread: int, attributes: Attributes, *more: int) -> None:
     words = [ctypes.c_long(word) for word in (number, thread)]
     rest = [ctypes.c_ulong(word) for word in more]
-    if _LIBC.syscall(*words, ctypes.byref(attributes), *rest) != 0:
+    if _libc().syscall(*words, ctypes.byref(attributes), *rest) != 0:
         failed = ctypes.get_errno()
         raise OSError(failed, os.strerror(failed))
 
