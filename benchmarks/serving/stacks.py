@@ -110,6 +110,12 @@ def optimised(place: Place) -> Server:
     return hasten(place, place.python("optimised"))
 
 
+def bare(place: Place) -> Server:
+    """No server, and what bounds every one: sockets, copies and runs in C."""
+    words = [sys.executable, str(HERE / "peers" / "bare.py"), str(place.bundle), place.model]
+    return Server(process := _run(words, place, own=True), {"binary": _ports(process)[0]})
+
+
 def uvicorn(place: Place) -> Server:
     peers = str(HERE.parent / "transport" / "peers.py")
     process = _run([sys.executable, peers, "uvicorn-model", place.onnx], place, own=True)
@@ -200,10 +206,13 @@ def ray_serve(place: Place) -> Server:
     return Server(process, {"json": port})
 
 
+BOUND = "bare"
+
 STACKS: dict[str, Callable[[Place], Server]] = {
     "hasten": hasten,
     "compiled": compiled,
     "optimised": optimised,
+    BOUND: bare,
     "uvicorn": uvicorn,
     "fastapi": fastapi,
     "mlserver": mlserver,
@@ -216,6 +225,7 @@ PROTOCOLS = {
     "hasten": ("json", "binary", "grpc"),
     "compiled": ("json", "binary", "grpc"),
     "optimised": ("json", "binary", "grpc"),
+    BOUND: ("binary",),
     "uvicorn": ("binary",),
     "fastapi": ("json", "binary"),
     "mlserver": ("json", "grpc"),

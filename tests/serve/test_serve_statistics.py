@@ -48,7 +48,27 @@ def test_the_phases_of_a_request_add_up_to_its_total(lengths: list[int]) -> None
     assert figures.total.total_ns == sum(p.total_ns for p in figures.phases.values()) == marks.ns[-1] - marks.ns[0]
 
 
-@given(st.lists(st.integers(0, 10**8), min_size=10, max_size=10), st.integers(0, 10**15))
+@given(st.lists(st.lists(st.integers(0, 10**12), min_size=10, max_size=10).map(sorted), max_size=20))
+def test_the_spans_of_the_statistics_extension_are_sums_over_the_answers(every: list[list[int]]) -> None:
+    figures = Statistics()
+    for ns in every:
+        figures.answered(Marks(ns), rows=2)
+    figures.failed(BadRequest("no such input"), spent_ns=7)
+    told = figures.json("net", "1")["inference_stats"]
+    assert figures.rows == 2 * len(every)
+    ends = {
+        "success": (2, 7),
+        "queue": (2, 4),
+        "compute_input": (4, 5),
+        "compute_infer": (5, 6),
+        "compute_output": (6, 7),
+    }
+    for name, (first, last) in ends.items():
+        assert told[name] == {"count": len(every), "ns": sum(ns[last] - ns[first] for ns in every)}, name
+    assert told["fail"] == {"count": 1, "ns": 7}
+
+
+@given(st.lists(st.integers(0, 3 * 10**9), min_size=10, max_size=10), st.integers(0, 10**15))
 def test_the_phases_that_a_client_is_told_add_up_to_the_time_until_its_answer_was_encoded(
     lengths: list[int], began: int
 ) -> None:

@@ -7,6 +7,7 @@ same bytes needs its raw contents cut out, and nothing else. Whatever is not of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -16,10 +17,10 @@ from hasten.protocol.messages import ITEM_BYTES, Form, InferRequest, InferRespon
 from hasten.protocol.shared_memory import Regions
 from hasten.tensors import Array
 
-KEPT_HEADS = 256
+KEPT_HEADS: Final = 256
 """Beginnings that are kept; then all are forgotten, so that nobody fills the memory with them."""
 
-LONGEST_HEAD_BYTES = 8192
+LONGEST_HEAD_BYTES: Final = 8192
 """A longer one is read anew each time."""
 
 _ID, _RAW = 0x1A, 0x3A

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,20 +25,22 @@ from hasten.tensors import Array
 
 T = TypeVar("T")
 
-KEPT_BYTES = 2**21
+KEPT_BYTES: Final = 2**21
 """Of heads, over all the targets that share a ``Heads``. What was read of one takes up to 14 times as much memory."""
 
-KEPT_HEADS = 256
+KEPT_HEADS: Final = 256
 """Heads that are kept of answers; then all are forgotten."""
 
-LONGEST_HEAD_BYTES = 8192
+LONGEST_HEAD_BYTES: Final = 8192
 """A longer one is read anew each time."""
 
 ID = re.compile(rb'"id": ?"([ !#-\[\]-~]*)"')
 """An id of plain ASCII. In a head without escapes that has one such place it is the request's own, or a parameter's; a
 head is kept without it only where what was read tells that it is the request's own."""
 
-_JSON = msgspec.json.Encoder()
+_JSON: Final = msgspec.json.Encoder()
+
+_ARRAY: Final = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ def _filled(known: _Known, body: Buffer, at: int, name: str) -> InferRequest:
     if isinstance(body, bytearray):
         body = memoryview(body)  # it keeps its length for as long as an array lies in it
     for slot in known.slots:
-        data: Array = np.ndarray(slot.shape, slot.dtype, body, at + slot.offset)
+        data: Array = _ARRAY(slot.shape, slot.dtype, body, at + slot.offset)
         inputs += (Tensor(name=slot.name, datatype=slot.datatype, data=data, parameters=slot.parameters),)
     return replace(known.request, id=name, inputs=inputs)
 
@@ -262,5 +264,5 @@ def _view_of(data: Array) -> memoryview:
     return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
-SMALL_BYTES = 4096
+SMALL_BYTES: Final = 4096
 """Up to this a copy costs less than a view."""

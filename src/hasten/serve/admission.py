@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from hasten.errors import DeadlineExceeded, Overloaded, ServeError
 from hasten.serve.batching import NEVER, Batcher, E
 
-LEAST_RETRY_S = 0.05
+LEAST_RETRY_S: Final = 0.05
 """A client that was refused shall not come back in the same breath."""
 
 
-WITHIN, STEP, LARGEST_FACTOR = 0.98, 0.03, 4.0
+WITHIN: Final = 0.98
+STEP: Final = 0.03
+LARGEST_FACTOR: Final = 4.0
 """Of ``Margin``: the share of answers that stay below it, how far one answer moves it, and where it ends."""
 
 

@@ -127,9 +127,9 @@ async def _send(request: Request, send: Send) -> None:
     for part in parts or [b""]:
         await send({"type": "http.response.body", "body": bytes(part), "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-    if request.sent is not None:
-        request.sent()
-    request.leave = request.sent = None
+    if request.waiter is not None:
+        request.waiter.sent()
+    request.leave = request.waiter = None
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

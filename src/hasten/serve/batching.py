@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from hasten.serve.costs import CostCurve
 from hasten.tensors import Feed
 
-NEVER = 1 << 62
-"""A time in nanoseconds that does not come."""
+NEVER: Final = (1 << 62) - 1
+"""A time in nanoseconds that does not come: the largest number that compiled code keeps in a machine word."""
 
-GAP_WEIGHT = 0.125
+GAP_WEIGHT: Final = 0.125
 """Share of a new gap between arrivals in the running average."""
 
-TRIED_AGAIN = 16
+TRIED_AGAIN: Final = 16
 """A full batch that would take longer for each row than a smaller one runs all the same, one time in so many."""
 
-LONGEST_GAP_NS = 1_000_000_000
+LONGEST_GAP_NS: Final = 1_000_000_000
 """A longer pause says no more than that nothing comes."""
 
 

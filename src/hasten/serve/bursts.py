@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
 from hasten.serve.scheduling import TICK_NS, Scheduler, Unchanged
 from hasten.serve.turns import Turns
 
-LONGEST_SLICE_NS = 10_000_000
+LONGEST_SLICE_NS: Final = 10_000_000
 """Of runs, whatever they take."""
 
-SLICES = 8
+SLICES: Final = 8
 """As many parts of its time limit a model affords: what has come for it may wait for that long to be read."""
 
 

@@ -88,7 +88,7 @@ class Composed:
     def check_room(self, unless: Callable[[], bool]) -> None:
         """Each member has a queue of its own, and refuses for itself."""
 
-    def shut(self, unless: Callable[[], bool]) -> ServeError | None:
+    def shut(self) -> ServeError | None:
         """Say nothing: each member refuses for itself."""
         return None
 

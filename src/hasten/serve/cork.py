@@ -19,6 +19,13 @@ class Held(Protocol):
         """Write them. Called again without any, it does nothing."""
 
 
+class Waiter(Protocol):
+    """Who is told that an answer has gone out."""
+
+    def sent(self) -> None:
+        """It was handed to the socket."""
+
+
 class Cork:
     """Holds connections back while the answers of a batch are made. On the event loop's thread alone."""
 

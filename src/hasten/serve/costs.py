@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
-WEIGHT = 0.1
+WEIGHT: Final = 0.1
 """Share of a new time in the running average: about twenty runs forget a change of load."""
 
-STALE = 32
+STALE: Final = 32
 """A size that none of so many runs had follows the others: what slows one down, or no longer does, is the machine's
 doing."""
 
-OUTLIER = 4.0
+OUTLIER: Final = 4.0
 """A run that took longer than this many averages (the scheduler's doing) counts as this many."""
 
 
@@ -93,7 +94,7 @@ class CostCurve:
                 self._ns[other] = then[other] * self._ns[latest] / then[latest]
 
     def _fill(self) -> None:
-        by_rows, least = self._by_rows, 1 << 62
+        by_rows, least = self._by_rows, (1 << 62) - 1
         for at in range(len(self.sizes) - 1, -1, -1):
             size, first = self.sizes[at], self.sizes[at - 1] + 1 if at else 1
             least = min(least, self._own(size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from hasten.errors import Overloaded, ServeError
 from hasten.serve.admission import Asked, Inside, Limits, Margin, queued_ns, refusal
@@ -11,7 +11,7 @@ from hasten.serve.call import Call
 from hasten.serve.line import Line
 from hasten.serve.turns import Turns
 
-UNSEEN_SHARE = 4
+UNSEEN_SHARE: Final = 4
 """One in so many parts of a limit is what a request counts at most for a wait that nobody saw."""
 
 
@@ -96,6 +96,11 @@ class Gate:
             return shut
         free_ns, expected_ns = self._predicted_ns(runs, asked.rows, asked.priority, now_ns)
         return self._judge(runs, asked, now_ns, free_ns, expected_ns, keeps=keeps)
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody was refused of whom others may be told."""
+        return self._shut is None
 
     def shut(self, priority: int, now_ns: int) -> ServeError | None:
         """Say why nobody of this priority or a less urgent one may come in now, where that is known from the last.

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Coroutine
 from functools import lru_cache, partial
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from hasten.protocol.http2_frames import literal
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.serve import grpc_side as side
 from hasten.serve.access import AccessLog
+from hasten.serve.answering import Answering
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.http2 import Http2Server
@@ -35,13 +36,13 @@ from hasten.serve.wheel import TICK_S
 
 logger = logging.getLogger(__name__)
 
-INFER = f"/{SERVICE}/ModelInfer".encode()
-SMALL = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
+INFER: Final = f"/{SERVICE}/ModelInfer".encode()
+SMALL: Final = {f"/{SERVICE}/{name}".encode(): name for name in CALLS}
 CHECK, WATCH = (f"/{side.HEALTH}/{name}".encode() for name in ("Check", "Watch"))
 REFLECT = {f"/{name}/ServerReflectionInfo".encode(): name.rpartition(".")[0] for name in side.REFLECTIONS}
 OPEN_PATHS = {CHECK, WATCH, *(path for path, name in SMALL.items() if name in OPEN_CALLS)}
 UNITS_US = {"H": 3.6e9, "M": 6e7, "S": 1e6, "m": 1e3, "u": 1.0, "n": 1e-3}
-WATCH_S = 1.0
+WATCH_S: Final = 1.0
 
 
 class Calls:
@@ -107,16 +108,18 @@ class Calls:
             end_trace(marks, error)
             raise
         marks.ns[2] = perf_counter_ns()
-        ticket = self._service.submit(wanted, marks, partial(self._answer, call, wanted, marks))
+        ticket = self._service.submit(wanted, marks, _Answer(self, call, self._service, wanted, marks))
         if call.trailers is None:  # a refusal is answered before submit returns
             call.leave = ticket.cancel
 
-    def _answer(self, call: Call, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
+    def answer(self, to: _Answer, result: InferResponse | ServeError) -> None:
+        """Take what became of a request: the service's ``done``."""
+        call, marks = to.call, to.marks
         if isinstance(result, ServeError):
             fail(call, result)
             return
         try:
-            encoded = self._answers.encode(result, wanted)
+            encoded = self._answers.encode(result, to.wanted)
         except ServeError as error:  # a tensor that cannot be told as it was asked for
             end_trace(marks, error)
             fail(call, error)
@@ -128,15 +131,12 @@ class Calls:
             return
         marks.ns[8] = perf_counter_ns()
         call.leave = None
-        call.sent = partial(self._sent, result, marks)
+        to.response = result
+        call.waiter = to
         told = literal(b"server-timing", marks.timing())
         if marks.trace is not None:
             told += literal(b"traceparent", marks.trace.header)
         call.respond(encoded, told)
-
-    def _sent(self, response: InferResponse, marks: Marks) -> None:
-        marks.ns[9] = perf_counter_ns()
-        self._service.sent(response, marks)
 
     async def _small(self, call: Call) -> None:
         try:
@@ -182,6 +182,19 @@ class Calls:
         """End what still runs."""
         for task in self._tasks:
             task.cancel()
+
+
+class _Answer(Answering):
+    """The answer of one request."""
+
+    def __init__(self, calls: Calls, call: Call, service: Service, wanted: InferRequest, marks: Marks) -> None:
+        super().__init__(service, wanted, marks)
+        self._calls = calls
+        self.call = call
+
+    def answer(self, outcome: InferResponse | ServeError) -> None:
+        """See ``Answering.answer``."""
+        self._calls.answer(self, outcome)
 
 
 def fail(call: Call, error: ServeError) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from math import inf
 from time import perf_counter_ns
+from typing import Final
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -30,12 +31,12 @@ from hasten.serve.wheel import TICK_S, Wheel
 
 Route = Callable[[Request], None]
 
-SCRATCH_BYTES = 256 * 2**10
-LARGEST_WHOLE = 64 * 2**10
+SCRATCH_BYTES: Final = 256 * 2**10
+LARGEST_WHOLE: Final = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
-ONE_PIECE = 4 * 2**10
+ONE_PIECE: Final = 4 * 2**10
 """Reads below this size are parsed as they are where at most one head ends in them."""
-JOIN_BYTES = 64 * 2**10
+JOIN_BYTES: Final = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
 
 
@@ -192,7 +193,7 @@ class Connection:
         if self._in_message or nbytes > LARGEST_WHOLE:
             self._take(self._server.scratch_bytes, 0, nbytes)
             return
-        whole = bytes(self._server.scratch[:nbytes])
+        whole = self._server.scratch[:nbytes].tobytes()
         at = self._known(whole)
         if at < nbytes and not self._deaf:
             self._take(whole, at, nbytes)
@@ -454,8 +455,8 @@ class Connection:
                 transport.writelines(parts)
             else:
                 transport.write(b"".join(parts))
-            if done.sent is not None:
-                done.sent()
+            if done.waiter is not None:
+                done.waiter.sent()
             self._release(done)
             if server.log is not None:
                 server.log(done)
@@ -480,7 +481,7 @@ class Connection:
             self._release(request)
 
     def _release(self, request: Request) -> None:
-        request.leave = request.sent = None  # they refer back to the request: nothing is left to the collector
+        request.leave = request.waiter = None  # they refer back to the request: nothing is left to the collector
         server = self._server
         server.requests -= 1
         server.buffered_bytes -= len(request.body)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from hasten.serve.codes import DEFECT, LONGEST_TEXT
+from hasten.serve.cork import Waiter
 
 logger = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-JSON = b"application/json"
+JSON: Final = b"application/json"
 
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\nContent-Type: ".encode() for status in HTTPStatus
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\nContent-Type: "}
 
 
-FULL = b"Retry-After: 1\r\nX-Reason: server_full\r\n"
+FULL: Final = b"Retry-After: 1\r\nX-Reason: server_full\r\n"
 """What a 503 says of a bound of the whole server, whatever is asked of it."""
 
 
@@ -36,7 +37,8 @@ class Replies(Protocol):
 class Request:
     """A request that was read completely. ``respond`` is called once, on the event loop's thread.
 
-    ``leave`` is called where the client goes away before that; ``sent`` after the answer was handed to the socket.
+    ``leave`` is called where the client goes away before that; ``waiter`` is told that the answer was handed to the
+    socket.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Request:
         self.old = False
         """HTTP/1.0: keep-alive must be said."""
         self.leave: Callable[[], None] | None = None
-        self.sent: Callable[[], None] | None = None
+        self.waiter: Waiter | None = None
         self.status = 0
         self.reply: list[Buffer] | None = None
         self.reply_bytes = 0
@@ -86,7 +88,7 @@ class Request:
         if self.old or not self.keep_alive:
             extra = _CONNECTION[self.keep_alive] + extra
         line = _STATUS_LINES[status]
-        head = b"%b%b\r\nContent-Length: %d\r\n%b%b\r\n" % (line, kind, length, self.date, extra)
+        head = b"".join([line, kind, b"\r\nContent-Length: %d\r\n" % length, self.date, extra, b"\r\n"])
         self.status, self.reply_bytes = status, length
         self.reply = [head] if self.method == b"HEAD" else [head, *parts]
         self.connection.replied(self)
@@ -96,7 +98,7 @@ class Request:
         self.respond(status, error_body(text), extra=extra)
 
 
-_CONNECTION = {True: b"Connection: keep-alive\r\n", False: b"Connection: close\r\n"}
+_CONNECTION: Final = {True: b"Connection: keep-alive\r\n", False: b"Connection: close\r\n"}
 
 
 def defective(request: Request, error: Exception) -> None:

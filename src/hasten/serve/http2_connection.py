@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from math import inf
 from time import perf_counter_ns
+from typing import Final
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
@@ -38,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 Route = Callable[[Call], None]
 
-STREAMS = 256
+STREAMS: Final = 256
 """Calls of one connection at once."""
-FRAME_BYTES = 65_536
-STREAM_WINDOW = 2**20
-CONNECTION_WINDOW = 2**24
-CONTINUATIONS = 8
+FRAME_BYTES: Final = 65_536
+STREAM_WINDOW: Final = 2**20
+CONNECTION_WINDOW: Final = 2**24
+CONTINUATIONS: Final = 8
 
 
 class Common:
@@ -416,10 +417,10 @@ class Connection:
 
     def done(self, call: Call) -> None:
         """All of a call was sent."""
-        sent = call.sent
+        waiter = call.waiter
         self._forget(call)
-        if sent is not None:
-            sent()
+        if waiter is not None:
+            waiter.sent()
         if self._server.log is not None:
             self._server.log(call, self._peer)
         self._watch()
@@ -437,7 +438,7 @@ class Connection:
             self._receiving -= call.counted
             call.counted = False
             self._sending.unread_s.pop(call.id, None)
-        call.connection = call.leave = call.sent = call.on_message = None
+        call.connection = call.leave = call.waiter = call.on_message = None
         if not self._sending.gathers:  # else what was gathered is written first
             self.flushed()
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
 from hpack import Decoder, HPACKError
 
 from hasten.protocol.http2_frames import Broken, Code
 
-CREDIT = 1000.0
+CREDIT: Final = 1000.0
 """Control frames that a connection may send ahead of its calls."""
-CREDIT_PER_S = 100.0
-CREDIT_PER_CALL = 4.0
+CREDIT_PER_S: Final = 100.0
+CREDIT_PER_CALL: Final = 4.0
 """What an answered call gives back: its window updates, and the ping with which a client measures its window."""
-KEPT_BLOCKS = 64
+KEPT_BLOCKS: Final = 64
 
 
 class Credit:

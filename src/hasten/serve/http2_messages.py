@@ -5,7 +5,7 @@ A message is a flag (compressed), its length in 4 bytes, and its bytes (PROTOCOL
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from hasten.protocol import http2_frames as h2
 from hasten.serve.http2_stream import RESOURCE_EXHAUSTED, Call
@@ -13,11 +13,11 @@ from hasten.serve.limits import Limits
 
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 4, 12, 13, 14
 
-FULL = {"reason": "server_full", "retry-after": "1"}
+FULL: Final = {"reason": "server_full", "retry-after": "1"}
 """What a refusal says of a bound of the whole server, whatever is asked of it."""
 
-PREFIX_BYTES = 5
-LARGEST_STREAMED_BYTES = 64 * 2**10
+PREFIX_BYTES: Final = 5
+LARGEST_STREAMED_BYTES: Final = 64 * 2**10
 """Of one message of a stream, which asks for no more than a name."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 from hasten.protocol import http2_frames as h2
 from hasten.protocol.http2_frames import Broken, Code
@@ -12,7 +12,7 @@ from hasten.serve.cork import Cork
 from hasten.serve.http2_guards import CREDIT_PER_CALL, Credit
 from hasten.serve.http2_stream import OPENING, Call
 
-LARGEST_FRAME_BYTES = 2**20
+LARGEST_FRAME_BYTES: Final = 2**20
 """Frames that we send are no longer, whatever the peer takes."""
 
 
@@ -52,7 +52,7 @@ class Gone:
         """There is nobody to wait for."""
 
 
-GONE = Gone()
+GONE: Final = Gone()
 
 
 class Sending:

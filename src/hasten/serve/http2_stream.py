@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import quote
 
 from hasten.protocol.http2_frames import FIRST_WINDOW, literal
 from hasten.serve.codes import LONGEST_TEXT
+from hasten.serve.cork import Waiter
 
-OPENING = b"\x88" + literal(b"content-type", b"application/grpc")
+OPENING: Final = b"\x88" + literal(b"content-type", b"application/grpc")
 """``:status: 200`` and the content type, by HPACK's static table alone."""
-MOST_UNREAD_BYTES = 64 * 2**10
+MOST_UNREAD_BYTES: Final = 64 * 2**10
 """Of a stream's messages that its client leaves unread; one more ends the call."""
-RESOURCE_EXHAUSTED = 8
+RESOURCE_EXHAUSTED: Final = 8
 SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~"
 """What stays as it is in a message, besides letters, digits, and ``-._``: all printable ASCII but the percent sign."""
 PLAIN = re.compile(r"[ -$&-~]*")
 """Such a text alone."""
-GOOD_END = literal(b"grpc-status", b"0")
+GOOD_END: Final = literal(b"grpc-status", b"0")
 
 
 class Sends(Protocol):
@@ -43,8 +44,8 @@ class Call:
 
     __slots__ = (
         *("began_ns", "body", "connection", "counted", "ended", "headers", "id", "leave", "on_message", "out"),
-        *("path", "receive_left", "send_window", "sent", "sent_bytes", "started", "status"),
-        *("trailers", "whole"),
+        *("path", "receive_left", "send_window", "sent_bytes", "started", "status"),
+        *("trailers", "waiter", "whole"),
     )
 
     def __init__(self, connection: Sends, number: int, headers: Mapping[bytes, bytes]) -> None:
@@ -71,7 +72,8 @@ class Call:
         self.sent_bytes = 0
         """Of its messages."""
         self.leave: Callable[[], None] | None = None
-        self.sent: Callable[[], None] | None = None
+        self.waiter: Waiter | None = None
+        """Told that all of it was handed to the socket."""
         self.on_message: Callable[[bytes], None] | None = None
         """Set by a route that answers each message of a stream; None: one message, and then the call is routed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from hasten.artifact import Json
 from hasten.deployment import Deployment
@@ -33,6 +34,9 @@ from hasten.steps.pipeline import Pipeline
 from hasten.tensors import Array, Feed, Signature
 
 DEFAULT_SIZES = (1, 2, 4, 8)
+
+READY: Final = State.READY
+"""Asked of each request: a name of this module costs less than an attribute of another's class."""
 
 MOST_RUNS = 1024
 """Of one request: to cut it takes some microseconds a run, on the event loop."""
@@ -88,15 +92,15 @@ class Model:
             for size, ns in first.costs.items():
                 self.line.batcher.costs.update(size, ns)
             self.line.batcher.costs.ns(1)  # worked out before the instances ask
-        self.state = State.READY
+        self.state = READY
         return first
 
     @property
     def ready(self) -> bool:
         """It takes requests, and has an instance to run them."""
-        if self.state is State.READY:
+        if self.state is READY:
             self.pool.look(self._clock_ns())
-        return self.state is State.READY and self.pool.ready > 0
+        return self.state is READY and self.pool.ready > 0
 
     def submit(self, request: InferRequest, marks: Marks, done: Done) -> Ticket:
         """Take a request in; see ``Infers.submit``."""
@@ -106,13 +110,14 @@ class Model:
         if not marks.ns[2]:
             marks.ns[2] = now_ns
         priority = request.priority or self._priority
-        refused = self.pool.gate.shut(priority, now_ns)
-        if refused is not None and not request.timeout_us and self.state is State.READY:
+        gate = self.pool.gate
+        refused = None if gate.is_open else gate.shut(priority, now_ns)
+        if refused is not None and not request.timeout_us and self.state is READY:
             self.statistics.failed(refused, spent_ns=now_ns - marks.ns[2])
             done(refused)
             return REFUSED
         call = Call(request, marks, done, priority, self._finish)
-        if self.state is not State.READY:
+        if self.state is not READY:
             call.fail(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
             return call
         try:
@@ -125,7 +130,7 @@ class Model:
 
     def check_room(self, unless: Callable[[], bool]) -> None:
         """Refuse a request that was not read yet; see ``Service.check_room``. Raises Overloaded."""
-        if self._piping is not None or self.state is not State.READY or not self.line.batcher.rows:
+        if self._piping is not None or self.state is not READY or not self.line.batcher.rows:
             return
         asked = Asked(rows=1, n_bytes=0, priority=self.read.deployment.serving.priority)
         refused = self.pool.refused(asked, self._clock_ns())
@@ -133,15 +138,12 @@ class Model:
             self.statistics.failed(refused, spent_ns=0)
             raise refused
 
-    def shut(self, unless: Callable[[], bool]) -> ServeError | None:
-        """Say why a request that was not read yet is refused, where that is known; see ``Service.shut``."""
-        if self._piping is not None or self.state is not State.READY:
+    def shut(self) -> ServeError | None:
+        """Say why a request that was not read yet would be refused, where that is known; see ``Service.shut``."""
+        gate = self.pool.gate
+        if gate.is_open or self._piping is not None or self.state is not READY:
             return None
-        refused = self.pool.gate.shut(self._priority, self._clock_ns())
-        if refused is None or unless():
-            return None
-        self.statistics.failed(refused, spent_ns=0)
-        return refused
+        return gate.shut(self._priority, self._clock_ns())
 
     def _enter(self, call: Call, taken: TakenIn, now_ns: int) -> None:
         """Let a call with what it brings wait for its run, or fail it."""
@@ -191,7 +193,7 @@ class Model:
 
     async def drain(self, limit_s: float) -> bool:
         """Take no more requests, finish those inside for at most ``limit_s``, then close; True if all were finished."""
-        if self.state is State.READY:
+        if self.state is READY:
             self.state = State.DRAINING
         try:
             await asyncio.wait_for(self._emptied(), limit_s)
@@ -354,7 +356,7 @@ class Model:
     def _with_steps(self, pipeline: Pipeline) -> Piping:
         kinds = kinds_of(pipeline.signature)
         stations = Stations(
-            taken=lambda: self.state is State.READY,
+            taken=lambda: self.state is READY,
             enter=self._enter,
             left=self.pool.ended,
             answer=lambda call, outcome: self._answer(call, outcome, kinds),

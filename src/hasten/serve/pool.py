@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
 from hasten.serve.admission import Asked, Limits
@@ -24,17 +25,17 @@ from hasten.serve.worker import Instance
 
 logger = logging.getLogger(__name__)
 
-INLINE_NS = 100_000
+INLINE_NS: Final = 100_000
 """A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand a run over and be
 told of its end costs 30 to 400 us (docs/decisions/0007); longer runs gain more from going on beside the loop."""
 
-MOST_HELD = 32
+MOST_HELD: Final = 32
 """Answers that are written together at the most: the first of them waits for the last."""
 
-COLD = 2
+COLD: Final = 2
 """Times ``INLINE_NS`` that a run may take that found the caches cold, beside requests: among them they will be warm."""
 
-MUCH_LONGER = 4
+MUCH_LONGER: Final = 4
 """Times ``INLINE_NS`` that runs may take on average before they are handed over from then on."""
 START_S = 120.0
 """A request waits no longer than this for the first worker that is started anew."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
 from time import perf_counter_ns
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.rest_templates import Heads, RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
+from hasten.serve.answering import Answering
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
 from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
 from hasten.serve.http1_request import JSON, Buffer, Request, error_body
@@ -35,16 +36,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BINARY = b"application/octet-stream"
-COSTLY_BYTES = 4096
+BINARY: Final = b"application/octet-stream"
+COSTLY_BYTES: Final = 4096
 """JSON of this size costs more to read than to ask whether it may come in at all."""
 
-KEPT_TARGETS = 1024
+KEPT_TARGETS: Final = 1024
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
-KEPT_TEMPLATES = 32
+KEPT_TEMPLATES: Final = 32
 """Targets of inference whose requests' heads are remembered; likewise."""
 
-OPEN_CALLS = ("live", "ready")
+OPEN_CALLS: Final = ("live", "ready")
 """Calls that need no key: probes have none."""
 
 
@@ -119,16 +120,19 @@ class Rest:
             header_bytes = _header_bytes(headers)
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
-            elif header_bytes is not None and (refused := self._shut(templates, body, header_bytes)) is not None:
-                end_trace(marks, refused)
-                fail(request, refused)
-                return
+            elif header_bytes is not None:
+                refused = service.shut(templates.model, templates.version)
+                if refused is not None and not _says_terms(body, header_bytes):
+                    service.turned_away(templates.model, refused)
+                    end_trace(marks, refused)
+                    fail(request, refused)
+                    return
             wanted = templates.decode(body, header_bytes=header_bytes, metadata=service.model_metadata)
         except ServeError as error:
             end_trace(marks, error)
             raise
         ns[2] = perf_counter_ns()
-        ticket = service.submit(wanted, marks, partial(self._answer, request, wanted, marks))
+        ticket = service.submit(wanted, marks, _Answer(self, request, service, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
 
@@ -139,18 +143,14 @@ class Rest:
         """
         self._service.check_room(templates.model, templates.version, unless=partial(_has_terms, body))
 
-    def _shut(self, templates: RequestTemplates, body: Buffer, header_bytes: int) -> ServeError | None:
-        """Say why a binary request is refused before it is read, where that is known from the last one; else None."""
-        unless = partial(_says_terms, body, header_bytes)
-        return self._service.shut(templates.model, templates.version, unless=unless)
-
-    def _answer(self, request: Request, wanted: InferRequest, marks: Marks, result: InferResponse | ServeError) -> None:
+    def answer(self, to: _Answer, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
+        request, marks = to.request, to.marks
         if isinstance(result, ServeError):
             fail(request, result)
             return
         try:
-            parts, header_bytes = self._answers.encode(result, wanted)
+            parts, header_bytes = self._answers.encode(result, to.wanted)
         except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
             end_trace(marks, error)
             fail(request, error)
@@ -165,21 +165,16 @@ class Rest:
         if b"accept-encoding" in request.headers:
             body, coding = self._encoded(request, parts)
         marks.ns[8] = perf_counter_ns()
-        request.sent = partial(self._sent, result, marks)
+        to.response = result
+        request.waiter = to
         if marks.trace is not None:
             coding += b"traceparent: %b\r\n" % marks.trace.header
+        extra = b"".join([coding, b"Server-Timing: ", marks.timing(), b"\r\n"])
         if header_bytes is None:
-            extra = b"%bServer-Timing: %b\r\n" % (coding, marks.timing())
             request.respond(200, body, extra=extra)
         else:
-            extra = b"Inference-Header-Content-Length: %d\r\n%bServer-Timing: %b\r\n" % (
-                *(header_bytes, coding, marks.timing()),
-            )
-            request.respond(200, body, kind=BINARY, extra=extra)
-
-    def _sent(self, response: InferResponse, marks: Marks) -> None:
-        marks.ns[9] = perf_counter_ns()
-        self._service.sent(response, marks)
+            length = b"Inference-Header-Content-Length: %d\r\n" % header_bytes
+            request.respond(200, body, kind=BINARY, extra=length + extra)
 
     # bodies
 
@@ -304,6 +299,19 @@ class Rest:
 
     def _docs(self, request: Request, target: Target) -> None:
         self._send(request, openapi.page(self._service.metadata().version), kind=b"text/html; charset=utf-8")
+
+
+class _Answer(Answering):
+    """The answer of one request."""
+
+    def __init__(self, rest: Rest, request: Request, service: Service, wanted: InferRequest, marks: Marks) -> None:
+        super().__init__(service, wanted, marks)
+        self._rest = rest
+        self.request = request
+
+    def answer(self, outcome: InferResponse | ServeError) -> None:
+        """See ``Answering.answer``."""
+        self._rest.answer(self, outcome)
 
 
 Answer = Callable[[Rest, Request, Target], None]

@@ -182,16 +182,22 @@ class Service:
         if family is not None and family.routed is not None and version in (None, family.routed.version):
             family.routed.check_room(unless)
 
-    def shut(self, name: str, version: str | None, *, unless: Callable[[], bool]) -> ServeError | None:
-        """Say why a request of the usual priority is refused, where that is known from the last one; else None.
+    def shut(self, name: str, version: str | None) -> ServeError | None:
+        """Say why a request of the usual priority would be refused, where that is known from the last one; else None.
 
-        It is counted as refused. ``unless`` is asked only then, and lets it pass all the same. It looks at no queue,
-        unlike ``check_room``.
+        It looks at no queue, unlike ``check_room``, and counts nothing: who refuses one says so (``turned_away``).
         """
         family = self._families.get(name)
-        if family is not None and family.routed is not None and version in (None, family.routed.version):
-            return family.routed.shut(unless)
+        routed = None if family is None else family.routed
+        if routed is not None and (version is None or version == routed.version):
+            return routed.shut()
         return None
+
+    def turned_away(self, name: str, refused: ServeError) -> None:
+        """Count a request that was refused before it was read, as ``shut`` said."""
+        family = self._families.get(name)
+        if family is not None and family.routed is not None:
+            family.routed.statistics.failed(refused, spent_ns=0)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request, for callers in this process. Raises ServeError."""

@@ -5,10 +5,11 @@ The event loop's thread only keeps the marks; they are added up many at a time, 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import time
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ BOUNDS_NS = tuple(int(step * 10**power) for power in range(4, 11) for step in (1
 
 _BOUNDS = np.array(BOUNDS_NS, np.int64)
 
-TOGETHER = 512
+TOGETHER: Final = 512
 """Requests whose marks are kept until they are added up, all at once: a microsecond each instead of ten."""
+
+MARKS: Final = len(PHASES) + 1
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -89,41 +92,47 @@ class Statistics:
         """Requests without an answer, by reason."""
         self._phases = {name: Histogram() for name in PHASES}
         self._total = Histogram()
-        self._answered: list[list[int]] = []
-        self._sent: list[list[int]] = []
-        self._ran: list[tuple[int, int, int, int]] = []
+        self._answers = 0
+        self._success_ns = self._queue_ns = self._input_ns = self._infer_ns = self._output_ns = 0
+        """Sums over the answers."""
+        self._sent = array("q")
+        """Their marks one after the other: copied, so that a request's own memory is free for the next one."""
+        self._ran = array("q")
+        """The size and three times of each run."""
         self._sizes: dict[int, BatchTimes] = {}
-        self._spans = {
-            name: Duration()
-            for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        }
+        self._failed = Duration()
 
     def ran(self, rows: int, size: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count a run, and how long it took to join its inputs, to run it, and to tell its outputs."""
         self.runs += 1
         self.padded_rows += size - rows
-        self._ran.append((size, input_ns, infer_ns, output_ns))
-        if len(self._ran) >= TOGETHER:
+        self._ran.fromlist([size, input_ns, infer_ns, output_ns])
+        if len(self._ran) >= 4 * TOGETHER:
             self._add_up_ran()
 
     def answered(self, marks: Marks, rows: int) -> None:
         """Count an answer, whose marks are set up to the end of ``post``."""
+        ns = marks.ns
+        decoded_ns, closed_ns, joined_ns, ran_ns, ended_ns = ns[2], ns[4], ns[5], ns[6], ns[7]
         self.rows += rows
         self._answered_s = time()
         marks.counts = self
-        self._answered.append(marks.ns)
-        if len(self._answered) >= TOGETHER:
-            self._add_up_answered()
+        self._answers += 1
+        self._success_ns += ended_ns - decoded_ns
+        self._queue_ns += closed_ns - decoded_ns
+        self._input_ns += joined_ns - closed_ns
+        self._infer_ns += ran_ns - joined_ns
+        self._output_ns += ended_ns - ran_ns
 
     def failed(self, error: ServeError, *, spent_ns: int) -> None:
         """Count a request without an answer."""
         self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
-        self._spans["fail"].add(spent_ns)
+        self._failed.add(spent_ns)
 
     def sent(self, marks: Marks) -> None:
         """Count the phases of an answer that has gone out, all marks set: their sum is the total by construction."""
-        self._sent.append(marks.ns)
-        if len(self._sent) >= TOGETHER:
+        self._sent.fromlist(marks.ns)
+        if len(self._sent) >= MARKS * TOGETHER:
             self._add_up_sent()
 
     @property
@@ -152,14 +161,21 @@ class Statistics:
     @property
     def spans(self) -> dict[str, Duration]:
         """Counts and times by the extension's names."""
-        self._add_up_answered()
-        return self._spans
+        count = self._answers
+        return {
+            "success": Duration(count, self._success_ns),
+            "fail": self._failed,
+            "queue": Duration(count, self._queue_ns),
+            "compute_input": Duration(count, self._input_ns),
+            "compute_infer": Duration(count, self._infer_ns),
+            "compute_output": Duration(count, self._output_ns),
+        }
 
     def _add_up_ran(self) -> None:
         if not self._ran:
             return
-        runs = np.maximum(np.array(self._ran, np.int64), 0)  # [runs, size and three times]
-        self._ran = []
+        runs = np.maximum(_taken(self._ran, 4), 0)  # [runs, size and three times]
+        self._ran = array("q")
         for size in np.unique(runs[:, 0]).tolist():
             those = runs[runs[:, 0] == size]
             times = self._sizes.setdefault(size, BatchTimes())
@@ -168,22 +184,12 @@ class Statistics:
                 duration.count += len(those)
                 duration.ns += ns
 
-    def _add_up_answered(self) -> None:
-        if not self._answered:
-            return
-        at = np.array(self._answered, np.int64)  # [answers, marks]
-        self._answered = []
-        spans = {"success": (2, 7), "queue": (2, 4), "compute_input": (4, 5), "compute_infer": (5, 6)}
-        for name, (first, last) in {**spans, "compute_output": (6, 7)}.items():
-            self._spans[name].count += len(at)
-            self._spans[name].ns += int((at[:, last] - at[:, first]).sum())
-
     def _add_up_sent(self) -> None:
         if not self._sent:
             return
         # A mark that is missing counts as the one before it: its phase has length 0.
-        at = np.maximum.accumulate(np.array(self._sent, np.int64), axis=1)  # [answers, marks]
-        self._sent = []
+        at = np.maximum.accumulate(_taken(self._sent, MARKS), axis=1)  # [answers, marks]
+        self._sent = array("q")
         lengths = np.diff(at, axis=1)
         for phase, ns in zip(self._phases.values(), lengths.T, strict=True):
             phase.add(ns)
@@ -202,6 +208,11 @@ class Statistics:
             "inference_stats": {**spans, "cache_hit": empty, "cache_miss": empty},
             "batch_stats": [_batch_json(size, times) for size, times in sorted(self.sizes.items())],
         }
+
+
+def _taken(held: array[int], columns: int) -> Ints:
+    """Give what was collected as rows: a view."""
+    return np.frombuffer(held, np.int64).reshape(-1, columns)
 
 
 def _batch_json(size: int, times: BatchTimes) -> Mapping[str, Json]:

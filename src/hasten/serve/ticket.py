@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
 from hasten.errors import ServeError
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.phases import PHASES
 from hasten.serve.traces import Trace
 
-_NAMES = tuple(b"%b%b;dur=" % (b", " if at else b"", name.encode()) for at, name in enumerate(PHASES[:-1]))
-_MILLISECONDS = tuple(b"%.3f" % (us / 1000) for us in range(4096))
+_NAMES: Final = tuple([b"%b%b;dur=" % (b", " if at else b"", name.encode()) for at, name in enumerate(PHASES[:-1])])
+_SHORT_US: Final = 4096
+_MILLISECONDS: Final = tuple([b"%.3f" % (us / 1000) for us in range(_SHORT_US)])
 """Texts of 0.000 ms and so on: to look one up is ten times faster than to write it."""
-_LONGEST_KNOWN_NS = (len(_MILLISECONDS) - 1) * 1000
+_WHOLE: Final = tuple([b"%d." % ms for ms in range(1024)])
+_THOUSANDTHS: Final = tuple([b"%03d" % us for us in range(1000)])
+"""Both halves of a longer time."""
 
 
-TO_COME = (0,) * (len(PHASES) - 1)
+TO_COME: Final = (0,) * (len(PHASES) - 1)
 """The marks of a request that is about to be decoded, behind its first two."""
 
 
@@ -61,21 +64,36 @@ class Marks:
         Marks are rounded, not lengths, so that these add up to the rounded total.
         """
         a, b, c, d, e, f, g, h, i, _ = self.ns
-        if a <= b <= c <= d <= e <= f <= g <= h <= i < a + _LONGEST_KNOWN_NS:  # written out: it is done for each answer
+        names, place = _NAMES, _place(self.rows, self.instance)
+        if a <= b <= c <= d <= e <= f <= g <= h <= i:  # written out: it is done for each answer
             b, c, d, e = (b - a) // 1000, (c - a) // 1000, (d - a) // 1000, (e - a) // 1000
             f, g, h, i = (f - a) // 1000, (g - a) // 1000, (h - a) // 1000, (i - a) // 1000
-            ms, (n0, n1, n2, n3, n4, n5, n6, n7) = _MILLISECONDS, _NAMES
-            first = (n0, ms[b], n1, ms[c - b], n2, ms[d - c], n3, ms[e - d], n4, ms[f - e])
-            return b"".join((*first, n5, ms[g - f], n6, ms[h - g], n7, ms[i - h], _place(self.rows, self.instance)))
+            if i < _SHORT_US:
+                ms = _MILLISECONDS
+                p, q, r, s = ms[b], ms[c - b], ms[d - c], ms[e - d]
+                t, u, v, w = ms[f - e], ms[g - f], ms[h - g], ms[i - h]
+            else:
+                p, q, r, s = _text(b), _text(c - b), _text(d - c), _text(e - d)
+                t, u, v, w = _text(f - e), _text(g - f), _text(h - g), _text(i - h)
+            n, m, k, j = names[0], names[1], names[2], names[3]
+            parts = [n, p, m, q, k, r, j, s, names[4], t, names[5], u, names[6], v, names[7], w, place]
+            return b"".join(parts)
         parts, before = [], 0
-        for at, name in enumerate(_NAMES, 1):  # a mark that is missing, or early, counts as the one before it
+        for at, name in enumerate(names, 1):  # a mark that is missing, or early, counts as the one before it
             us = max((self.ns[at] - a) // 1000, before)
-            took_us, before = us - before, us
-            known = took_us < len(_MILLISECONDS)
             parts.append(name)
-            parts.append(_MILLISECONDS[took_us] if known else b"%d.%03d" % (took_us // 1000, took_us % 1000))
-        parts.append(_place(self.rows, self.instance))
+            parts.append(_text(us - before))
+            before = us
+        parts.append(place)
         return b"".join(parts)
+
+
+def _text(us: int) -> bytes:
+    """Give a time in milliseconds."""
+    if us < _SHORT_US:
+        return _MILLISECONDS[us]
+    ms = us // 1000
+    return (_WHOLE[ms] if ms < len(_WHOLE) else b"%d." % ms) + _THOUSANDTHS[us % 1000]
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +119,7 @@ class Refused:
         """It has ended already."""
 
 
-REFUSED = Refused()
+REFUSED: Final = Refused()
 
 
 class Infers(Protocol):
