@@ -345,12 +345,15 @@ def test_json_that_would_be_refused_is_refused_unread_unless_it_may_have_a_prior
 def test_a_binary_request_is_refused_unread_where_the_last_one_was_unless_it_may_have_a_priority(
     opened: Open, head: bytes, status: int
 ) -> None:
-    gate = opened.service.models()[0].pool.gate
+    (model,) = opened.service.models()
+    gate, refused = model.pool.gate, model.statistics.refused
+    before = refused.get("predicted_wait", 0)
     headers = {"Inference-Header-Content-Length": str(len(head))}
     body = head + b'"priority"'  # in the bytes of a tensor it says nothing
     gate._shut = Shut("it would take too long", 1.0, 1, NEVER, 0, 0)
     found = call(opened.http, "POST", INFER, body, headers)
     gate._shut = None
     assert found[0] == status
+    assert refused.get("predicted_wait", 0) - before == (status == 503), "it is counted, once"
     assert ("it would take too long" in found[2].decode()) == (status == 503)
     assert call(opened.http, "POST", INFER, body, headers)[0] == 400

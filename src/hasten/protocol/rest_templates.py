@@ -25,7 +25,7 @@ from hasten.tensors import Array
 
 T = TypeVar("T")
 
-KEPT_BYTES: Final = 2**21
+KEPT_BYTES = 2**21
 """Of heads, over all the targets that share a ``Heads``. What was read of one takes up to 14 times as much memory."""
 
 KEPT_HEADS: Final = 256

@@ -115,6 +115,8 @@ class Calls:
     def answer(self, to: _Answer, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
         call, marks = to.call, to.marks
+        if call.trailers is not None:
+            return  # a defect was told, after it was taken in
         if isinstance(result, ServeError):
             fail(call, result)
             return

@@ -25,7 +25,7 @@ from hasten.serve.worker import Instance
 
 logger = logging.getLogger(__name__)
 
-INLINE_NS: Final = 100_000
+INLINE_NS = 100_000
 """A model whose longest run took no more at its warm-up is run on the event loop's thread. To hand a run over and be
 told of its end costs 30 to 400 us (docs/decisions/0007); longer runs gain more from going on beside the loop."""
 

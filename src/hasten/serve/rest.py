@@ -146,6 +146,8 @@ class Rest:
     def answer(self, to: _Answer, result: InferResponse | ServeError) -> None:
         """Take what became of a request: the service's ``done``."""
         request, marks = to.request, to.marks
+        if request.reply is not None:
+            return  # a defect was told, after it was taken in
         if isinstance(result, ServeError):
             fail(request, result)
             return

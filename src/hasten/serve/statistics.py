@@ -1,6 +1,7 @@
 """What a model did: counts and times as Triton's statistics extension has them, and histograms of every phase.
 
-The event loop's thread only keeps the marks; they are added up many at a time, or when someone asks.
+The sums of that extension grow with each answer. For the histograms the event loop's thread only keeps the marks, and
+the times of runs: they are added up many at a time, or when someone asks.
 """
 
 from __future__ import annotations
