@@ -18,6 +18,7 @@ pytest.importorskip("uvloop", reason="needs the extra serve")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hasten.serve import http1_connection
 from hasten.serve.http1_connection import SCRATCH_BYTES
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
@@ -421,6 +422,31 @@ def test_one_connection_more_than_allowed_is_told_so_and_closed() -> None:
             assert (status, headers["retry-after"], headers["x-reason"]) == (503, "1", "server_full")
             await first.send(get("/mine"))
             assert (await first.answer())[2] == b"/mine "
+
+    run(test)
+
+
+@pytest.mark.parametrize("lingerers", [1, 0])
+def test_one_connection_more_than_allowed_may_read_why_whatever_it_sent(
+    lingerers: int, inside: pytest.MonkeyPatch
+) -> None:
+    inside.setattr(http1_connection, "LINGERERS", lingerers)
+
+    async def test() -> None:
+        async with wire(echo, replace(LIMITS, connections=1)) as server:
+            await server.client()
+            await server.until(lambda: len(server.server.connections) == 1)
+            second = await server.client()
+            await second.send(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000))
+            assert (await second.answer())[0] == 503
+            if lingerers:
+                assert await second.rest() == b"", "no reset"
+                assert len(server.server.connections) == 2
+                third = await server.client()
+                assert (await third.answer())[0] == 503
+                await server.until(lambda: len(server.server.connections) == 2)
+                second.close()
+            await server.until(lambda: len(server.server.connections) == 1)
 
     run(test)
 

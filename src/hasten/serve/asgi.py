@@ -17,7 +17,7 @@ from hasten.serve.http1_request import Request, defective
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, Spot, bind, url_of
 from hasten.serve.rest import Rest, fail
-from hasten.serve.wheel import TICK_S
+from hasten.serve.ticker import Ticker
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -164,7 +164,7 @@ class AsgiListener:
         """Make one, closed."""
         self._app = asgi(rest, limits, None if access is None else access.log)
         self._access = access
-        self._ticks: asyncio.TimerHandle | None = None
+        self._ticker: Ticker | None = None
         self._limits = limits
         self._spot = spot
         self._tls = tls
@@ -199,7 +199,7 @@ class AsgiListener:
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.005)  # uvicorn has no event for it
         if self._access is not None:
-            self._tick(self._access)
+            self._ticker = Ticker(self._access.flush)
 
     def drain(self) -> None:
         """Nothing to say: uvicorn closes idle connections when it ends."""
@@ -216,11 +216,7 @@ class AsgiListener:
         """End at once."""
         if self._server is not None:
             self._server.should_exit = self._server.force_exit = True
-        if self._ticks is not None:
-            self._ticks.cancel()
+        if self._ticker is not None:
+            self._ticker.stop()
         if self._access is not None:
             self._access.flush()
-
-    def _tick(self, access: AccessLog) -> None:
-        access.flush()
-        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick, access)

@@ -30,9 +30,9 @@ from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.listen import BACKLOG, Spot, bind, take_waiting, url_of
 from hasten.serve.service import Service
+from hasten.serve.ticker import Ticker
 from hasten.serve.ticket import Marks
 from hasten.serve.traces import end_trace
-from hasten.serve.wheel import TICK_S
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class FastGrpcListener:
         self._server: Http2Server | None = None
         self._listening: asyncio.Server | None = None
         self._port: socket.socket | None = None
-        self._ticks: asyncio.TimerHandle | None = None
+        self._ticker: Ticker | None = None
         self._url = ""
 
     @property
@@ -275,7 +275,7 @@ class FastGrpcListener:
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
-        self._tick()
+        self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:
         """Nothing to say yet: calls are still taken, and GOAWAY follows when it closes."""
@@ -303,15 +303,8 @@ class FastGrpcListener:
             self._port.close()
         if self._server is not None:
             self._server.abort()
-        if self._ticks is not None:
-            self._ticks.cancel()
+        if self._ticker is not None:
+            self._ticker.stop()
         if self._access is not None:
             self._access.flush()
         self._calls.cancel()
-
-    def _tick(self) -> None:
-        if self._server is not None:
-            self._server.tick()
-        if self._access is not None:
-            self._access.flush()
-        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)

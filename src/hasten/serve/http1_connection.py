@@ -36,6 +36,8 @@ LARGEST_WHOLE: Final = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
 ONE_PIECE: Final = 4 * 2**10
 """Reads below this size are parsed as they are where at most one head ends in them."""
+LINGERERS = 1024
+"""Connections over the limit that may stay until they have read why; beyond, they are closed at once."""
 JOIN_BYTES: Final = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
 
@@ -136,7 +138,10 @@ class Connection:
         """Take a client in, or turn it away where too many are here."""
         server = self._server
         self._transport = transport  # type: ignore[assignment]
-        if len(server.connections) >= server.limits.connections:
+        held = len(server.connections)
+        if held >= server.limits.connections:
+            if held < server.limits.connections + LINGERERS:  # what it sends unread would bring a reset, not the answer
+                server.connections.add(self)
             self._refuse(503, f"the server has {server.limits.connections} open connections, its limit; try again")
             return
         server.connections.add(self)

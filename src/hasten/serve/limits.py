@@ -10,7 +10,7 @@ class Limits:
     """Bounds of a transport. They are checked before memory of that size is taken."""
 
     connections: int = 16_384
-    """Open at once; one more gets a 503 and is closed."""
+    """Open at once; one more gets a 503 and is closed, after ``linger_s`` at the latest."""
     requests: int = 4_096
     """In work at once over all connections; one more gets a 503."""
     body_bytes: int = 64 * 2**20

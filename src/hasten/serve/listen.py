@@ -14,7 +14,7 @@ from typing import Protocol
 from hasten.errors import BadInput
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import Http1Server
-from hasten.serve.wheel import TICK_S
+from hasten.serve.ticker import Ticker
 
 BACKLOG = 4096
 """Connections that wait to be accepted, at most; the kernel takes the less of this and net.core.somaxconn. Beyond it,
@@ -187,7 +187,7 @@ class HttpListener:
         self._listening: asyncio.Server | None = None
         self._port: socket.socket | None = None
         """A second hold on the port: it outlives the loop's, so that closing loses nobody who waits at it."""
-        self._ticks: asyncio.TimerHandle | None = None
+        self._ticker: Ticker | None = None
         self._url = ""
 
     @property
@@ -202,7 +202,7 @@ class HttpListener:
         self._url = url_of("https" if self._tls else "http", bound)
         self._port = bound.dup()
         self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
-        self._tick()
+        self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:
         """Answers close their connections from now on."""
@@ -230,13 +230,7 @@ class HttpListener:
         if self._port is not None:
             self._port.close()
         self._server.abort()
-        if self._ticks is not None:
-            self._ticks.cancel()
+        if self._ticker is not None:
+            self._ticker.stop()
         if self._access is not None:
             self._access.flush()
-
-    def _tick(self) -> None:
-        self._server.tick()
-        if self._access is not None:
-            self._access.flush()
-        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)

@@ -31,6 +31,7 @@ from hasten.serve.admission import LEAST_RETRY_S, Asked
 from hasten.serve.batching import NEVER
 from hasten.serve.call import Call
 from hasten.serve.intake import Intake, TakenIn, content_bytes
+from hasten.serve.patience import LAST_LOOK_NS, Patience
 from hasten.serve.runner import Outputs
 from hasten.serve.step_threads import StepThreads, Turn
 from hasten.serve.surroundings import Surroundings
@@ -77,7 +78,8 @@ class Piped:
     """One request on its way through steps: its ticket. ``seen_ns`` is a step's thread's; the rest is the loop's."""
 
     __slots__ = (
-        *("began_ns", "call", "deadline_ns", "entered_ns", "left", "limit", "n_bytes", "rows", "seen_ns", "turn"),
+        *("began_ns", "call", "deadline_ns", "entered_ns", "left", "limit", "n_bytes", "patience", "rows", "seen_ns"),
+        "turn",
     )
 
     def __init__(self, call: Call, *, rows: int, n_bytes: int, deadline_ns: int) -> None:
@@ -96,6 +98,7 @@ class Piped:
         self.limit: asyncio.TimerHandle | None = None
         """Ends it at its deadline until it is prepared."""
         self.left = False
+        self.patience = Patience()
 
     def cancel(self) -> None:
         """The client has left: ``done`` is not called any more."""
@@ -337,14 +340,15 @@ class Piping:
     # steps that hang
 
     def _arm(self) -> None:
-        self._watch = self._around.loop.call_later(self._model.serving.run_limit_ms / 2e3, self._look)
+        again_s = min(self._model.serving.run_limit_ms / 2e3, LAST_LOOK_NS / 1e9)
+        self._watch = self._around.loop.call_later(again_s, self._look)
 
     def _look(self) -> None:
         """End requests whose step hangs, and let another thread take the place of theirs."""
         limit_ns, now_ns = int(self._model.serving.run_limit_ms * 1e6), self._around.clock_ns()
         self._watch = None
         for piped in list(self._at_work):
-            if piped.seen_ns and now_ns - piped.seen_ns >= limit_ns:
+            if piped.seen_ns and piped.patience.left_ns(piped.seen_ns, limit_ns, now_ns) <= 0:
                 self._at_work.discard(piped)
                 self.threads.lost()
                 if not piped.entered_ns:

@@ -224,10 +224,11 @@ class Pool:
                     self._lose(instance)
                 continue
             late += [piece for piece in _pieces_of(instance) if piece.deadline_ns <= now_ns]
-            if now_ns - instance.began_ns >= self.work.run_limit_ns:
+            left_ns = instance.left_ns(now_ns)
+            if left_ns <= 0:
                 self._abandon(instance)
             else:
-                again_ns = min(again_ns, instance.began_ns + self.work.run_limit_ns, *_deadlines(instance, now_ns))
+                again_ns = min(again_ns, now_ns + left_ns, *_deadlines(instance, now_ns))
         if late:
             self._eased()
         for piece in late:

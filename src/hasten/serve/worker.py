@@ -18,6 +18,7 @@ from hasten.serve.call import Piece
 from hasten.serve.joining import join
 from hasten.serve.line import Line
 from hasten.serve.news import Begun, Ended, News, Opened, Ran
+from hasten.serve.patience import Patience
 from hasten.serve.runner import Ahead, Outputs, Runner
 from hasten.serve.warm import Warm
 
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """For ``sys.setswitchinterval``, once in a server's process; Python's own 5 ms make an instance eight times slower."""
-
-LAST_LOOK_S = 1.0
 
 LEAD_NS = 2_000_000
 """How long before the predicted end of a run the next is begun, half the run at most: joining takes less than this."""
@@ -52,7 +51,7 @@ class Instance:
         open_runner: Opens the model, in the instance's own thread.
         prepare: Warms and checks the model before the first batch; what it gives is told with ``Opened``.
         post: Tells the event loop.
-        run_limit_ns: How long a run may take that the event loop itself does, before the process is ended.
+        run_limit_ns: How long a run may take before it is said to hang.
     """
 
     def __init__(
@@ -79,8 +78,7 @@ class Instance:
         self.look_s = min(run_limit_ns / 1e9, LONGEST_WAIT_S)
         """How often its thread looks, while it waits, after a run that another thread does with its model."""
         self._run_limit_ns = run_limit_ns
-        self._overdue_ns = 0
-        """When the run began that was found over its time at the last look."""
+        self._patience = Patience()
         self._name = name
         self._open = open_runner
         self._prepare = prepare
@@ -125,18 +123,18 @@ class Instance:
             raise BuildFailed("run", f"{self._name} is not open")
         return self._run(self._runner, batch, idle_ns)
 
+    def left_ns(self, now_ns: int) -> int:
+        """Give how long until the run under way is to be looked at, in nanoseconds; 0 or less: it hangs."""
+        return self._patience.left_ns(self.began_ns, self._run_limit_ns, now_ns)
+
     def look_after(self, now_ns: int) -> float:
         """End the process where a run that the event loop does itself hangs: nobody else can end it, or answer.
 
-        Gives the seconds after which to look again. It is looked at twice, a second apart: a process that was stopped
-        for a while, in the middle of a run, does not hang.
+        Gives the seconds after which to look again.
         """
-        left_ns = self.began_ns + self._run_limit_ns - now_ns
+        left_ns = self.left_ns(now_ns)
         if left_ns > 0:
             return left_ns / 1e9
-        if self._overdue_ns != self.began_ns:
-            self._overdue_ns = self.began_ns
-            return LAST_LOOK_S
         logger.critical(
             "a run of %s on the event loop's thread did not end within %g s, and the server with it; "
             "set isolation = 'process' in its deployment",
