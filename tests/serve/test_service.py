@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,17 +122,23 @@ def test_a_request_larger_than_the_largest_batch_comes_back_whole(tmp_path: Path
     run(work())
 
 
-def test_a_model_with_a_fixed_batch_takes_fewer_rows(tmp_path: Path) -> None:
-    path = bundle(tmp_path / "net", batch=4)
+@pytest.mark.parametrize("isolation", ["auto", "thread", "process"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_model_with_a_fixed_batch_takes_fewer_rows_and_more(tmp_path: Path, batch: int, isolation: Any) -> None:
+    path = bundle(tmp_path / "net", batch=batch, serving=Serving(instances=1, isolation=isolation))
 
     async def work() -> None:
         service = await started(path)
-        answer = await service.infer(request(rows(3)))
-        about = service.model_metadata("net")
+        few, many = rows(7)[:3], rows(7)
+        answers = await asyncio.gather(service.infer(request(few)), service.infer(request(many)))
+        about, config = service.model_metadata("net"), service.config("net")
         await service.stop()
-        padded = np.concatenate([rows(3), rows(1)])
-        np.testing.assert_allclose(answer.outputs[0].data, alone(path, padded)[:3], rtol=1e-4, atol=1e-5)
+        wanted = np.concatenate([alone(path, np.resize(row, (batch, 16)))[:1] for row in many])
+        for answer, n_rows in zip(answers, (3, 7), strict=True):
+            np.testing.assert_allclose(answer.outputs[0].data, wanted[:n_rows], rtol=1e-4, atol=1e-5)
         assert about.inputs[0].shape == (-1, 16)
+        assert config["max_batch_size"] == batch
+        assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [16]}]
 
     run(work())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import ssl
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -191,8 +192,9 @@ def _shown(results: Sequence[Result], failed: Sequence[Result]) -> list[Shown]:
     for outcome, title in TITLES.items():
         listed = [result for result in results if result.outcome == outcome]
         if listed:
-            shown += [Text(f"\n{title}", style="bold"), _listed(listed, named=outcome != "not offered")]
-    verdict = f"{len(failed)} checks count against this server." if failed else "Nothing counts against this server."
+            shown += [Text(f"\n{title}", style="bold"), (_counted if outcome == "not offered" else _listed)(listed)]
+    count = f"{_checks(len(failed))} count{'s' if len(failed) == 1 else ''} against this server."
+    verdict = count if failed else "Nothing counts against this server."
     return [*shown, Text(f"\n{verdict}", style="bold")]
 
 
@@ -203,17 +205,31 @@ def _share(results: Sequence[Result]) -> Text:
     return Text(f"{met} of {told}" if told else "", style="" if met == told else "red")
 
 
-def _listed(results: Sequence[Result], *, named: bool) -> Table:
+def _checks(count: int) -> str:
+    return f"{count} check{'' if count == 1 else 's'}"
+
+
+def _listed(results: Sequence[Result]) -> Table:
     """List checks with what was said of each; neighbours of which the same was said stand together."""
+    table = _two_columns()
+    for (says, level), same in groupby(results, key=lambda result: (result.says, result.check.level)):
+        names = "\n".join(result.check.name for result in same)
+        table.add_row(Text(names), Text(f"{says}{' (recommended)' if level == 'recommended' else ''}"))
+    return table
+
+
+def _counted(results: Sequence[Result]) -> Table:
+    """Say of how many checks the same was said."""
+    table = _two_columns()
+    for says, count in Counter(result.says for result in results).items():
+        table.add_row(Text(_checks(count)), Text(says))
+    return table
+
+
+def _two_columns() -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold", ratio=2)
     table.add_column(overflow="fold", ratio=3)
-    for (says, level), same in groupby(results, key=lambda result: (result.says, result.check.level)):
-        names = [result.check.name for result in same]
-        table.add_row(
-            Text("\n".join(names) if named else f"{len(names)} checks"),
-            Text(f"{says}{' (recommended)' if level == 'recommended' else ''}"),
-        )
     return table
 
 

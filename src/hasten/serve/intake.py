@@ -21,7 +21,8 @@ ROWS = "rows"
 def batch_axis(signature: Signature, batch: int) -> str | int | None:
     """Say what axis 0 of every tensor is: a symbolic dimension, the fixed length of a batch, or None: no batch.
 
-    A fixed length counts as a batch where it is 1, or what the deployment says that its batch is.
+    A fixed length counts as a batch where it is 1, or what the deployment says that its batch is: a request of other
+    rows is padded, or takes more runs. Nothing else can be meant where it is 1: each row is run alone.
     """
     firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
     if len(firsts) != 1:
@@ -51,7 +52,7 @@ class Intake:
 
     def __init__(self, signature: Signature, axis: str | int | None, *, as_bytes: bool = False) -> None:
         self._axis = axis
-        self._signature = opened(signature) if isinstance(axis, int) and axis > 1 else signature
+        self._signature = opened(signature) if isinstance(axis, int) else signature
         self._text = [spec.name for spec in signature.inputs if spec.dtype == "string" and not as_bytes]
         self._known: dict[Hashable, tuple[int, Hashable, int]] = {}
         self._outputs = {spec.name for spec in signature.outputs}

@@ -264,7 +264,7 @@ class Model:
     def config(self, name: str | None = None) -> dict[str, Json]:
         """Give the configuration as Triton's extension has it: without the batch axis where there is one."""
         signature = self.read.artifact.signature
-        batched = self._axis is not None and self.sizes[-1] > 1
+        batched = self._axis is not None
 
         def listed(tensor: TensorMetadata) -> dict[str, Json]:
             dims = tensor.shape[1:] if batched else tensor.shape
@@ -403,7 +403,7 @@ class Model:
 
     def _described(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> TensorMetadata:
         lengths = tuple(dim if isinstance(dim, int) else -1 for dim in shape)
-        if isinstance(self._axis, int) and self._axis > 1:
+        if isinstance(self._axis, int):
             lengths = (-1, *lengths[1:])
         return TensorMetadata(name=name, datatype=NAMES[dtype], shape=lengths)
 
