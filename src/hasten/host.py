@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,6 +110,20 @@ def load_since(start: Ticks) -> Load:
 
 
 @cache
+def allow_files(wanted: int) -> int:
+    """Let this process open ``wanted`` files at once, or as many as it may; give how many it may open now.
+
+    Most systems start a process with 1,024, and let it have many more where it asks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    if soft < wanted and soft != hard:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
+
+
 def versions() -> dict[str, str]:
     """Give Python's version, and that of each distribution of ``DISTRIBUTIONS`` that is here."""
     found = {"python": platform.python_version()}

@@ -38,10 +38,12 @@ class Process:
 
 
 @contextmanager
-def process(path: Path, *options: str) -> Iterator[Process]:
-    """Serve until the block ends."""
+def process(path: Path, *options: str, files: int | None = None) -> Iterator[Process]:
+    """Serve until the block ends, with so many open files at most."""
     ports = ("--port", "0", "--grpc-port", "0", "--drain", "1ms")
     command = [sys.executable, "-m", "hasten", "serve", str(path), "--json", *ports, *options]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert popen.stdout is not None

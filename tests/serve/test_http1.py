@@ -18,7 +18,6 @@ pytest.importorskip("uvloop", reason="needs the extra serve")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.serve import http1_connection
 from hasten.serve.http1_connection import SCRATCH_BYTES
 from hasten.serve.http1_request import Request
 from hasten.serve.limits import Limits
@@ -426,27 +425,41 @@ def test_one_connection_more_than_allowed_is_told_so_and_closed() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("lingerers", [1, 0])
-def test_one_connection_more_than_allowed_may_read_why_whatever_it_sent(
-    lingerers: int, inside: pytest.MonkeyPatch
-) -> None:
-    inside.setattr(http1_connection, "LINGERERS", lingerers)
-
+@pytest.mark.parametrize("surplus", [1, 0])
+def test_one_connection_more_than_allowed_may_read_why_whatever_it_sent(surplus: int) -> None:
     async def test() -> None:
-        async with wire(echo, replace(LIMITS, connections=1)) as server:
-            await server.client()
+        async with wire(echo, replace(LIMITS, connections=1, surplus=surplus)) as server:
+            first = await server.client()
             await server.until(lambda: len(server.server.connections) == 1)
             second = await server.client()
             await second.send(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000))
             assert (await second.answer())[0] == 503
-            if lingerers:
+            if surplus:
                 assert await second.rest() == b"", "no reset"
                 assert len(server.server.connections) == 2
                 third = await server.client()
                 assert (await third.answer())[0] == 503
                 await server.until(lambda: len(server.server.connections) == 2)
+                first.close()
+                await server.until(lambda: len(server.server.connections) == 1)
+                fourth = await server.client()
+                await fourth.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+                assert (await fourth.answer())[0] == 200, "who only reads why takes nobody's place"
                 second.close()
             await server.until(lambda: len(server.server.connections) == 1)
+            await server.until(lambda: not server.server.surplus)
+
+    run(test)
+
+
+def test_a_connection_whose_descriptor_is_kept_for_others_is_told_so_and_closed() -> None:
+    async def test() -> None:
+        async with wire(echo, replace(LIMITS, descriptors=0, surplus=0)) as server:
+            client = await server.client()
+            status, headers, body = await client.answer()
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert b"the server has 0 open connections, its limit" in body
+            assert await client.rest() == b""
 
     run(test)
 

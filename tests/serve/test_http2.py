@@ -544,6 +544,14 @@ def test_a_client_that_drips_its_message_is_timed_out() -> None:
     run(test)
 
 
+def test_a_connection_whose_descriptor_is_kept_for_others_is_told_so() -> None:
+    async def test() -> None:
+        async with wire(echo, replace(LIMITS, descriptors=0)) as server:
+            assert await (await server.peer()).ended_with() == Code.ENHANCE_YOUR_CALM
+
+    run(test)
+
+
 def test_a_client_that_drips_a_frame_is_let_go() -> None:
     async def test() -> None:
         async with wire(echo) as server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from hasten.client.values import Address
 from hasten.errors import NoAnswer
+from hasten.host import allow_files
 
 T = TypeVar("T")
 
@@ -58,11 +58,7 @@ async def first_reached(address: Address, loop: asyncio.AbstractEventLoop, reach
 
 def connection_limit(wanted: int) -> int:
     """Allow this process as many files as it may have, and give how many connections that makes, up to ``wanted``."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + SPARE_FILES and (hard == resource.RLIM_INFINITY or hard > soft):
-        soft = wanted + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + SPARE_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft - SPARE_FILES))
+    return max(1, min(wanted, allow_files(wanted + SPARE_FILES) - SPARE_FILES))
 
 
 def connect_failure(error: OSError) -> str:

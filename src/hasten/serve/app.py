@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from time import time
@@ -24,6 +24,7 @@ from typing import IO, Literal
 import uvloop
 
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
+from hasten.host import allow_files
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
@@ -100,6 +101,9 @@ class Open:
 OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Where OpenTelemetry's own variables name a collector, spans go there."""
 
+FILES_APART = 512
+"""File descriptors that connections leave for models, logs, pipes, and those who are told that they are too many."""
+
 Announce = Callable[[Open], None]
 
 
@@ -117,11 +121,31 @@ def serve(path: Path, listening: Listening, announce: Announce) -> bool:
     return uvloop.run(_serve(path, listening, announce))
 
 
+def within_files(limits: Limits, ports: int) -> Limits:
+    """Give the limits of so many ports with the files that this process may open, of which it asks for enough.
+
+    Where they end, the system refuses a connection without a word, and a model cannot be loaded: some are kept apart.
+    """
+    files = allow_files(ports * (limits.connections + limits.surplus) + FILES_APART)
+    apart = min(FILES_APART, files // 2)
+    if files - apart < limits.connections:
+        logger.warning(
+            "this process may open %d files, so at most about %d connections are taken at once, not %d; raise the "
+            "limit (ulimit -n, systemd's LimitNOFILE), or set --max-connections",
+            files,
+            files - apart,
+            limits.connections,
+        )
+    return replace(limits, descriptors=files - apart, surplus=min(limits.surplus, apart // 4))
+
+
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
     keys = None if listening.api_keys is None else read_keys(listening.api_keys)
     service = _service(path, listening, own_process=True)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
+        ports = 1 if listening.grpc_port is None else 2
+        listening = replace(listening, limits=within_files(listening.limits, ports))
         listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
         try:
             if not await _started(service, stop):

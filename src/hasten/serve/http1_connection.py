@@ -25,7 +25,7 @@ from hasten.serve.http1_checks import framing, problem_of, problem_of_part
 from hasten.serve.http1_heads import LONGEST_HEAD, Heads, keep_head
 from hasten.serve.http1_request import FULL, Buffer, Request, defective, error_body
 from hasten.serve.http1_unread import Unread
-from hasten.serve.limits import Limits
+from hasten.serve.limits import Limits, one_too_many
 from hasten.serve.turns import Turns
 from hasten.serve.wheel import TICK_S, Wheel
 
@@ -36,8 +36,6 @@ LARGEST_WHOLE: Final = 64 * 2**10
 """Reads up to this size are looked at for a head that is known."""
 ONE_PIECE: Final = 4 * 2**10
 """Reads below this size are parsed as they are where at most one head ends in them."""
-LINGERERS = 1024
-"""Connections over the limit that may stay until they have read why; beyond, they are closed at once."""
 JOIN_BYTES: Final = 64 * 2**10
 """Answers up to this size are joined into one write; larger ones go out as they lie."""
 
@@ -62,6 +60,8 @@ class Common:
         self.clock_s = clock_s
         self.log = log
         self.connections: set[Connection] = set()
+        self.surplus: set[Connection] = set()
+        """Those of them that are over the limit, and may read why."""
         self.wheel: Wheel[Connection] = Wheel(TICK_S, clock_s())
         self.scratch_bytes = bytearray(SCRATCH_BYTES)
         self.scratch = memoryview(self.scratch_bytes)
@@ -138,11 +138,12 @@ class Connection:
         """Take a client in, or turn it away where too many are here."""
         server = self._server
         self._transport = transport  # type: ignore[assignment]
-        held = len(server.connections)
-        if held >= server.limits.connections:
-            if held < server.limits.connections + LINGERERS:  # what it sends unread would bring a reset, not the answer
+        held = len(server.connections) - len(server.surplus)
+        if one_too_many(held, server.limits, transport):
+            if len(server.surplus) < server.limits.surplus:  # what it sends unread would bring a reset, not the answer
+                server.surplus.add(self)
                 server.connections.add(self)
-            self._refuse(503, f"the server has {server.limits.connections} open connections, its limit; try again")
+            self._refuse(503, f"the server has {held} open connections, its limit; try again")
             return
         server.connections.add(self)
         name = transport.get_extra_info("peername")
@@ -153,6 +154,7 @@ class Connection:
         """The client is gone: nobody waits for what is in work."""
         server = self._server
         server.connections.discard(self)
+        server.surplus.discard(self)
         server.wheel.forget(self)
         self._transport, self._deaf = None, True
         if self._request is not None:

@@ -31,7 +31,7 @@ from hasten.serve.http2_messages import (
 )
 from hasten.serve.http2_sending import NO_CALLS, Sending
 from hasten.serve.http2_stream import Call
-from hasten.serve.limits import Limits
+from hasten.serve.limits import Limits, one_too_many
 from hasten.serve.turns import Turns
 from hasten.serve.wheel import TICK_S, Wheel
 
@@ -117,7 +117,7 @@ class Connection:
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self._peer = str(peer[0]) if peer else ""
-        if len(server.connections) >= server.limits.connections:
+        if one_too_many(len(server.connections), server.limits, transport):
             self._end(Code.ENHANCE_YOUR_CALM, "too many connections")
             return
         server.connections.add(self)

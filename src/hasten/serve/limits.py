@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from dataclasses import dataclass
 
 
@@ -11,6 +13,11 @@ class Limits:
 
     connections: int = 16_384
     """Open at once; one more gets a 503 and is closed, after ``linger_s`` at the latest."""
+    descriptors: int = sys.maxsize
+    """File descriptors below this number are for connections, the system gives the lowest that is free: who gets a
+    higher one is one too many, while there are some yet to tell it so, and for models, logs and pipes."""
+    surplus: int = 128
+    """Connections over the limit that may stay until they have read why; beyond, they are closed at once."""
     requests: int = 4_096
     """In work at once over all connections; one more gets a 503."""
     body_bytes: int = 64 * 2**20
@@ -35,3 +42,11 @@ class Limits:
     socket's buffer is full."""
     linger_s: float = 2.0
     """How long to go on reading, and throwing away, after a refusal, so that the client gets to read it."""
+
+
+def one_too_many(held: int, limits: Limits, transport: asyncio.BaseTransport) -> bool:
+    """Say whether a new connection, beside ``held`` others, is over its transport's limits."""
+    if held >= limits.connections:
+        return True
+    taken = transport.get_extra_info("socket")
+    return taken is not None and bool(taken.fileno() >= limits.descriptors)
