@@ -34,7 +34,6 @@ OWNERS = {
     "hpack": ("serve/http2", "serve/grpc_fast", "load/http2"),
     "httptools": ("serve/http1", "serve/listen", "client/http_async", "load/http1"),
     "opentelemetry": ("serve/otel",),
-    "prometheus_client": ("serve/prometheus", "serve/rest"),
     "uvicorn": ("serve/asgi",),
     "tokenizers": ("steps/tokenise",),
     "uvloop": ("serve/app",),

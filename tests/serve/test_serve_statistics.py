@@ -15,7 +15,7 @@ from hasten.client.calls import numbers_of, phases_of
 from hasten.deployment import Serving
 from hasten.errors import BadRequest
 from hasten.protocol.phases import PHASES
-from hasten.serve.prometheus import exposition
+from hasten.serve.prometheus import escaped, exposition
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.statistics import BOUNDS_NS, Histogram, Statistics
@@ -114,6 +114,14 @@ def test_prometheus_reads_what_the_service_did(tmp_path: Path) -> None:
         assert phases == pytest.approx(samples["hasten_request_seconds_sum",], rel=1e-9)
 
     run(work())
+
+
+@given(st.text(), st.text())
+def test_what_a_label_says_is_read_back(model: str, version: str) -> None:
+    labels = f'model="{escaped(model)}",version="{escaped(version)}"'
+    (family,) = text_string_to_metric_families(f"# TYPE hasten_workers gauge\nhasten_workers{{{labels}}} 3\n")
+    (sample,) = family.samples
+    assert (sample.labels, sample.value) == ({"model": model, "version": version}, 3)
 
 
 def test_the_statistics_extension_counts_requests_rows_and_runs(tmp_path: Path) -> None:
