@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import http.client
 import signal
 import subprocess
 import threading
@@ -92,6 +94,17 @@ def test_a_task_that_is_cancelled(busy: tuple[Open, threading.Thread], module: A
                 await asyncio.sleep(0.001)
 
     asyncio.run(asyncio.wait_for(work(), 30))
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_a_connection_that_is_closed(busy: tuple[Open, threading.Thread], coding: str) -> None:
+    opened, _ = busy
+    client = http.client.HTTPConnection(opened.http.removeprefix("http://"), timeout=30)
+    body = infer_body(rows(3)) if coding == "identity" else gzip.compress(infer_body(rows(3)))
+    client.request("POST", "/v2/models/net/infer", body, {"Content-Encoding": coding})
+    until(lambda: waiting(opened) == 3)
+    client.close()
+    until(lambda: withdrawn(opened))
 
 
 def test_a_grpc_call_that_is_cancelled(busy: tuple[Open, threading.Thread]) -> None:

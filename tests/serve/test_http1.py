@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import socket
@@ -450,6 +452,25 @@ def test_one_connection_more_than_allowed_may_read_why_whatever_it_sent(surplus:
             await server.until(lambda: not server.server.surplus)
 
     run(test)
+
+
+def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(transport: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+
+    async def test() -> None:
+        route = Held()
+        async with wire(route) as server:
+            client = await server.client()
+            await client.send(get("/first") + b"nonsense\r\n\r\n")
+            await server.until(lambda: server.server.requests == 2)
+            echo(route.requests[0])
+            assert [(await client.answer())[0] for _ in range(2)] == [200, 400]
+            await server.until(lambda: not server.server.connections)
+
+    asyncio.run(test())  # uvloop says nothing there
 
 
 def test_a_connection_whose_descriptor_is_kept_for_others_is_told_so_and_closed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -542,6 +543,22 @@ def test_a_client_that_drips_its_message_is_timed_out() -> None:
             assert await peer.status(1) == DEADLINE_EXCEEDED
 
     run(test)
+
+
+def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(transport: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+
+    async def test() -> None:
+        async with wire(echo) as server:
+            await server.peer()
+            await server.until(lambda: len(server.server.connections) == 1)
+            server.server.drain()
+            await server.until(lambda: not server.server.connections)
+
+    asyncio.run(test())  # uvloop says nothing there
 
 
 def test_a_connection_whose_descriptor_is_kept_for_others_is_told_so() -> None:

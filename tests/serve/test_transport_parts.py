@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten import errors
-from hasten.errors import BadInput, BadRequest, ModelNotFound, NotAllowed, Overloaded, ServeError
+from hasten.errors import BadInput, BadRequest, ModelNotFound, NotAllowed, Overloaded, ServeError, TooLarge
 from hasten.protocol.messages import ModelMetadata, TensorMetadata
+from hasten.serve import encodings
 from hasten.serve.access import AccessLog
 from hasten.serve.codes import CODES, code_of, retry_after_s
 from hasten.serve.encodings import chosen, compress, decompress
@@ -22,10 +24,19 @@ from hasten.serve.paths import Target, find_target
 from hasten.serve.sample_calls import Caller, curl_line, python_line
 
 
-@given(st.lists(st.binary(max_size=300), max_size=5), st.sampled_from([b"gzip", b"deflate"]))
-def test_what_was_compressed_in_parts_comes_back_whole(parts: list[bytes], encoding: bytes) -> None:
+@given(st.lists(st.binary(max_size=300), max_size=5), st.sampled_from([b"gzip", b"deflate"]), st.integers(1, 400))
+def test_what_was_compressed_in_parts_comes_back_whole(parts: list[bytes], encoding: bytes, piece: int) -> None:
     whole = b"".join(parts)
-    assert decompress(compress(parts, encoding), encoding, limit_bytes=len(whole)) == whole
+    packed = compress(parts, encoding)
+    with mock.patch.object(encodings, "PIECE_BYTES", piece):
+        assert decompress(packed, encoding, limit_bytes=len(whole)) == whole
+        with pytest.raises(BadRequest, match="cut short"):
+            decompress(packed[:-1], encoding, limit_bytes=len(whole))
+        with pytest.raises(BadRequest, match="something follows it"):
+            decompress(packed + b"x", encoding, limit_bytes=len(whole))
+        if whole:
+            with pytest.raises(TooLarge):
+                decompress(packed, encoding, limit_bytes=len(whole) - 1)
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"gzip", b"deflate", b"br", b""]))

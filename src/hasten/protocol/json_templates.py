@@ -39,6 +39,7 @@ LARGEST_NESTED = 1 << 16
 
 NUMBERS = b"0123456789+-.eE \t\r\n"
 _INTEGERS = frozenset(name for name in DATATYPES if name.startswith(("INT", "UINT")))
+_FLOATS = frozenset(("FP32", "FP64"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def slots_of(request: InferRequest, said: Sequence[tuple[str, Sequence[int], str
         return None
     found = []
     for (name, shape, datatype, data), tensor in zip(said, request.inputs, strict=True):
-        numbers = datatype in ("FP32", "FP64") or datatype in _INTEGERS
+        numbers = datatype in _FLOATS or datatype in _INTEGERS
         if data != b"[]" or not numbers or (name, tuple(shape)) != (tensor.name, tensor.data.shape):
             return None
         found.append(Slot(name, datatype, tuple(shape), tensor.parameters))
@@ -119,9 +120,14 @@ class Numbers:
             return None  # elements are counted before they are made
         if depth > 1 and not _nested(bytes(text), slot.shape, depth):
             return None
-        read = self._integers if slot.datatype in _INTEGERS else self._floats
-        data = read(text, DTYPES[DATATYPES[slot.datatype]])
+        data = self.flat(text, slot.datatype)
         return data.reshape(slot.shape) if data is not None and len(data) == count else None
+
+    def flat(self, text: memoryview, datatype: str) -> Array | None:
+        """Read one list of numbers; None where it is something else, or does not fit the datatype."""
+        if datatype in _INTEGERS:
+            return self._integers(text, DTYPES[DATATYPES[datatype]])
+        return self._floats(text, DTYPES[DATATYPES[datatype]]) if datatype in _FLOATS else None
 
     def _floats(self, text: memoryview, dtype: np.dtype[np.generic]) -> Array | None:
         given = self._buffer(text, "d")
@@ -155,10 +161,12 @@ def _nested(text: bytes, shape: tuple[int, ...], depth: int) -> bool:
     return text.translate(None, NUMBERS) == _brackets(shape)
 
 
-@lru_cache(maxsize=32)
-def _brackets(shape: tuple[int, ...]) -> bytes:
+def brackets(shape: tuple[int, ...]) -> bytes:
     """Write what is left of nested lists without their numbers."""
     found = b""
     for length in reversed(shape):
         found = b"[" + b",".join([found] * length) + b"]"
     return found
+
+
+_brackets = lru_cache(maxsize=32)(brackets)

@@ -67,8 +67,7 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryv
     if datatype in BINARY_ONLY:
         raise BadRequest(f"tensor {name!r} is {datatype}, which JSON cannot carry; send it as binary data")
     depth = _depth(data)
-    if depth == 0 or depth not in (1, len(shape)):
-        raise BadRequest(f"tensor {name!r} has data nested {depth} deep, and shape {list(shape)}")
+    check_depth(name, depth, shape)
     if len(data) > COUNTED_BYTES and datatype != "BYTES":  # text may hold commas of its own
         _check_commas(name, shape, data)
     try:
@@ -78,8 +77,24 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryv
     if depth > 1:
         values = _flat(name, values, shape)
     if len(values) != count:
-        raise BadRequest(f"tensor {name!r} has {len(values)} elements; shape {list(shape)} wants {count}")
+        raise miscounted(name, len(values), shape)
     return _array(name, datatype, values).reshape(shape)
+
+
+def check_depth(name: str, depth: int, shape: Sequence[int]) -> None:
+    """Check how deep lists lie in each other: they are flat, or nested as their shape. Raises BadRequest."""
+    if depth == 0 or depth not in (1, len(shape)):
+        raise BadRequest(f"tensor {name!r} has data nested {depth} deep, and shape {list(shape)}")
+
+
+def miscounted(name: str, count: int, shape: Sequence[int]) -> BadRequest:
+    """Give the error of data that has too many elements, or too few."""
+    return BadRequest(f"tensor {name!r} has {count} elements; shape {list(shape)} wants {math.prod(shape)}")
+
+
+def misnested(name: str, shape: Sequence[int]) -> BadRequest:
+    """Give the error of lists that lie in each other otherwise than the shape says."""
+    return BadRequest(f"the data of tensor {name!r} is not nested as its shape {list(shape)} says")
 
 
 def encode(name: str, datatype: str, array: Array) -> list[Any]:
@@ -145,10 +160,10 @@ def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:
     level = [values]
     for length in shape[:-1]:
         if any(len(item) != length for item in level):
-            raise BadRequest(f"the data of tensor {name!r} is not nested as its shape {list(shape)} says")
+            raise misnested(name, shape)
         level = [inner for item in level for inner in item]
     if any(len(item) != shape[-1] for item in level):
-        raise BadRequest(f"the data of tensor {name!r} is not nested as its shape {list(shape)} says")
+        raise misnested(name, shape)
     return [value for item in level for value in item]
 
 

@@ -89,6 +89,7 @@ def decode_request(
     version: str | None,
     metadata: Callable[[], ModelMetadata],
     regions: Regions | None = None,
+    elements: Sequence[Array] = (),
 ) -> InferRequest:
     """Read a request. Binary tensors are views of ``body``.
 
@@ -100,6 +101,7 @@ def decode_request(
         version: Its version, from the path.
         metadata: Gives the model's metadata; asked for raw requests only.
         regions: Where inputs may lie in shared memory. None: nowhere.
+        elements: What was read of the data of every input already (``json_pieces``), which is ``[]`` in the body.
 
     Raises:
         BadRequest: the body is malformed; says where. TooLarge: more is asked of shared memory than may be.
@@ -111,7 +113,7 @@ def decode_request(
     said = _read(head, _REQUESTS, "request")
     parameters = said.parameters or {}
     check_parameters(parameters, "the request")
-    inputs = _tensors(said.inputs, (rest, header_bytes is not None), "input", regions=regions)
+    inputs = _tensors(said.inputs, (rest, header_bytes is not None), "input", regions=regions, elements=elements)
     asked = []
     for output in said.outputs or ():
         check_parameters(output.parameters or {}, f"output {output.name!r}", shared=regions is not None)
@@ -249,11 +251,16 @@ def _read(head: memoryview, decoder: msgspec.json.Decoder[T], what: str) -> T:
 
 
 def _tensors(
-    said: Sequence[_Tensor], behind: tuple[memoryview, bool], kind: str, *, regions: Regions | None = None
+    said: Sequence[_Tensor],
+    behind: tuple[memoryview, bool],
+    kind: str,
+    *,
+    regions: Regions | None = None,
+    elements: Sequence[Array] = (),
 ) -> tuple[Tensor, ...]:
     """Make the tensors of a head; those that are bytes take theirs from ``behind``, in order, if it may have any."""
     rest, binary = behind
-    found, at = [], 0
+    found, at = list[Tensor](), 0
     places = {} if regions is None else places_of([(item.name, item.parameters or {}) for item in said], kind, regions)
     for item in said:
         parameters = item.parameters or {}
@@ -268,7 +275,8 @@ def _tensors(
         elif size is None:
             if not len(text):
                 raise BadRequest(f"{kind} {item.name!r} has neither data nor {SIZE}")
-            data = json_tensors.decode(item.name, item.datatype, item.shape, text)
+            read = elements[len(found)] if elements else None
+            data = json_tensors.decode(item.name, item.datatype, item.shape, text) if read is None else read
         else:
             if not binary:
                 raise BadRequest(f"{kind} {item.name!r} has {SIZE}, but Inference-Header-Content-Length is missing")

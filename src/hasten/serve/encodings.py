@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from hasten.errors import BadRequest, TooLarge
 from hasten.serve.http1_request import Buffer
+from hasten.serve.slices import at_once
 
 WBITS: dict[bytes, int] = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 """Content encodings, and how zlib is told of each."""
@@ -14,30 +15,48 @@ WBITS: dict[bytes, int] = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 LEVEL = 1
 """Tensors compress badly: more effort buys next to nothing."""
 
+PIECE_BYTES = 256 * 2**10
+"""What is decompressed at once: a millisecond."""
+
 LEAST_BYTES = 1024
 """A smaller answer is one packet either way."""
 
 
 def decompress(body: Buffer, encoding: bytes, *, limit_bytes: int) -> bytes:
-    """Undo a content encoding.
+    """Undo a content encoding, at once; see ``decompress_in_pieces``."""
+    return at_once(decompress_in_pieces(body, encoding, limit_bytes=limit_bytes))
+
+
+def decompress_in_pieces(body: Buffer, encoding: bytes, *, limit_bytes: int) -> Generator[None, None, bytes]:
+    """Undo a content encoding; yields between pieces.
 
     Raises:
         BadRequest: the encoding is unknown, or the body is not what it says, or is cut short.
-        TooLarge: it would grow over ``limit_bytes``; no more than that was made.
+        TooLarge: it would grow over ``limit_bytes``; no more than a piece above that was made.
     """
     wbits = WBITS.get(encoding.strip().lower())
     if wbits is None:
         raise BadRequest(f"the content encoding {encoding.decode('latin-1')!r} is not known; use gzip or deflate")
-    stream = zlib.decompressobj(wbits)
-    try:
-        found = stream.decompress(body, limit_bytes + 1)
-    except zlib.error as error:
-        raise BadRequest(f"the body is no {encoding.decode('latin-1')}: {error}") from error
-    if len(found) > limit_bytes:
-        raise TooLarge(f"the body grows over {limit_bytes} bytes, the limit, when it is decompressed")
-    if not stream.eof or stream.unused_data:
+    stream, left = zlib.decompressobj(wbits), memoryview(body)
+    found, size = list[bytes](), 0
+    while not stream.eof:
+        given = stream.unconsumed_tail or left[:PIECE_BYTES]
+        if not stream.unconsumed_tail:
+            left = left[PIECE_BYTES:]
+        try:
+            piece = stream.decompress(given, PIECE_BYTES)
+        except zlib.error as error:
+            raise BadRequest(f"the body is no {encoding.decode('latin-1')}: {error}") from error
+        if not piece and not len(given):
+            break
+        found.append(piece)
+        size += len(piece)
+        if size > limit_bytes:
+            raise TooLarge(f"the body grows over {limit_bytes} bytes, the limit, when it is decompressed")
+        yield
+    if not stream.eof or stream.unused_data or len(left):
         raise BadRequest(f"the {encoding.decode('latin-1')} body is cut short, or something follows it")
-    return found
+    return b"".join(found)
 
 
 def chosen(accepted: bytes) -> bytes | None:

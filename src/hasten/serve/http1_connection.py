@@ -515,7 +515,11 @@ class Connection:
         if transport is None:
             return
         if self._deaf and transport.can_write_eof() and self in self._server.connections:
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the client has reset it: asyncio's own loop says so here
+                transport.abort()
+                return
             if not self._reading:
                 self._reading = True
                 transport.resume_reading()

@@ -463,7 +463,11 @@ class Connection:
             return
         self._over = True
         if transport.can_write_eof() and not self._sending.paused:
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the client has reset it: asyncio's own loop says so here
+                transport.abort()
+                return
             self._arm(self._server.limits.linger_s)
         else:
             transport.close()

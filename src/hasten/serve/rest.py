@@ -16,19 +16,21 @@ import msgspec
 
 from hasten.errors import BadRequest, HastenError, Overloaded, ServeError, ServerFault
 from hasten.protocol import rest as codec
+from hasten.protocol.json_pieces import decode_in_pieces
 from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
 from hasten.protocol.rest_templates import Heads, RequestTemplates, ResponseTemplates
 from hasten.serve import openapi, prometheus
 from hasten.serve.answering import Answering
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
-from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress
-from hasten.serve.http1_request import JSON, Buffer, Request, error_body
+from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress, decompress_in_pieces
+from hasten.serve.http1_request import JSON, Buffer, Request, defective, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
 from hasten.serve.rest_bodies import Index, Load, Register, Unload
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import OFF
+from hasten.serve.slices import Slices, Steps
 from hasten.serve.ticket import TO_COME, Marks
 from hasten.serve.traces import end_trace
 
@@ -39,6 +41,12 @@ T = TypeVar("T")
 BINARY: Final = b"application/octet-stream"
 COSTLY_BYTES: Final = 4096
 """JSON of this size costs more to read than to ask whether it may come in at all."""
+
+LARGE_BYTES: Final = 256 * 2**10
+"""JSON of this size is read in pieces."""
+
+PLAIN: Final = (None, b"", b"identity")
+"""Content encodings that are none."""
 
 KEPT_TARGETS: Final = 1024
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
@@ -61,6 +69,7 @@ class Rest:
         self._heads = Heads()
         self._answers = ResponseTemplates(service.shared_memory)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slices = Slices()
 
     def route(self, request: Request) -> None:
         """Answer a request, now or later. Raises nothing for anything a client can send."""
@@ -116,8 +125,13 @@ class Rest:
         if service.traces is not None:
             marks.trace = service.traces.start(headers, request.began_ns)
         try:
-            body = self._body(request) if b"content-encoding" in headers else request.body
-            header_bytes = _header_bytes(headers)
+            body, header_bytes = request.body, _header_bytes(headers)
+            if b"content-encoding" in headers or (header_bytes is None and len(body) >= LARGE_BYTES):
+                steps = self._steps(request, templates, header_bytes)
+                job = self._slices.do(steps, partial(self._was_read, request, marks))
+                if not job.over:
+                    request.leave = job.leave
+                return
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
             elif header_bytes is not None:
@@ -131,10 +145,48 @@ class Rest:
         except ServeError as error:
             end_trace(marks, error)
             raise
-        ns[2] = perf_counter_ns()
-        ticket = service.submit(wanted, marks, _Answer(self, request, service, wanted, marks))
+        self._submit(request, wanted, marks)
+
+    def _submit(self, request: Request, wanted: InferRequest, marks: Marks) -> None:
+        marks.ns[2] = perf_counter_ns()
+        ticket = self._service.submit(wanted, marks, _Answer(self, request, self._service, wanted, marks))
         if request.reply is None:  # a refusal is answered before submit returns
             request.leave = ticket.cancel
+
+    def _steps(self, request: Request, templates: RequestTemplates, header_bytes: int | None) -> Steps[InferRequest]:
+        """Read a request whose body is encoded, or is much JSON."""
+        service, body = self._service, request.body
+        coding = request.headers.get(b"content-encoding")
+        if coding not in PLAIN:
+            body = yield from decompress_in_pieces(body, coding, limit_bytes=self._body_bytes)
+        if header_bytes is None and len(body) >= COSTLY_BYTES:
+            self._check_room(templates, body)
+        if header_bytes is not None or len(body) < LARGE_BYTES:
+            return templates.decode(body, header_bytes=header_bytes, metadata=service.model_metadata)
+        model, version = templates.model, templates.version
+        return (
+            yield from decode_in_pieces(
+                bytes(body),
+                model=model,
+                version=version,
+                metadata=partial(service.model_metadata, model, version),
+                regions=service.shared_memory,
+            )
+        )
+
+    def _was_read(self, request: Request, marks: Marks, outcome: InferRequest | Exception) -> None:
+        """Go on with a request that was read in steps."""
+        request.leave = None
+        if request.reply is not None:
+            return
+        if isinstance(outcome, InferRequest):
+            self._submit(request, outcome, marks)
+        elif isinstance(outcome, ServeError):
+            end_trace(marks, outcome)
+            fail(request, outcome)
+        else:
+            end_trace(marks, ServerFault(DEFECT))
+            defective(request, outcome)
 
     def _check_room(self, templates: RequestTemplates, body: Buffer) -> None:
         """Refuse before the JSON is read what would be refused after it: under overload, reading it is what costs.
@@ -182,7 +234,7 @@ class Rest:
 
     def _body(self, request: Request) -> Buffer:
         coding = request.headers.get(b"content-encoding")
-        if coding is None or coding in (b"identity", b""):
+        if coding in PLAIN:
             return request.body
         return decompress(request.body, coding, limit_bytes=self._body_bytes)
 

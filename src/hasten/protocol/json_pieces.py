@@ -1,0 +1,123 @@
+"""Requests in JSON that are large, read in pieces: who reads them can see to others in between.
+
+The lists of elements are cut out as in ``json_templates``, but nothing is kept: what is left is read each time, and
+each list a piece at a time, up to a comma. What a request says, and what is wrong with it, is what
+``rest.decode_request`` finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from hasten.errors import BadRequest
+from hasten.protocol import json_tensors, rest
+from hasten.protocol.json_templates import NUMBERS, Numbers, brackets, part
+from hasten.protocol.messages import DATATYPES, InferRequest, ModelMetadata
+from hasten.protocol.shared_memory import Regions
+from hasten.tensors import DTYPES, Array
+
+PIECE_BYTES: Final = 128 * 2**10
+"""Text that is read at once: about a millisecond."""
+
+COUNTED_BYTES: Final = 2 * 2**20
+"""Text whose commas are counted at once: likewise."""
+
+LONGEST_HEAD_BYTES: Final = 64 * 2**10
+"""What is left of a request without its elements may have this size; a longer one is read whole."""
+
+ELEMENTS = NUMBERS + b"truefalsn"
+"""What stands between brackets and commas: numbers, and the letters of true, false and null."""
+
+BLANK = bytes.maketrans(b"[]", b"  ")
+
+
+def decode_in_pieces(
+    body: bytes, *, model: str, version: str | None, metadata: Callable[[], ModelMetadata], regions: Regions | None
+) -> Generator[None, None, InferRequest]:
+    """Read a request that is JSON alone; yields between pieces. See ``rest.decode_request``. Raises BadRequest."""
+    numbers, parted = Numbers(), part(body)
+    yield
+    head, found = body, list[Array]()
+    if parted is not None and len(parted.head) <= LONGEST_HEAD_BYTES:
+        said = rest.said_of(parted.head)
+        if len(said) == len(parted.parts) and all(_in_pieces(datatype, data) for _, _, datatype, data in said):
+            head = parted.head
+            for (name, shape, datatype, _), place in zip(said, parted.parts, strict=True):
+                found.append((yield from _elements(numbers, body, place, (name, datatype, shape))))
+    return rest.decode_request(
+        head,
+        header_bytes=None,
+        model=model,
+        version=version,
+        metadata=metadata,
+        regions=regions,
+        elements=found,
+    )
+
+
+def _in_pieces(datatype: str, data: bytes) -> bool:
+    """Say whether the elements of a tensor were cut out, and hold no commas of their own."""
+    return data == b"[]" and datatype in DATATYPES and datatype not in ("BYTES", *json_tensors.BINARY_ONLY)
+
+
+def _elements(
+    numbers: Numbers, text: bytes, place: tuple[int, int, int], said: tuple[str, str, Sequence[int]]
+) -> Generator[None, None, Array]:
+    """Read one tensor from where it is in the text, with how deep its lists lie in each other."""
+    start, end, depth = place
+    name, datatype, shape = said
+    count = json_tensors.count_of(name, shape)
+    json_tensors.check_depth(name, depth, shape)
+    commas = 0
+    for at in range(start, end, COUNTED_BYTES):
+        commas += text.count(b",", at, min(at + COUNTED_BYTES, end))
+        yield
+    if not count:  # lists of which none holds an element
+        return json_tensors.decode(name, datatype, shape, memoryview(text)[start:end])
+    if commas != count - 1:
+        raise json_tensors.miscounted(name, commas + 1, shape)
+    wanted, seen = b"", 0
+    if depth > 1:
+        opened = sum(math.prod(shape[:level]) for level in range(depth))
+        if 2 * opened + commas > end - start:
+            raise json_tensors.misnested(name, shape)
+        wanted = brackets(tuple(shape))
+    else:
+        start, end = start + 1, end - 1
+    made, filled = np.empty(count, DTYPES[DATATYPES[datatype]]), 0
+    for at, cut in _pieces(text, start, end):
+        piece = text[at:cut]
+        if depth > 1:
+            lists = piece.translate(None, ELEMENTS) + b"," * (cut < end)
+            if not wanted.startswith(lists, seen):
+                raise json_tensors.misnested(name, shape)
+            seen += len(lists)
+            piece = piece.translate(BLANK)
+        listed, n = b"[%b]" % piece, piece.count(b",") + 1
+        data = numbers.flat(memoryview(listed), datatype)
+        if data is None or len(data) != n:
+            try:
+                data = json_tensors.decode(name, datatype, (n,), listed)
+            except BadRequest as error:
+                raise BadRequest(f"{error} (the piece of its data from element {filled})") from error
+        made[filled : filled + n] = data
+        filled += n
+        yield
+    if seen < len(wanted):
+        raise json_tensors.misnested(name, shape)
+    return made.reshape(shape)
+
+
+def _pieces(text: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Give where pieces begin and end; the comma at the end of each but the last is in none."""
+    while end - start > PIECE_BYTES:
+        cut = text.find(b",", start + PIECE_BYTES, end)
+        if cut < 0:
+            break
+        yield start, cut
+        start = cut + 1
+    yield start, end

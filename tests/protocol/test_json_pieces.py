@@ -1,0 +1,148 @@
+"""Large requests in JSON, read in pieces: what is read, and what is refused, is what reading them whole says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("simdjson", reason="needs the extra 'serve'")
+
+from hasten.errors import BadRequest
+from hasten.protocol import json_pieces, rest
+from hasten.protocol.json_pieces import PIECE_BYTES, decode_in_pieces
+from hasten.protocol.messages import InferRequest, ModelMetadata
+
+
+def no_metadata() -> ModelMetadata:
+    raise AssertionError("only raw requests ask for it")
+
+
+def whole(body: bytes) -> InferRequest:
+    return rest.decode_request(body, header_bytes=None, model="m", version=None, metadata=no_metadata)
+
+
+def in_pieces(body: bytes) -> tuple[InferRequest, int]:
+    """Read a request; gives it, and how often others could be seen to."""
+    steps = decode_in_pieces(body, model="m", version=None, metadata=no_metadata, regions=None)
+    pauses = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, pauses
+        pauses += 1
+
+
+def outcome(read: Any, body: bytes) -> Any:
+    """Say what comes of a body: its request in comparable form, or that it is refused."""
+    try:
+        found = read(body)
+    except BadRequest:
+        return "refused"
+    request = found if isinstance(found, InferRequest) else found[0]
+    return (
+        (request.id, request.parameters, request.outputs, request.priority, request.timeout_us),
+        [(t.name, t.datatype, t.data.dtype, t.data.shape, t.data.tolist(), t.parameters) for t in request.inputs],
+    )
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_pieces, "PIECE_BYTES", 7)
+
+
+NUMBERS = {
+    "FP32": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "FP64": st.floats(allow_nan=False, allow_infinity=False),
+    "INT8": st.integers(-130, 130),
+    "INT64": st.integers(-(2**63), 2**63 - 1),
+    "UINT64": st.integers(0, 2**64 - 1),
+    "BOOL": st.booleans(),
+    "BYTES": st.text(max_size=5),
+}
+
+
+@st.composite
+def tensors(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    datatype = draw(st.sampled_from(sorted(NUMBERS)))
+    shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    count = int(np.prod(shape))
+    flat = draw(st.lists(NUMBERS[datatype], min_size=count, max_size=count))
+    data: Any = flat
+    if draw(st.booleans()):
+        for length in reversed(shape[1:]):
+            data = [data[at : at + length] for at in range(0, len(data), length)] if length else [[]] * shape[0]
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+@pytest.mark.usefixtures("small_pieces")
+@given(st.data(), st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]))
+def test_what_is_read_in_pieces_is_what_is_read_at_once(data: st.DataObject, marks: tuple[str, str]) -> None:
+    names = data.draw(st.lists(st.sampled_from(["x", "data", "y"]), min_size=1, max_size=3))
+    said = {"id": "7", "inputs": [data.draw(tensors(name)) for name in names], "parameters": {"priority": 3}}
+    body = json.dumps(said, separators=marks).encode()
+    assert outcome(in_pieces, body) == outcome(whole, body)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@given(st.data())
+def test_a_body_of_which_some_bytes_are_wrong_is_refused_in_pieces_as_at_once(data: st.DataObject) -> None:
+    body = bytearray(json.dumps({"inputs": [data.draw(tensors("x")), data.draw(tensors("y"))]}).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(body)))
+        body[at : at + data.draw(st.integers(0, 3))] = data.draw(
+            st.sampled_from([b"", b",", b"[", b"]", b"],[", b"1", b" ", b"-", b"e", b'"', b"null", b"true", b"{}"])
+        )
+    assert outcome(in_pieces, bytes(body)) == outcome(whole, bytes(body))
+
+
+def large(rows: int, *, nested: bool = False, **more: Any) -> tuple[bytes, np.ndarray[Any, Any]]:
+    """Write a request of random rows [rows, 50]; ``more``: what is said otherwise of the tensor."""
+    x = np.random.default_rng(0).standard_normal((rows, 50)).astype(np.float32)
+    data = x.tolist() if nested else x.ravel().tolist()
+    tensor = {"name": "x", "shape": [*x.shape], "datatype": "FP32", "data": data} | more
+    return json.dumps({"inputs": [tensor]}).encode(), x
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_others_are_seen_to_after_every_piece(nested: bool) -> None:
+    body, x = large(2000, nested=nested)
+    request, pauses = in_pieces(body)
+    np.testing.assert_array_equal(request.inputs[0].data, x)
+    assert pauses > len(body) // (PIECE_BYTES + 100)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"data": [0.5] * 100_001}, "tensor 'x' has 100001 elements"),
+        ({"data": [0.5] * 99_999 + ["1"]}, "the data of tensor 'x' is not FP32"),
+        ({"data": [0.5] * 99_999 + [1e50]}, "the data of tensor 'x' is out of the range of FP32"),
+        ({"data": [3] * 99_999 + [-1], "datatype": "UINT8"}, "the data of tensor 'x' is out of the range of UINT8"),
+        ({"datatype": "FP16"}, "which JSON cannot carry"),
+        ({"shape": [-1, 50]}, "no length may be negative"),
+        ({"shape": [100_001]}, "tensor 'x' has 100000 elements; shape [100001] wants 100001"),
+        ({"data": [[0.5] * 50] * 1998 + [[0.5] * 51, [0.5] * 49]}, "the data of tensor 'x' is not nested as its shape"),
+    ],
+)
+def test_what_is_wrong_is_told_as_precisely(more: dict[str, Any], says: str) -> None:
+    body, _ = large(2000, **more)
+    with pytest.raises(BadRequest) as told:
+        in_pieces(body)
+    assert says in str(told.value)
+    assert outcome(whole, body) == "refused"
+
+
+def test_lists_that_are_nested_otherwise_than_the_shape_are_refused_before_their_pattern_is_made() -> None:
+    body, _ = large(2000, nested=True)
+    with pytest.raises(BadRequest, match=r"not nested as its shape \[50, 2000\] says"):
+        in_pieces(body.replace(b"[2000, 50]", b"[50, 2000]"))
+    deep = b"[" * 30 + b",".join([b"1"] * 9000) + b"]" * 30
+    shape = json.dumps([9000, *[1] * 29]).encode()
+    with pytest.raises(BadRequest, match="not nested as its shape"):
+        in_pieces(b'{"inputs":[{"name":"x","datatype":"INT8","shape":%b,"data":%b}]}' % (shape, deep))

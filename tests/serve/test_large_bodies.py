@@ -1,0 +1,124 @@
+"""Large bodies in JSON, and encoded ones: read in pieces, with others served in between."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import selectors
+import zlib
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+pytest.importorskip("httptools", reason="needs the extra 'serve'")
+pytest.importorskip("uvloop", reason="needs the extra 'serve'")
+
+from hasten.protocol import json_pieces
+from hasten.serve import slices
+from hasten.serve.app import Listening, Open
+from hasten.serve.rest import LARGE_BYTES
+from serve.bundles import bundle
+from serve.served import call, infer_body, rows_of, served
+
+ROWS = 2000
+INFER = "/v2/models/net/infer"
+
+
+@pytest.fixture(scope="module", params=["fast", "library"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    path = bundle(tmp_path_factory.mktemp("large") / "net")
+    with served(path, Listening(port=0, grpc_port=None, transport=request.param)) as found:
+        yield found
+
+
+def body_of(rows: Any, *, nested: bool) -> bytes:
+    if not nested:
+        return infer_body(rows)
+    tensor = {"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def outputs(answer: tuple[int, dict[str, str], bytes]) -> list[float]:
+    status, _, body = answer
+    assert status == 200, body
+    data: list[float] = json.loads(body)["outputs"][0]["data"]
+    return data
+
+
+@pytest.mark.parametrize("coding", ["", "gzip", "deflate"])
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+def test_many_rows_in_one_body_get_the_answers_that_they_get_in_small_ones(
+    opened: Open, nested: bool, coding: str
+) -> None:
+    x = rows_of(ROWS)
+    body = body_of(x, nested=nested)
+    assert len(body) > 2 * LARGE_BYTES
+    headers = {"Content-Encoding": coding} if coding else {}
+    encoded = {"": bytes, "gzip": gzip.compress, "deflate": zlib.compress}[coding](body)
+    found = outputs(call(opened.http, "POST", INFER, encoded, headers))
+    wanted = [
+        value
+        for at in range(0, ROWS, 500)
+        for value in outputs(call(opened.http, "POST", INFER, body_of(x[at : at + 500], nested=nested)))
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda body: body[:-1], "the body is no inference request"),
+        (lambda body: body.replace(b"0.", b'"', 1), "is not FP32"),
+        (lambda body: body.replace(b"[2000, 16]", b"[2001, 16]"), "has 32000 elements; shape [2001, 16] wants 32016"),
+        (lambda body: body.replace(b'"x"', b'"z"'), "input 'x' is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_large_body_is_told(opened: Open, change: Any, says: str) -> None:
+    status, _, answer = call(opened.http, "POST", INFER, change(body_of(rows_of(ROWS), nested=False)))
+    assert (status, says in json.loads(answer)["error"]) == (400, True), answer
+
+
+def test_an_encoded_body_that_is_cut_short_is_told(opened: Open) -> None:
+    cut = gzip.compress(body_of(rows_of(ROWS), nested=False))[:-9]
+    status, _, answer = call(opened.http, "POST", INFER, cut, {"Content-Encoding": "gzip"})
+    assert (status, "is cut short" in json.loads(answer)["error"]) == (400, True)
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read so little at once that reading takes thousands of turns of the loop."""
+    monkeypatch.setattr(slices, "SLICE_NS", 0)
+    monkeypatch.setattr(json_pieces, "PIECE_BYTES", 100)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_others_are_served_while_a_large_body_is_read(opened: Open) -> None:
+    place = urlsplit(opened.http).netloc
+    large, small = http.client.HTTPConnection(place, timeout=60), http.client.HTTPConnection(place, timeout=60)
+    with selectors.DefaultSelector() as selector:
+        large.request("POST", INFER, body_of(rows_of(ROWS), nested=False))
+        assert large.sock is not None
+        selector.register(large.sock, selectors.EVENT_READ)
+        for _ in range(3):
+            small.request("POST", INFER, infer_body(rows_of(1)))
+            assert small.getresponse().read()
+        assert not selector.select(0), "the large one is still being read"
+        assert large.getresponse().status == 200
+    large.close()
+    small.close()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_large_body_whose_client_has_left_is_not_read_to_its_end(opened: Open) -> None:
+    (model,) = opened.service.models()
+    before = model.statistics.rows
+    client = http.client.HTTPConnection(urlsplit(opened.http).netloc, timeout=60)
+    client.request("POST", INFER, body_of(rows_of(ROWS), nested=False))
+    client.close()
+    after = outputs(call(opened.http, "POST", INFER, body_of(rows_of(ROWS), nested=True)))
+    assert len(after) == ROWS * 4
+    assert model.statistics.rows == before + ROWS
