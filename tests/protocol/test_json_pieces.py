@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ pytest.importorskip("simdjson", reason="needs the extra 'serve'")
 
 from hasten.errors import BadRequest
 from hasten.protocol import json_pieces, rest
-from hasten.protocol.json_pieces import PIECE_BYTES, decode_in_pieces
-from hasten.protocol.messages import InferRequest, ModelMetadata
+from hasten.protocol.json_pieces import PIECE_BYTES, PIECE_ELEMENTS, decode_in_pieces, encode_in_pieces
+from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, RequestedOutput, Tensor
+
+T = TypeVar("T")
 
 
 def no_metadata() -> ModelMetadata:
@@ -28,7 +31,11 @@ def whole(body: bytes) -> InferRequest:
 
 def in_pieces(body: bytes) -> tuple[InferRequest, int]:
     """Read a request; gives it, and how often others could be seen to."""
-    steps = decode_in_pieces(body, model="m", version=None, metadata=no_metadata, regions=None)
+    return ended(decode_in_pieces(body, model="m", version=None, metadata=no_metadata, regions=None))
+
+
+def ended(steps: Generator[None, None, T]) -> tuple[T, int]:
+    """Go through all steps; gives what they made, and how many they were."""
     pauses = 0
     while True:
         try:
@@ -54,6 +61,7 @@ def outcome(read: Any, body: bytes) -> Any:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_pieces, "PIECE_BYTES", 7)
+    monkeypatch.setattr(json_pieces, "PIECE_ELEMENTS", 3)
 
 
 NUMBERS = {
@@ -99,6 +107,46 @@ def test_a_body_of_which_some_bytes_are_wrong_is_refused_in_pieces_as_at_once(da
             st.sampled_from([b"", b",", b"[", b"]", b"],[", b"1", b" ", b"-", b"e", b'"', b"null", b"true", b"{}"])
         )
     assert outcome(in_pieces, bytes(body)) == outcome(whole, bytes(body))
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> InferResponse:
+    outputs = []
+    for name in draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)):
+        dtype = draw(st.sampled_from(["float32", "float64", "int8", "uint64", "bool", "float16", "object"]))
+        values = [float("nan"), float("inf")] if dtype.startswith("float") and draw(st.booleans()) else [0, 1, 0, 7]
+        data = np.resize(np.array(values, "float64"), draw(st.integers(0, 11))).astype(dtype)
+        if dtype == "object":
+            data[:] = [draw(st.sampled_from([b"", b"a,b", '\u00fc"['.encode(), b"\xff"])) for _ in data]
+        outputs.append(Tensor.of(name, data.reshape(draw(st.sampled_from([(-1,), (1, -1)])))))
+    return InferResponse(model="m", version="2", id=draw(st.sampled_from(["", "7"])), outputs=tuple(outputs))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@given(responses(), st.sampled_from([None, True, False]), st.booleans())
+def test_what_is_written_in_pieces_is_what_is_written_at_once(
+    response: InferResponse, binary: bool | None, usual: bool
+) -> None:
+    asked = tuple(RequestedOutput(name=tensor.name, binary=binary) for tensor in response.outputs[:1])
+    request = InferRequest(model="m", inputs=(), outputs=asked, parameters={rest.ALL: True} if usual else {})
+    told = []
+    for write in (
+        lambda: ended(encode_in_pieces(response, request, regions=None))[0],
+        lambda: rest.encode_response(response, request),
+    ):
+        try:
+            parts, header_bytes = write()
+            told.append((b"".join(parts), header_bytes))
+        except BadRequest as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+
+
+def test_others_are_seen_to_after_every_piece_that_is_written() -> None:
+    y = Tensor.of("y", np.zeros(10 * PIECE_ELEMENTS, np.float32))
+    response = InferResponse(model="m", version="1", outputs=(y,))
+    _, pauses = ended(encode_in_pieces(response, InferRequest(model="m", inputs=()), regions=None))
+    assert pauses == 10
 
 
 def large(rows: int, *, nested: bool = False, **more: Any) -> tuple[bytes, np.ndarray[Any, Any]]:

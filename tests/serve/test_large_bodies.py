@@ -20,7 +20,7 @@ pytest.importorskip("uvloop", reason="needs the extra 'serve'")
 from hasten.protocol import json_pieces
 from hasten.serve import slices
 from hasten.serve.app import Listening, Open
-from hasten.serve.rest import LARGE_BYTES
+from hasten.serve.rest import LARGE_ANSWER_BYTES, LARGE_BYTES
 from serve.bundles import bundle
 from serve.served import call, infer_body, rows_of, served
 
@@ -88,11 +88,40 @@ def test_an_encoded_body_that_is_cut_short_is_told(opened: Open) -> None:
     assert (status, "is cut short" in json.loads(answer)["error"]) == (400, True)
 
 
+def binary_body(rows: Any, *, binary: bool) -> tuple[bytes, dict[str, str]]:
+    tensor = {"name": "x", "shape": list(rows.shape), "datatype": "FP32"}
+    tensor |= {"parameters": {"binary_data_size": rows.nbytes}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
+    return head + rows.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+
+@pytest.mark.parametrize("coding", ["", "gzip", "deflate", "br"])
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+def test_a_large_answer_says_what_many_small_ones_say(opened: Open, binary: bool, coding: str) -> None:
+    x = rows_of(LARGE_ANSWER_BYTES // 8)
+    body, headers = binary_body(x, binary=binary)
+    status, told, answer = call(opened.http, "POST", INFER, body, headers | {"Accept-Encoding": coding})
+    assert status == 200
+    assert told.get("content-encoding", "") == coding.replace("br", "")
+    unpacked = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(coding, bytes)(answer)
+    if binary:
+        found = np.frombuffer(unpacked[int(told["inference-header-content-length"]) :], np.float32)
+    else:
+        found = np.array(json.loads(unpacked)["outputs"][0]["data"], np.float32)
+    wanted = np.concatenate(
+        [outputs(call(opened.http, "POST", INFER, infer_body(x[at : at + 500]))) for at in range(0, len(x), 500)]
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    phases = dict(part.strip().split(";dur=") for part in told["server-timing"].split(",") if ";dur=" in part)
+    assert float(phases["encode"]) > 0
+
+
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read so little at once that reading takes thousands of turns of the loop."""
     monkeypatch.setattr(slices, "SLICE_NS", 0)
-    monkeypatch.setattr(json_pieces, "PIECE_BYTES", 100)
+    monkeypatch.setattr(json_pieces, "PIECE_BYTES", 20)
+    monkeypatch.setattr(json_pieces, "PIECE_ELEMENTS", 1)
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -107,6 +136,28 @@ def test_others_are_served_while_a_large_body_is_read(opened: Open) -> None:
             small.request("POST", INFER, infer_body(rows_of(1)))
             assert small.getresponse().read()
         assert not selector.select(0), "the large one is still being read"
+        assert large.getresponse().status == 200
+    large.close()
+    small.close()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_others_are_served_while_a_large_answer_is_written(opened: Open) -> None:
+    (model,) = opened.service.models()
+    rows = LARGE_ANSWER_BYTES // 8
+    before, body = model.statistics.rows, binary_body(rows_of(rows), binary=False)
+    place = urlsplit(opened.http).netloc
+    large, small = http.client.HTTPConnection(place, timeout=60), http.client.HTTPConnection(place, timeout=60)
+    with selectors.DefaultSelector() as selector:
+        large.request("POST", INFER, *body)
+        assert large.sock is not None
+        selector.register(large.sock, selectors.EVENT_READ)
+        while model.statistics.rows < before + rows:  # until its runs have ended
+            small.request("GET", "/v2/health/live")
+            assert small.getresponse().read()
+        small.request("POST", INFER, infer_body(rows_of(1)))
+        assert small.getresponse().read()
+        assert not selector.select(0), "the large one is still being written"
         assert large.getresponse().status == 200
     large.close()
     small.close()

@@ -1,8 +1,8 @@
-"""Requests in JSON that are large, read in pieces: who reads them can see to others in between.
+"""Requests and answers in JSON that are large, in pieces: who reads or writes them can see to others in between.
 
 The lists of elements are cut out as in ``json_templates``, but nothing is kept: what is left is read each time, and
 each list a piece at a time, up to a comma. What a request says, and what is wrong with it, is what
-``rest.decode_request`` finds.
+``rest.decode_request`` finds; what is written is what ``rest.encode_response`` writes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 from hasten.errors import BadRequest
 from hasten.protocol import json_tensors, rest
 from hasten.protocol.json_templates import NUMBERS, Numbers, brackets, part
-from hasten.protocol.messages import DATATYPES, InferRequest, ModelMetadata
+from hasten.protocol.messages import DATATYPES, InferRequest, InferResponse, ModelMetadata, Tensor
 from hasten.protocol.shared_memory import Regions
 from hasten.tensors import DTYPES, Array
 
 PIECE_BYTES: Final = 128 * 2**10
 """Text that is read at once: about a millisecond."""
+
+PIECE_ELEMENTS: Final = 8192
+"""Numbers that are written at once: likewise."""
 
 COUNTED_BYTES: Final = 2 * 2**20
 """Text whose commas are counted at once: likewise."""
@@ -57,6 +60,28 @@ def decode_in_pieces(
         regions=regions,
         elements=found,
     )
+
+
+def encode_in_pieces(
+    response: InferResponse, request: InferRequest, *, regions: Regions | None
+) -> Generator[None, None, tuple[list[bytes | memoryview], int | None]]:
+    """Write an answer; yields between pieces. See ``rest.encode_response``. Raises BadRequest."""
+    texts = dict[str, bytes]()
+    if regions is None:  # what lies in shared memory is not written
+        is_binary = rest.binary_outputs(request)
+        for tensor in response.outputs:
+            if not is_binary(tensor):
+                texts[tensor.name] = yield from _text(tensor)
+    return rest.encode_response(response, request, regions=regions, texts=texts)
+
+
+def _text(tensor: Tensor) -> Generator[None, None, bytes]:
+    flat, written = tensor.data.reshape(-1), list[bytes]()
+    for at in range(0, max(flat.size, 1), PIECE_ELEMENTS):
+        text = json_tensors.text(tensor.name, tensor.datatype, flat[at : at + PIECE_ELEMENTS])
+        written.append(text[1:-1])
+        yield
+    return b"[%b]" % b",".join(written)
 
 
 def _in_pieces(datatype: str, data: bytes) -> bool:

@@ -25,6 +25,7 @@ COUNTED_BYTES = 64 * 2**10
 """From this size on, elements are counted before they are made: a Python number takes sixteen times its text."""
 
 BINARY_ONLY = ("FP16", "BF16")
+_JSON = msgspec.json.Encoder()
 _ELEMENT: dict[str, type] = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}
 """Python's type of an element; those not listed are whole numbers."""
 
@@ -114,6 +115,11 @@ def encode(name: str, datatype: str, array: Array) -> list[Any]:
         return [item.decode() for item in flat]
     except UnicodeDecodeError as error:
         raise BadRequest(f"output {name!r} is no UTF-8 text; ask for it as binary data: {error}") from error
+
+
+def text(name: str, datatype: str, array: Array) -> bytes:
+    """Write an array's elements as JSON, flat; see ``encode``. Raises BadRequest."""
+    return _JSON.encode(encode(name, datatype, array))
 
 
 def _array(name: str, datatype: str, values: list[Any]) -> Array:

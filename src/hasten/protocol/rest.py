@@ -134,19 +134,23 @@ def decode_request(
 
 
 def encode_response(
-    response: InferResponse, request: InferRequest, *, regions: Regions | None = None
+    response: InferResponse,
+    request: InferRequest,
+    *,
+    regions: Regions | None = None,
+    texts: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[list[bytes | memoryview], int | None]:
     """Write an answer as the request wants it: the body in parts, and the bytes of JSON where tensors follow it.
+
+    ``texts``: the data of outputs by their names, where it was written as JSON already (``json_pieces``).
 
     Raises:
         BadRequest: an output was asked for as JSON that JSON cannot hold, or its place in shared memory is too small.
     """
     elsewhere = {} if regions is None else put_outputs(response, request, regions)
-    wanted = {output.name: output.binary for output in request.outputs}
-    usual = request.parameters.get(ALL) is True
     return _written(
         response.outputs,
-        lambda tensor: usual if (own := wanted.get(tensor.name)) is None else own,
+        binary_outputs(request),
         lambda listed: _Response(
             model_name=response.model,
             model_version=response.version or None,
@@ -155,7 +159,15 @@ def encode_response(
             outputs=listed,
         ),
         elsewhere,
+        texts,
     )
+
+
+def binary_outputs(request: InferRequest) -> Callable[[Tensor], bool]:
+    """Give what says of an output whether the request wants it as bytes behind the JSON."""
+    wanted = {output.name: output.binary for output in request.outputs}
+    usual = request.parameters.get(ALL) is True
+    return lambda tensor: usual if (own := wanted.get(tensor.name)) is None else own
 
 
 def encode_server_metadata(metadata: ServerMetadata) -> bytes:
@@ -298,6 +310,7 @@ def _written(
     is_binary: Callable[[Tensor], bool],
     head: Callable[[list[_Tensor]], _Request | _Response],
     elsewhere: Mapping[str, Parameters] = MappingProxyType({}),
+    texts: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[list[bytes | memoryview], int | None]:
     listed, parts, any_binary = [], list[bytes | memoryview](), False
     for tensor in tensors:
@@ -312,7 +325,9 @@ def _written(
             if len(part):
                 parts.append(part if isinstance(part, memoryview) else bytes(part))
         else:
-            item.data = msgspec.Raw(_JSON.encode(json_tensors.encode(tensor.name, tensor.datatype, tensor.data)))
+            item.data = msgspec.Raw(
+                texts.get(tensor.name) or json_tensors.text(tensor.name, tensor.datatype, tensor.data)
+            )
         listed.append(item)
     text = _JSON.encode(head(listed))
     return [text, *parts], len(text) if any_binary else None

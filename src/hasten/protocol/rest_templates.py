@@ -218,7 +218,7 @@ class ResponseTemplates:
     def encode(self, response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
         """Write an answer; see ``rest.encode_response``. Raises BadRequest."""
         outputs = response.outputs
-        if response.parameters or not _wants_binary(request):
+        if response.parameters or not wants_binary(request):
             return rest.encode_response(response, request, regions=self._regions)
         key = response.form
         head = self._known.get(key)
@@ -239,7 +239,7 @@ class ResponseTemplates:
         return written, len(head)
 
 
-def _wants_binary(request: InferRequest) -> bool:
+def wants_binary(request: InferRequest) -> bool:
     """Say whether every output is to be bytes behind the JSON, and nothing else is asked of any."""
     form = request.form
     if form is None:

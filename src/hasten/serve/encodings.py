@@ -18,6 +18,9 @@ LEVEL = 1
 PIECE_BYTES = 256 * 2**10
 """What is decompressed at once: a millisecond."""
 
+COMPRESSED_BYTES = 64 * 2**10
+"""What is compressed at once: likewise."""
+
 LEAST_BYTES = 1024
 """A smaller answer is one packet either way."""
 
@@ -71,9 +74,18 @@ def chosen(accepted: bytes) -> bytes | None:
 
 
 def compress(parts: Sequence[Buffer], encoding: bytes) -> bytes:
-    """Apply a content encoding to a body in parts."""
-    stream = zlib.compressobj(LEVEL, zlib.DEFLATED, WBITS[encoding])
-    return b"".join([*(stream.compress(part) for part in parts), stream.flush()])
+    """Apply a content encoding to a body in parts, at once; see ``compress_in_pieces``."""
+    return at_once(compress_in_pieces(parts, encoding))
+
+
+def compress_in_pieces(parts: Sequence[Buffer], encoding: bytes) -> Generator[None, None, bytes]:
+    """Apply a content encoding to a body in parts; yields between pieces."""
+    stream, found = zlib.compressobj(LEVEL, zlib.DEFLATED, WBITS[encoding]), list[bytes]()
+    for part in parts:
+        for at in range(0, len(part), COMPRESSED_BYTES):
+            found.append(stream.compress(memoryview(part)[at : at + COMPRESSED_BYTES]))
+            yield
+    return b"".join([*found, stream.flush()])
 
 
 def _quality(text: bytes) -> float:

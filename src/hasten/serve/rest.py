@@ -16,14 +16,14 @@ import msgspec
 
 from hasten.errors import BadRequest, HastenError, Overloaded, ServeError, ServerFault
 from hasten.protocol import rest as codec
-from hasten.protocol.json_pieces import decode_in_pieces
+from hasten.protocol.json_pieces import decode_in_pieces, encode_in_pieces
 from hasten.protocol.json_templates import part
 from hasten.protocol.messages import InferRequest, InferResponse
-from hasten.protocol.rest_templates import Heads, RequestTemplates, ResponseTemplates
+from hasten.protocol.rest_templates import Heads, RequestTemplates, ResponseTemplates, wants_binary
 from hasten.serve import openapi, prometheus
 from hasten.serve.answering import Answering
 from hasten.serve.codes import DEFECT, code_of, retry_after_s
-from hasten.serve.encodings import LEAST_BYTES, chosen, compress, decompress, decompress_in_pieces
+from hasten.serve.encodings import LEAST_BYTES, chosen, compress, compress_in_pieces, decompress, decompress_in_pieces
 from hasten.serve.http1_request import JSON, Buffer, Request, defective, error_body
 from hasten.serve.keys import Keys
 from hasten.serve.paths import Target, find_target
@@ -47,6 +47,14 @@ LARGE_BYTES: Final = 256 * 2**10
 
 PLAIN: Final = (None, b"", b"identity")
 """Content encodings that are none."""
+
+LARGE_ANSWER_BYTES: Final = 64 * 2**10
+"""Tensors of this size are written as JSON, or encoded, in pieces."""
+
+VARIES: Final = b"Vary: Accept-Encoding\r\n"
+
+Written = tuple[list[bytes | memoryview] | bytes, int | None, bytes]
+"""An answer's body, the bytes of JSON where tensors follow it, and the header lines that its encoding takes."""
 
 KEPT_TARGETS: Final = 1024
 """Targets whose meaning is remembered; then all are forgotten, so that nobody fills the memory with them."""
@@ -181,12 +189,8 @@ class Rest:
             return
         if isinstance(outcome, InferRequest):
             self._submit(request, outcome, marks)
-        elif isinstance(outcome, ServeError):
-            end_trace(marks, outcome)
-            fail(request, outcome)
         else:
-            end_trace(marks, ServerFault(DEFECT))
-            defective(request, outcome)
+            self._failed(request, marks, outcome)
 
     def _check_room(self, templates: RequestTemplates, body: Buffer) -> None:
         """Refuse before the JSON is read what would be refused after it: under overload, reading it is what costs.
@@ -203,21 +207,57 @@ class Rest:
         if isinstance(result, ServeError):
             fail(request, result)
             return
+        n_bytes = 0
+        for output in result.outputs:
+            n_bytes += output.data.nbytes
+        if n_bytes >= LARGE_ANSWER_BYTES and (b"accept-encoding" in request.headers or not wants_binary(to.wanted)):
+            job = self._slices.do(self._written(to, result), partial(self._was_written, to, result))
+            if not job.over:
+                request.leave = job.leave
+            return
         try:
             parts, header_bytes = self._answers.encode(result, to.wanted)
-        except ServeError as error:  # a value that JSON cannot hold, where JSON was asked
-            end_trace(marks, error)
-            fail(request, error)
+        except Exception as error:  # noqa: BLE001 - a value that JSON cannot hold, or a defect: nobody else tells the client
+            self._failed(request, marks, error)
             return
-        except Exception:  # nobody else would tell the client
-            logger.exception("an answer could not be written")
-            end_trace(marks, ServerFault(DEFECT))
-            request.refuse(500, DEFECT)
-            return
-        body: list[bytes | memoryview] | bytes = parts
-        coding = b""
         if b"accept-encoding" in request.headers:
             body, coding = self._encoded(request, parts)
+            self._respond(to, result, (body, header_bytes, coding))
+        else:
+            self._respond(to, result, (parts, header_bytes, b""))
+
+    def _written(self, to: _Answer, result: InferResponse) -> Steps[Written]:
+        """Write a large answer."""
+        steps = encode_in_pieces(result, to.wanted, regions=self._service.shared_memory)
+        parts, header_bytes = yield from steps
+        coding = to.request.headers.get(b"accept-encoding")
+        encoding = None if coding is None else chosen(coding)
+        if encoding is None:
+            return parts, header_bytes, b"" if coding is None else VARIES
+        body = yield from compress_in_pieces(parts, encoding)
+        return body, header_bytes, _encoded_as(encoding)
+
+    def _was_written(self, to: _Answer, result: InferResponse, outcome: Written | Exception) -> None:
+        """Go on with an answer that was written in steps."""
+        to.request.leave = None
+        if to.request.reply is not None:
+            return
+        if isinstance(outcome, Exception):
+            self._failed(to.request, to.marks, outcome)
+        else:
+            self._respond(to, result, outcome)
+
+    def _failed(self, request: Request, marks: Marks, error: Exception) -> None:
+        """Tell why a request could not be read, or its answer not be written."""
+        if isinstance(error, ServeError):
+            end_trace(marks, error)
+            fail(request, error)
+        else:
+            end_trace(marks, ServerFault(DEFECT))
+            defective(request, error)
+
+    def _respond(self, to: _Answer, result: InferResponse, written: Written) -> None:
+        request, marks, (body, header_bytes, coding) = to.request, to.marks, written
         marks.ns[8] = perf_counter_ns()
         to.response = result
         request.waiter = to
@@ -250,8 +290,8 @@ class Rest:
             size += len(each)
         coding = chosen(accepted) if size >= LEAST_BYTES else None
         if coding is None:
-            return parts, b"Vary: Accept-Encoding\r\n"
-        return compress(parts, coding), b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding
+            return parts, VARIES
+        return compress(parts, coding), _encoded_as(coding)
 
     def _parameters(self, request: Request, known: type[T]) -> T:
         """Read the small JSON body of a repository call; an empty one is {}."""
@@ -353,6 +393,10 @@ class Rest:
 
     def _docs(self, request: Request, target: Target) -> None:
         self._send(request, openapi.page(self._service.metadata().version), kind=b"text/html; charset=utf-8")
+
+
+def _encoded_as(coding: bytes) -> bytes:
+    return b"Content-Encoding: %b\r\n%b" % (coding, VARIES)
 
 
 class _Answer(Answering):
