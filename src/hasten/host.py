@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -109,7 +110,6 @@ def load_since(start: Ticks) -> Load:
     )
 
 
-@cache
 def allow_files(wanted: int) -> int:
     """Let this process open ``wanted`` files at once, or as many as it may; give how many it may open now.
 
@@ -119,11 +119,14 @@ def allow_files(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     if soft < wanted and soft != hard:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # the system allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            return more
     return soft
 
 
+@cache
 def versions() -> dict[str, str]:
     """Give Python's version, and that of each distribution of ``DISTRIBUTIONS`` that is here."""
     found = {"python": platform.python_version()}

@@ -94,6 +94,7 @@ def test_what_is_read_in_pieces_is_what_is_read_at_once(data: st.DataObject, mar
     names = data.draw(st.lists(st.sampled_from(["x", "data", "y"]), min_size=1, max_size=3))
     said = {"id": "7", "inputs": [data.draw(tensors(name)) for name in names], "parameters": {"priority": 3}}
     body = json.dumps(said, separators=marks).encode()
+    body = body.replace(*data.draw(st.sampled_from([(b"", b""), (b"]", b" ]"), (b"[", b"[ "), (b"]", b"\n]\t")])))
     assert outcome(in_pieces, body) == outcome(whole, body)
 
 
@@ -104,7 +105,9 @@ def test_a_body_of_which_some_bytes_are_wrong_is_refused_in_pieces_as_at_once(da
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body)))
         body[at : at + data.draw(st.integers(0, 3))] = data.draw(
-            st.sampled_from([b"", b",", b"[", b"]", b"],[", b"1", b" ", b"-", b"e", b'"', b"null", b"true", b"{}"])
+            st.sampled_from(
+                [b"", b",", b"[", b"]", b"],[", b"1", b"1,", b",1", b" ", b"-", b"e", b'"', b"null", b"true", b"{}"]
+            )
         )
     assert outcome(in_pieces, bytes(body)) == outcome(whole, bytes(body))
 
@@ -147,6 +150,35 @@ def test_others_are_seen_to_after_every_piece_that_is_written() -> None:
     response = InferResponse(model="m", version="1", outputs=(y,))
     _, pauses = ended(encode_in_pieces(response, InferRequest(model="m", inputs=()), regions=None))
     assert pauses == 10
+
+
+HEAD = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2,2],'
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    "body",
+    [
+        HEAD + b'"data":[[1,2],[3,4] ]},{"name":"y","datatype":"FP32","shape":[2,1],"data":[[3],[4]]}]}',
+        HEAD + b'"data":[[1,2],[3,4] ],"meta":[[0]]}]}',
+        HEAD + b'"data":[[1,]2,[3,4]]}]}',
+        HEAD + b'"data":[[1,2],3[,4]]}]}',
+        HEAD + b'"data":[[1,2],[3,4,]]}]}',
+        HEAD + b'"data":[[true,]false,[true,true]]}]}'.replace(b"FP32", b"BOOL"),
+        HEAD.replace(b"FP32", b"BOOL") + b'"data":[[true,]false,[true,true]]}]}',
+        HEAD.replace(b"FP32", b"BOOL") + b'"data":[[true,false],[true,true]]}]}',
+        HEAD.replace(b"FP32", b"UINT64") + b'"data":[[18446744073709551615,1],[2,3]]}]}',
+        HEAD.replace(b"FP32", b"UINT64") + b'"data":[[18446744073709551615,]1,[2,3]]}]}',
+        HEAD.replace(b"2,2", b"4") + b'"data":[1,[2,3,4]}]}',
+        HEAD.replace(b"2,2", b"3") + b'"data":[true,[true,true]}]}'.replace(b"FP32", b"BOOL"),
+        b'{"data":[9,9],' + HEAD[1:].replace(b"2,2", b"2") + b'"d\\u0061ta":[]}]}',
+        HEAD + b'"data":[[1,2],[3,4]],"data":[[5,6],[7,8]]}]}',
+        HEAD + b'"data":[]}]}',
+        HEAD + b'"data":[[[1,2],[3,4]]]}]}',
+    ],
+)
+def test_lists_that_are_cut_or_nested_in_unusual_ways_are_read_as_at_once(body: bytes) -> None:
+    assert outcome(in_pieces, body) == outcome(whole, body)
 
 
 def large(rows: int, *, nested: bool = False, **more: Any) -> tuple[bytes, np.ndarray[Any, Any]]:

@@ -1,12 +1,9 @@
-"""Open files: what a process may have, what is kept apart from connections, and what a client is told at the end."""
+"""Open files: what is kept apart from connections, and what a client is told at the end."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,28 +19,6 @@ from serve.served import call, infer_body, rows_of
 
 FILES = 128
 ASK = b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n"
-
-
-def allowed(soft: int, hard: int, wanted: int) -> list[int]:
-    """Ask in a process of its own; gives what it was told, and its limits after that."""
-    code = (
-        "import resource, sys; from hasten.host import allow_files; "
-        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
-        f"print([allow_files({wanted}), *resource.getrlimit(resource.RLIMIT_NOFILE)])"
-    )
-    found: list[int] = json.loads(subprocess.check_output([sys.executable, "-c", code]))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("soft", "hard", "wanted", "gets"),
-    [(100, 400, 200, [200, 200, 400]), (100, 400, 900, [400, 400, 400]), (300, 400, 200, [300, 300, 400])],
-    ids=["enough", "all that there are", "it has more"],
-)
-def test_a_process_asks_for_the_files_that_it_wants_and_gives_up_none(
-    soft: int, hard: int, wanted: int, gets: list[int]
-) -> None:
-    assert allowed(soft, hard, wanted) == gets
 
 
 def test_connections_leave_files_to_others(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,7 +72,7 @@ def test_many_rows_in_one_body_get_the_answers_that_they_get_in_small_ones(
     ("change", "says"),
     [
         (lambda body: body[:-1], "the body is no inference request"),
-        (lambda body: body.replace(b"0.", b'"', 1), "is not FP32"),
+        (lambda body: body.replace(b"0.", b"x", 1), "is not FP32"),
         (lambda body: body.replace(b"[2000, 16]", b"[2001, 16]"), "has 32000 elements; shape [2001, 16] wants 32016"),
         (lambda body: body.replace(b'"x"', b'"z"'), "input 'x' is missing"),
     ],
@@ -161,6 +161,29 @@ def test_others_are_served_while_a_large_answer_is_written(opened: Open) -> None
         assert large.getresponse().status == 200
     large.close()
     small.close()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_request_whose_time_is_over_before_it_was_read_is_told_so_and_counted(opened: Open) -> None:
+    (model,) = opened.service.models()
+    before = model.statistics.refused.get("deadline_exceeded", 0)
+    body = infer_body(rows_of(ROWS), parameters={"timeout": 1000})
+    status, headers, answer = call(opened.http, "POST", INFER, body)
+    assert (status, headers["x-reason"]) == (504, "deadline_exceeded"), answer
+    assert "before it was read" in json.loads(answer)["error"]
+    assert model.statistics.refused["deadline_exceeded"] == before + 1
+
+
+def test_a_defect_in_reading_a_large_body_is_a_500_and_the_server_goes_on(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defect(*given: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("hasten.protocol.json_pieces._elements", defect)
+    assert call(opened.http, "POST", INFER, infer_body(rows_of(ROWS)))[0] == 500
+    assert "a defect" in caplog.text
+    assert call(opened.http, "POST", INFER, infer_body(rows_of(1)))[0] == 200
 
 
 @pytest.mark.usefixtures("small_steps")

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -186,6 +187,20 @@ def test_a_request_that_is_cancelled_ends_its_span(tmp_path: Path) -> None:
 
     run(cancelled())
     (root,) = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    assert root.attributes["error.type"] == "cancelled"
+
+
+def test_a_client_that_leaves_while_its_large_body_is_read_ends_its_span(
+    opened: Open, spans: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.serve.slices.SLICE_NS", 0)
+    monkeypatch.setattr("hasten.protocol.json_pieces.PIECE_BYTES", 20)  # thousands of turns of the loop
+    client = HTTPConnection(opened.http.removeprefix("http://"), timeout=60)
+    client.request("POST", INFER, infer_body(rows_of(4000)))
+    assert call(opened.http, "GET", "/v2/health/live")[0] == 200
+    client.close()
+    assert spans.ended.wait(30)
+    (root,) = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
     assert root.attributes["error.type"] == "cancelled"
 
 

@@ -8,6 +8,7 @@ each list a piece at a time, up to a comma. What a request says, and what is wro
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ from hasten.errors import BadRequest
 from hasten.protocol import json_tensors, rest
 from hasten.protocol.json_templates import NUMBERS, Numbers, brackets, part
 from hasten.protocol.messages import DATATYPES, InferRequest, InferResponse, ModelMetadata, Tensor
-from hasten.protocol.shared_memory import Regions
+from hasten.protocol.shared_memory import REGION, Regions
 from hasten.tensors import DTYPES, Array
 
 PIECE_BYTES: Final = 128 * 2**10
@@ -37,6 +38,9 @@ ELEMENTS = NUMBERS + b"truefalsn"
 
 BLANK = bytes.maketrans(b"[]", b"  ")
 
+MISPLACED = re.compile(rb"\][ \t\r\n]*[^\]\[, \t\r\n]|[^\]\[, \t\r\n][ \t\r\n]*\[")
+"""An element behind the end of a list, or before the begin of one."""
+
 
 def decode_in_pieces(
     body: bytes, *, model: str, version: str | None, metadata: Callable[[], ModelMetadata], regions: Regions | None
@@ -47,7 +51,9 @@ def decode_in_pieces(
     head, found = body, list[Array]()
     if parted is not None and len(parted.head) <= LONGEST_HEAD_BYTES:
         said = rest.said_of(parted.head)
-        if len(said) == len(parted.parts) and all(_in_pieces(datatype, data) for _, _, datatype, data in said):
+        alike = len(said) == len(parted.parts) and b"\\" not in parted.head  # escaped, a key could hide from the cut
+        numbers_only = all(body.find(b'"', start, end) < 0 for start, end, _ in parted.parts)  # else it was cut too far
+        if alike and numbers_only and all(_in_pieces(datatype, data) for _, _, datatype, data in said):
             head = parted.head
             for (name, shape, datatype, _), place in zip(said, parted.parts, strict=True):
                 found.append((yield from _elements(numbers, body, place, (name, datatype, shape))))
@@ -67,11 +73,10 @@ def encode_in_pieces(
 ) -> Generator[None, None, tuple[list[bytes | memoryview], int | None]]:
     """Write an answer; yields between pieces. See ``rest.encode_response``. Raises BadRequest."""
     texts = dict[str, bytes]()
-    if regions is None:  # what lies in shared memory is not written
-        is_binary = rest.binary_outputs(request)
-        for tensor in response.outputs:
-            if not is_binary(tensor):
-                texts[tensor.name] = yield from _text(tensor)
+    is_binary, elsewhere = rest.binary_outputs(request), {o.name for o in request.outputs if REGION in o.parameters}
+    for tensor in response.outputs:
+        if not is_binary(tensor) and tensor.name not in elsewhere:
+            texts[tensor.name] = yield from _text(tensor)
     return rest.encode_response(response, request, regions=regions, texts=texts)
 
 
@@ -105,7 +110,7 @@ def _elements(
         return json_tensors.decode(name, datatype, shape, memoryview(text)[start:end])
     if commas != count - 1:
         raise json_tensors.miscounted(name, commas + 1, shape)
-    wanted, seen = b"", 0
+    wanted, seen, deep = b"", 0, 0
     if depth > 1:
         opened = sum(math.prod(shape[:level]) for level in range(depth))
         if 2 * opened + commas > end - start:
@@ -115,26 +120,37 @@ def _elements(
         start, end = start + 1, end - 1
     made, filled = np.empty(count, DTYPES[DATATYPES[datatype]]), 0
     for at, cut in _pieces(text, start, end):
-        piece = text[at:cut]
+        piece, n = text[at:cut], text.count(b",", at, cut) + 1
+        listed = b"[%b]" % piece
         if depth > 1:
             lists = piece.translate(None, ELEMENTS) + b"," * (cut < end)
             if not wanted.startswith(lists, seen):
                 raise json_tensors.misnested(name, shape)
             seen += len(lists)
-            piece = piece.translate(BLANK)
-        listed, n = b"[%b]" % piece, piece.count(b",") + 1
+            before, deep = deep, deep + lists.count(b"[") - lists.count(b"]")
+            listed = b"[" * before + piece + b"]" * deep
         data = numbers.flat(memoryview(listed), datatype)
         if data is None or len(data) != n:
-            try:
-                data = json_tensors.decode(name, datatype, (n,), listed)
-            except BadRequest as error:
-                raise BadRequest(f"{error} (the piece of its data from element {filled})") from error
+            data = _one_by_one(piece, said, (filled, n), nested=depth > 1)
         made[filled : filled + n] = data
         filled += n
         yield
     if seen < len(wanted):
         raise json_tensors.misnested(name, shape)
     return made.reshape(shape)
+
+
+def _one_by_one(piece: bytes, said: tuple[str, str, Sequence[int]], place: tuple[int, int], *, nested: bool) -> Array:
+    """Read a piece that holds something else than numbers of the usual size, or say what is wrong with it."""
+    (name, datatype, shape), (first, count) = said, place
+    if nested:
+        if MISPLACED.search(piece):
+            raise json_tensors.misnested(name, shape)
+        piece = piece.translate(BLANK)
+    try:
+        return json_tensors.decode(name, datatype, (count,), b"[%b]" % piece)
+    except BadRequest as error:
+        raise BadRequest(f"{error} (the piece of its data from element {first})") from error
 
 
 def _pieces(text: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:

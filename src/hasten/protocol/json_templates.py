@@ -164,8 +164,8 @@ def _nested(text: bytes, shape: tuple[int, ...], depth: int) -> bool:
 def brackets(shape: tuple[int, ...]) -> bytes:
     """Write what is left of nested lists without their numbers."""
     found = b""
-    for length in reversed(shape):
-        found = b"[" + b",".join([found] * length) + b"]"
+    for length in reversed(shape):  # copied, not joined: a list of as many references would be as large as the text
+        found = b"[" + (found + b",") * (length - 1) + found + b"]" if length else b"[]"
     return found
 
 

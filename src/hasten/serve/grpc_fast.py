@@ -274,7 +274,13 @@ class FastGrpcListener:
         bound = bind(self._spot)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
-        self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
+        self._listening = await loop.create_server(
+            self._server.protocol,
+            sock=bound,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self._server.limits.header_s,
+            backlog=BACKLOG,
+        )
         self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:

@@ -45,7 +45,10 @@ class Limits:
 
 
 def one_too_many(held: int, limits: Limits, transport: asyncio.BaseTransport) -> bool:
-    """Say whether a new connection, beside ``held`` others, is over its transport's limits."""
+    """Say whether a new connection, beside ``held`` others, is over its transport's limits.
+
+    Over TLS this is asked after the handshake, which is given ``header_s``.
+    """
     if held >= limits.connections:
         return True
     taken = transport.get_extra_info("socket")

@@ -201,7 +201,14 @@ class HttpListener:
         bound = bind(self._spot)
         self._url = url_of("https" if self._tls else "http", bound)
         self._port = bound.dup()
-        self._listening = await loop.create_server(self._server.protocol, sock=bound, ssl=self._tls, backlog=BACKLOG)
+        self._server.tick()  # models were loaded since it was made: what time is it?
+        self._listening = await loop.create_server(
+            self._server.protocol,
+            sock=bound,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self._server.limits.header_s,
+            backlog=BACKLOG,
+        )
         self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from hasten.errors import BadRequest, HastenError, Overloaded, ServeError, ServerFault
+from hasten.errors import BadRequest, Cancelled, DeadlineExceeded, HastenError, Overloaded, ServeError, ServerFault
 from hasten.protocol import rest as codec
 from hasten.protocol.json_pieces import decode_in_pieces, encode_in_pieces
 from hasten.protocol.json_templates import part
@@ -30,7 +30,7 @@ from hasten.serve.paths import Target, find_target
 from hasten.serve.rest_bodies import Index, Load, Register, Unload
 from hasten.serve.service import Service
 from hasten.serve.shared_memory import OFF
-from hasten.serve.slices import Slices, Steps
+from hasten.serve.slices import Job, Slices, Steps
 from hasten.serve.ticket import TO_COME, Marks
 from hasten.serve.traces import end_trace
 
@@ -136,9 +136,9 @@ class Rest:
             body, header_bytes = request.body, _header_bytes(headers)
             if b"content-encoding" in headers or (header_bytes is None and len(body) >= LARGE_BYTES):
                 steps = self._steps(request, templates, header_bytes)
-                job = self._slices.do(steps, partial(self._was_read, request, marks))
+                job = self._slices.do(steps, partial(self._was_read, request, marks), size=len(body))
                 if not job.over:
-                    request.leave = job.leave
+                    request.leave = partial(_left, job, marks)
                 return
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
@@ -187,10 +187,17 @@ class Rest:
         request.leave = None
         if request.reply is not None:
             return
-        if isinstance(outcome, InferRequest):
-            self._submit(request, outcome, marks)
-        else:
+        if isinstance(outcome, Exception):
             self._failed(request, marks, outcome)
+            return
+        try:
+            if outcome.timeout_us and perf_counter_ns() - request.began_ns > outcome.timeout_us * 1000:
+                late = DeadlineExceeded("its time was over before it was read; give it a longer timeout")
+                self._service.turned_away(outcome.model, late)
+                raise late
+            self._submit(request, outcome, marks)
+        except Exception as error:  # noqa: BLE001 - nobody above would tell the client
+            self._failed(request, marks, error)
 
     def _check_room(self, templates: RequestTemplates, body: Buffer) -> None:
         """Refuse before the JSON is read what would be refused after it: under overload, reading it is what costs.
@@ -210,10 +217,10 @@ class Rest:
         n_bytes = 0
         for output in result.outputs:
             n_bytes += output.data.nbytes
-        if n_bytes >= LARGE_ANSWER_BYTES and (b"accept-encoding" in request.headers or not wants_binary(to.wanted)):
-            job = self._slices.do(self._written(to, result), partial(self._was_written, to, result))
+        if n_bytes >= LARGE_ANSWER_BYTES and (_encoding(request) is not None or not wants_binary(to.wanted)):
+            job = self._slices.do(self._written(to, result), partial(self._was_written, to, result), size=n_bytes)
             if not job.over:
-                request.leave = job.leave
+                request.leave = partial(_left, job, marks)
             return
         try:
             parts, header_bytes = self._answers.encode(result, to.wanted)
@@ -230,10 +237,9 @@ class Rest:
         """Write a large answer."""
         steps = encode_in_pieces(result, to.wanted, regions=self._service.shared_memory)
         parts, header_bytes = yield from steps
-        coding = to.request.headers.get(b"accept-encoding")
-        encoding = None if coding is None else chosen(coding)
+        encoding = _encoding(to.request)
         if encoding is None:
-            return parts, header_bytes, b"" if coding is None else VARIES
+            return parts, header_bytes, VARIES if b"accept-encoding" in to.request.headers else b""
         body = yield from compress_in_pieces(parts, encoding)
         return body, header_bytes, _encoded_as(encoding)
 
@@ -244,8 +250,11 @@ class Rest:
             return
         if isinstance(outcome, Exception):
             self._failed(to.request, to.marks, outcome)
-        else:
+            return
+        try:
             self._respond(to, result, outcome)
+        except Exception as error:  # noqa: BLE001 - nobody above would tell the client
+            self._failed(to.request, to.marks, error)
 
     def _failed(self, request: Request, marks: Marks, error: Exception) -> None:
         """Tell why a request could not be read, or its answer not be written."""
@@ -393,6 +402,18 @@ class Rest:
 
     def _docs(self, request: Request, target: Target) -> None:
         self._send(request, openapi.page(self._service.metadata().version), kind=b"text/html; charset=utf-8")
+
+
+def _left(job: Job[InferRequest] | Job[Written], marks: Marks) -> None:
+    """The client has left while its request was read, or its answer written."""
+    job.leave()
+    end_trace(marks, Cancelled("the client has left"))
+
+
+def _encoding(request: Request) -> bytes | None:
+    """Give the encoding to answer in, where the client asked for one that there is."""
+    accepted = request.headers.get(b"accept-encoding")
+    return None if accepted is None else chosen(accepted)
 
 
 def _encoded_as(coding: bytes) -> bytes:
