@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,13 @@ def faulty_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     faulty.release.set()
     faulty.may_open.set()
+
+
+@pytest.fixture
+def gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients reset their connections just before the server ends its side, of which asyncio's own loop tells."""
+
+    def gone(transport: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)

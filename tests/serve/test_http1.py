@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import http.client
 import json
 import socket
@@ -455,12 +454,8 @@ def test_one_connection_more_than_allowed_may_read_why_whatever_it_sent(surplus:
     run(test)
 
 
-def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(transport: object) -> None:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-
-    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
-
+@pytest.mark.usefixtures("gone_at_the_end")
+def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go() -> None:
     async def test() -> None:
         route = Held()
         async with wire(route) as server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -545,12 +544,8 @@ def test_a_client_that_drips_its_message_is_timed_out() -> None:
     run(test)
 
 
-def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(transport: object) -> None:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-
-    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
-
+@pytest.mark.usefixtures("gone_at_the_end")
+def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go() -> None:
     async def test() -> None:
         async with wire(echo) as server:
             await server.peer()

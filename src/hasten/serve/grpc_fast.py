@@ -28,7 +28,7 @@ from hasten.serve.http2_messages import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE,
 from hasten.serve.http2_stream import Call, trailers_of
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import BACKLOG, Spot, bind, take_waiting, url_of
+from hasten.serve.listen import Spot, bind, listen, take_waiting, url_of
 from hasten.serve.service import Service
 from hasten.serve.ticker import Ticker
 from hasten.serve.ticket import Marks
@@ -274,13 +274,7 @@ class FastGrpcListener:
         bound = bind(self._spot)
         self._url = url_of("grpc", bound).removeprefix("grpc://")
         self._port = bound.dup()
-        self._listening = await loop.create_server(
-            self._server.protocol,
-            sock=bound,
-            ssl=self._tls,
-            ssl_handshake_timeout=None if self._tls is None else self._server.limits.header_s,
-            backlog=BACKLOG,
-        )
+        self._listening = await listen(self._server.protocol, bound, self._server.limits, self._tls)
         self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:

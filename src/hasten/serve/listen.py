@@ -14,6 +14,7 @@ from typing import Protocol
 from hasten.errors import BadInput
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import Http1Server
+from hasten.serve.limits import Limits
 from hasten.serve.ticker import Ticker
 
 BACKLOG = 4096
@@ -146,6 +147,16 @@ async def take_waiting(
             raise outcome
 
 
+async def listen(
+    protocol: Callable[[], asyncio.BaseProtocol], bound: socket.socket, limits: Limits, tls: ssl.SSLContext | None
+) -> asyncio.Server:
+    """Accept connections at a port. A TLS handshake takes as long as headers may."""
+    handshake_s = None if tls is None else limits.header_s
+    return await asyncio.get_running_loop().create_server(
+        protocol, sock=bound, ssl=tls, ssl_handshake_timeout=handshake_s, backlog=BACKLOG
+    )
+
+
 def url_of(scheme: str, bound: socket.socket) -> str:
     """Give the address of a bound socket as a client on this machine writes it."""
     host, port = bound.getsockname()[:2]
@@ -197,18 +208,11 @@ class HttpListener:
 
     async def open(self) -> None:
         """Bind and accept."""
-        loop = asyncio.get_running_loop()
         bound = bind(self._spot)
         self._url = url_of("https" if self._tls else "http", bound)
         self._port = bound.dup()
         self._server.tick()  # models were loaded since it was made: what time is it?
-        self._listening = await loop.create_server(
-            self._server.protocol,
-            sock=bound,
-            ssl=self._tls,
-            ssl_handshake_timeout=None if self._tls is None else self._server.limits.header_s,
-            backlog=BACKLOG,
-        )
+        self._listening = await listen(self._server.protocol, bound, self._server.limits, self._tls)
         self._ticker = Ticker(self._server.tick, *([] if self._access is None else [self._access.flush]))
 
     def drain(self) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
 from time import perf_counter_ns
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -136,9 +136,7 @@ class Rest:
             body, header_bytes = request.body, _header_bytes(headers)
             if b"content-encoding" in headers or (header_bytes is None and len(body) >= LARGE_BYTES):
                 steps = self._steps(request, templates, header_bytes)
-                job = self._slices.do(steps, partial(self._was_read, request, marks), size=len(body))
-                if not job.over:
-                    request.leave = partial(_left, job, marks)
+                self._in_slices(request, marks, steps, partial(self._was_read, request, marks), size=len(body))
                 return
             if header_bytes is None and len(body) >= COSTLY_BYTES:
                 self._check_room(templates, body)
@@ -182,22 +180,14 @@ class Rest:
             )
         )
 
-    def _was_read(self, request: Request, marks: Marks, outcome: InferRequest | Exception) -> None:
-        """Go on with a request that was read in steps."""
-        request.leave = None
-        if request.reply is not None:
+    def _was_read(self, request: Request, marks: Marks, wanted: InferRequest) -> None:
+        """Go on with a request that was read in steps, unless that took longer than it has."""
+        if wanted.timeout_us and perf_counter_ns() - request.began_ns > wanted.timeout_us * 1000:
+            late = DeadlineExceeded("its time was over before it was read; give it a longer timeout")
+            self._service.turned_away(wanted.model, late)
+            self._failed(request, marks, late)
             return
-        if isinstance(outcome, Exception):
-            self._failed(request, marks, outcome)
-            return
-        try:
-            if outcome.timeout_us and perf_counter_ns() - request.began_ns > outcome.timeout_us * 1000:
-                late = DeadlineExceeded("its time was over before it was read; give it a longer timeout")
-                self._service.turned_away(outcome.model, late)
-                raise late
-            self._submit(request, outcome, marks)
-        except Exception as error:  # noqa: BLE001 - nobody above would tell the client
-            self._failed(request, marks, error)
+        self._submit(request, wanted, marks)
 
     def _check_room(self, templates: RequestTemplates, body: Buffer) -> None:
         """Refuse before the JSON is read what would be refused after it: under overload, reading it is what costs.
@@ -218,9 +208,8 @@ class Rest:
         for output in result.outputs:
             n_bytes += output.data.nbytes
         if n_bytes >= LARGE_ANSWER_BYTES and (_encoding(request) is not None or not wants_binary(to.wanted)):
-            job = self._slices.do(self._written(to, result), partial(self._was_written, to, result), size=n_bytes)
-            if not job.over:
-                request.leave = partial(_left, job, marks)
+            steps = self._written(to, result)
+            self._in_slices(request, marks, steps, partial(self._respond, to, result), size=n_bytes)
             return
         try:
             parts, header_bytes = self._answers.encode(result, to.wanted)
@@ -235,26 +224,33 @@ class Rest:
 
     def _written(self, to: _Answer, result: InferResponse) -> Steps[Written]:
         """Write a large answer."""
-        steps = encode_in_pieces(result, to.wanted, regions=self._service.shared_memory)
-        parts, header_bytes = yield from steps
+        parts, header_bytes = yield from encode_in_pieces(result, to.wanted, regions=self._service.shared_memory)
         encoding = _encoding(to.request)
         if encoding is None:
             return parts, header_bytes, VARIES if b"accept-encoding" in to.request.headers else b""
         body = yield from compress_in_pieces(parts, encoding)
         return body, header_bytes, _encoded_as(encoding)
 
-    def _was_written(self, to: _Answer, result: InferResponse, outcome: Written | Exception) -> None:
-        """Go on with an answer that was written in steps."""
-        to.request.leave = None
-        if to.request.reply is not None:
-            return
-        if isinstance(outcome, Exception):
-            self._failed(to.request, to.marks, outcome)
-            return
-        try:
-            self._respond(to, result, outcome)
-        except Exception as error:  # noqa: BLE001 - nobody above would tell the client
-            self._failed(to.request, to.marks, error)
+    def _in_slices(
+        self, request: Request, marks: Marks, steps: Steps[T], then: Callable[[T], None], *, size: int
+    ) -> None:
+        """Do a part of a request's work that may take long; ``then`` goes on with what it made."""
+
+        def done(outcome: T | Exception) -> None:
+            request.leave = None
+            if request.reply is not None:
+                return
+            if isinstance(outcome, Exception):
+                self._failed(request, marks, outcome)
+                return
+            try:
+                then(outcome)
+            except Exception as error:  # noqa: BLE001 - nobody above would tell the client
+                self._failed(request, marks, error)
+
+        job = self._slices.do(steps, done, size=size)
+        if not job.over:
+            request.leave = partial(_left, job, marks)
 
     def _failed(self, request: Request, marks: Marks, error: Exception) -> None:
         """Tell why a request could not be read, or its answer not be written."""
@@ -404,7 +400,7 @@ class Rest:
         self._send(request, openapi.page(self._service.metadata().version), kind=b"text/html; charset=utf-8")
 
 
-def _left(job: Job[InferRequest] | Job[Written], marks: Marks) -> None:
+def _left(job: Job[Any], marks: Marks) -> None:
     """The client has left while its request was read, or its answer written."""
     job.leave()
     end_trace(marks, Cancelled("the client has left"))
