@@ -9,6 +9,8 @@ from hasten.measurement import Operator
 from hasten.tensors import Array, Feed, Signature
 from hasten.transform import Pass
 
+CPU = "cpu"
+
 
 class Session(Protocol):
     """A loaded model. One thread at a time."""
@@ -31,6 +33,8 @@ class Engine(Pass, Protocol):
     Every engine has the settings ``threads`` (int) and ``precision`` (a Literal of dtypes: "float32" computes as the
     graph says; QuantizeLinear/DequantizeLinear in the graph make int8 in any). A precision that the runtime does not
     really take is an ``Unsupported``, found by reading the compiled model back.
+
+    One that computes elsewhere than on the processor says where by an attribute ``device`` ("cuda"); see ``device_of``.
     """
 
     @property
@@ -53,3 +57,8 @@ class Engine(Pass, Protocol):
 
         Opens the model in the runtime's profiling mode, runs it ``runs`` times after warm-up, and closes it.
         """
+
+
+def device_of(engine: Engine) -> str:
+    """Say where an engine computes: "cpu", "cuda", ..."""
+    return str(getattr(engine, "device", CPU))

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
 from msgspec import Meta
 
 from hasten.artifact import Artifact
-from hasten.engines.batch import open_batch, why_not_batch
+from hasten.engines.batch import open_batch, why_not_batch, with_batch
 from hasten.engines.built import built_from, check_built
+from hasten.engines.cuda import RECORDINGS
 from hasten.engines.feeds import FeedCheck
+from hasten.engines.onnxruntime_cuda import (
+    ByShape,
+    Run,
+    check_placement,
+    check_repeatable,
+    load_libraries,
+    plans_by_shape,
+    provider_options,
+)
 from hasten.engines.onnxruntime_names import settle_names
 from hasten.engines.onnxruntime_profile import read_operators
 from hasten.engines.onnxruntime_refusal import refusal
@@ -23,7 +35,7 @@ from hasten.errors import BuildFailed, StoreError, Unsupported
 from hasten.graph.model import EXTERNAL_FROM_BYTES
 from hasten.measurement import Operator
 from hasten.settings import Choice, Doc
-from hasten.tensors import Array, Feed, Signature
+from hasten.tensors import DTYPES, Array, Feed, Signature
 from hasten.transform import Context
 
 NAME = "onnxruntime"
@@ -65,6 +77,14 @@ class OnnxRuntime:
         bool, Doc("idle threads wait by spinning: faster answers, busy processors"), Choice((True, False))
     ] = True
     provider: Annotated[Literal["cpu", "cuda"], Doc("where it runs; falling back to another is an error")] = "cpu"
+    graphs: Annotated[
+        bool, Doc("on a GPU: the work of each shape is recorded once, as a CUDA graph, and replayed from then on")
+    ] = False
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+        return self.provider
 
     def why_not(self, source: Artifact) -> str | None:
         """Say in a sentence why it cannot take ``source``, or None."""
@@ -72,6 +92,8 @@ class OnnxRuntime:
             return f"it builds from ONNX, not from {source.format!r}"
         if PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
             return f"this build of ONNX Runtime has no {PROVIDERS[self.provider]}; install onnxruntime-gpu"
+        if self.graphs and self.provider == "cpu":
+            return "graphs are of a GPU: set provider=cuda with them"
         for spec in (*source.signature.inputs, *source.signature.outputs):
             if spec.dtype == "bfloat16":
                 return f"its Python interface takes no bfloat16 arrays, and {spec.name!r} is one"
@@ -96,8 +118,14 @@ class OnnxRuntime:
             # Weights beside the source must go beside the result: else it would point into the source's folder.
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        self._session(self._prepared(source), options)
+        prepared = self._prepared(source)
+        if self.graphs:
+            check_repeatable(onnx.load_from_string(prepared))
+        self._session(prepared, options)
         settle_names(target)
+        if self.graphs:
+            signature = source.signature if self.batch is None else with_batch(source.signature, self.batch)
+            self._check_replay(target, signature)
         if self.precision != "float32" and (node := _computed_in_float32(target)):
             raise Unsupported(
                 NAME,
@@ -112,13 +140,22 @@ class OnnxRuntime:
             StoreError: the files are not what this engine writes, or were written for another processor.
             BuildFailed: ONNX Runtime refuses them.
         """
-        return OnnxRuntimeSession(built.signature, self._opened(built, self._options(LEVELS["none"])))
+        check_built(built, engine=NAME)
+        return self._opened(str(built.entry), built.signature)
 
     def operators(self, built: Artifact, feed: Feed, *, runs: int) -> tuple[Operator, ...]:
-        """Profile ``runs`` runs and read back every node: concrete shapes, dtype, median time."""
+        """Profile ``runs`` runs and read back every node: concrete shapes, dtype, median time.
+
+        On a GPU the times are those of launching each node's kernels: these run later, one behind the other.
+        """
         built.signature.check(feed)
+        check_built(built, engine=NAME)
         return read_operators(
-            lambda options: self._opened(built, options), self._options(LEVELS["none"]), built.entry, feed, runs
+            lambda options: self._session(str(built.entry), options),
+            self._options(LEVELS["none"]),
+            built.entry,
+            feed,
+            runs,
         )
 
     def _options(self, level: Any) -> Any:
@@ -129,7 +166,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spin else "0")
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self.provider == "cpu" else "1")
+        if self.provider != "cpu":
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
     def _prepared(self, source: Artifact) -> bytes:
@@ -147,27 +185,55 @@ class OnnxRuntime:
                         dim.dim_value = self.batch
         return bytes(model.SerializeToString())
 
-    def _opened(self, built: Artifact, options: Any) -> Any:
-        check_built(built, engine=NAME)
-        return self._session(str(built.entry), options)
+    def _opened(self, model: str, signature: Signature) -> OnnxRuntimeSession:
+        def another() -> Any:
+            return self._session(model, self._options(LEVELS["none"]), graphs=self.graphs)
 
-    def _session(self, model: str | bytes, options: Any) -> Any:
-        try:
-            session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS[self.provider]])
-        except Exception as error:
-            # ONNX Runtime's exceptions have no common root but Exception, and their class tells little.
-            raise refusal(NAME, error) from error
-        if session.get_providers()[0] != PROVIDERS[self.provider]:
-            raise Unsupported(NAME, f"{PROVIDERS[self.provider]} does not start here; it would run on the processor")
+        session = another()
+        if self.provider == "cpu":
+            return OnnxRuntimeSession(signature, session.run)
+        apart = plans_by_shape(onnx.load(model, load_external_data=False))
+        inputs = [spec.name for spec in signature.inputs]
+        by_shape = ByShape(session, another if apart else None, inputs, graphs=self.graphs)
+        return GpuSession(signature, by_shape.run)
+
+    def _session(self, model: str | bytes, options: Any, *, graphs: bool = False) -> Any:
+        if self.provider == "cpu":
+            return _started(model, options, PROVIDERS["cpu"])
+        load_libraries()
+        with RECORDINGS.running():
+            session = _started(model, options, (PROVIDERS["cuda"], provider_options(graphs=graphs)))
+        if session.get_providers()[0] != PROVIDERS["cuda"]:
+            raise Unsupported(
+                NAME,
+                "its GPU provider does not start here, and the processor would run it; nvidia-smi shows whether there "
+                "is a GPU, and pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries that it needs",
+            )
+        check_placement(session)
         return session
+
+    def _check_replay(self, target: Path, signature: Signature) -> None:
+        """Record and replay a run of zeros, where an open axis is 1 long.
+
+        Raises:
+            Unsupported: that cannot be done.
+        """
+        zeros = {spec.name: np.zeros(spec.concrete({}), DTYPES[spec.dtype]) for spec in signature.inputs}
+        try:
+            with closing(self._opened(str(target), signature)) as session:
+                for _ in range(2):
+                    session.run(zeros)
+        except BuildFailed as error:
+            reason = f"its work cannot be recorded as a CUDA graph; set graphs=false ({error})"
+            raise Unsupported(NAME, reason) from error
 
 
 class OnnxRuntimeSession:
     """A loaded model. One thread at a time."""
 
-    def __init__(self, signature: Signature, session: Any) -> None:
+    def __init__(self, signature: Signature, run: Run) -> None:
         self._signature = signature
-        self._session = session
+        self._run: Run | None = run
         self._outputs = [spec.name for spec in signature.outputs]
         self._check = FeedCheck(signature)
 
@@ -183,10 +249,10 @@ class OnnxRuntimeSession:
             SignatureMismatch: ``feed`` does not fit the signature. BuildFailed: ONNX Runtime failed, or it is closed.
         """
         self._check(feed)
-        if self._session is None:
+        if self._run is None:
             raise BuildFailed(NAME, "this session is closed; open the model again")
         try:
-            results = self._session.run(self._outputs, feed)
+            results = self._run(self._outputs, feed)
         except Exception as error:
             raise refusal(NAME, error, running=True) from error
         if len(results) == 1:
@@ -195,7 +261,24 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """Free it. Closing twice is fine."""
-        self._session = None
+        self._run = None
+
+
+class GpuSession(OnnxRuntimeSession):
+    """A model that is loaded on a GPU. One thread at a time."""
+
+    def close(self) -> None:
+        """Free it, beside no recording. Closing twice is fine."""
+        with RECORDINGS.running():
+            super().close()
+
+
+def _started(model: str | bytes, options: Any, provider: str | tuple[str, dict[str, str]]) -> Any:
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common root but Exception, and their class tells little.
+        raise refusal(NAME, error) from error
 
 
 def _computed_in_float32(path: Path) -> onnx.NodeProto | None:

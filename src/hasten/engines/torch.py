@@ -19,6 +19,7 @@ from hasten.artifact import Artifact, hash_file
 from hasten.engines import torch_compiled as compiled
 from hasten.engines.batch import why_not_batch, with_batch
 from hasten.engines.built import built_from, check_built
+from hasten.engines.cuda import RECORDINGS
 from hasten.engines.feeds import FeedCheck
 from hasten.engines.torch_eager import Eager, check_precision
 from hasten.engines.torch_profile import read_compiled, read_eager
@@ -41,6 +42,9 @@ FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
 """What PyTorch raises when it runs."""
 
 BUILD_S = 3600.0
+
+Run = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
+"""Takes the inputs and gives the outputs, both in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +106,11 @@ class Torch:
             StoreError: the files are not what this engine writes, or were written for another processor.
         """
         self._check_built(built)
-        if self.mode == "compiled":
-            return TorchSession(built.signature, self._loaded(built).run, self)
-        eager = self._eager(built)
-        return TorchSession(built.signature, eager.run, self, constants=eager.tensors.values())
+        with RECORDINGS.running():  # weights go to the GPU
+            if self.mode == "compiled":
+                return TorchSession(built.signature, self._loaded(built).run, self)
+            eager = self._eager(built)
+            return TorchSession(built.signature, eager.run, self, constants=eager.tensors.values())
 
     def operators(self, built: Artifact, feed: Feed, *, runs: int) -> tuple[Operator, ...]:
         """Eager: each node that runs, timed one by one. Compiled: each kernel of the schedule, timed by its profile."""
@@ -191,13 +196,13 @@ class TorchSession:
     def __init__(
         self,
         signature: Signature,
-        run: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]],
+        run: Run,
         engine: Torch,
         *,
         constants: Iterable[torch.Tensor] = (),
     ) -> None:
         self._signature = signature
-        self._run: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = run
+        self._run: Run | None = run
         self._check = FeedCheck(signature)
         self._threads = engine.threads
         self._device = engine.device
@@ -217,12 +222,18 @@ class TorchSession:
         self._check(feed)
         if self._run is None:
             raise BuildFailed(NAME, "this session is closed; open the model again")
-        inputs = [to_tensor(feed[spec.name], self._device) for spec in self._signature.inputs]
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+        if self._device == "cpu":
+            return self._ran(feed, self._run)
+        with RECORDINGS.running():
+            return self._ran(feed, self._run)
+
+    def _ran(self, feed: Feed, run: Run) -> dict[str, Array]:
+        inputs = [to_tensor(feed[spec.name], self._device) for spec in self._signature.inputs]
         try:
             with torch.inference_mode():
-                results = self._run(inputs)
+                results = run(inputs)
         except FAILURES as error:
             raise BuildFailed(f"{NAME} run", " ".join(str(error).split())[:500]) from error
         taken = {*self._constants, *(tensor.untyped_storage().data_ptr() for tensor in inputs)}

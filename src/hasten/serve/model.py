@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from hasten.artifact import Json
-from hasten.deployment import Deployment
+from hasten.engine import CPU, device_of
 from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, TooLarge
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 from hasten.serve.admission import Asked, Limits
@@ -34,6 +34,12 @@ from hasten.steps.pipeline import Pipeline
 from hasten.tensors import Array, Feed, Signature
 
 DEFAULT_SIZES = (1, 2, 4, 8)
+GPU_SIZES = (1, 4, 16, 64)
+"""A small network takes a GPU hardly longer for 16 rows than for one, and each size costs it memory
+(docs/decisions/0011)."""
+
+GPU_INSTANCES = 2
+"""While one's run is computed, the other's rows are joined and brought there."""
 
 READY: Final = State.READY
 """Asked of each request: a name of this module costs less than an attribute of another's class."""
@@ -59,7 +65,7 @@ class Model:
         self._clock_ns = around.clock_ns
         serving, signature = read.deployment.serving, read.artifact.signature
         self._axis = batch_axis(signature, read.deployment.batch)
-        self.sizes = _sizes(read.deployment, self._axis)
+        self.sizes = _sizes(read, self._axis)
         objective_ms = serving.objective_ms or read.deployment.p99_ms
         self._objective_ns = None if objective_ms is None else int(objective_ms * 1e6)
         self._timeout_ns = None if serving.timeout_ms is None else int(serving.timeout_ms * 1e6)
@@ -279,12 +285,17 @@ class Model:
             "max_batch_size": self.sizes[-1] if batched else 0,
             "input": [listed(tensor) for tensor in about.inputs],
             "output": [listed(tensor) for tensor in about.outputs],
-            "instance_group": [{"name": about.name, "count": self.pool.work.instances, "kind": "KIND_CPU"}],
+            "instance_group": [{"name": about.name, "count": self.pool.work.instances, **self._place()}],
             "parameters": {"batch_axis": {"string_value": str(signature.inputs[0].shape[0])}} if batched else {},
         }
         if batched:
             config["dynamic_batching"] = {"preferred_batch_size": list(self.sizes)}
         return config
+
+    def _place(self) -> dict[str, Json]:
+        if device_of(self.read.engine) == CPU:
+            return {"kind": "KIND_CPU"}
+        return {"kind": "KIND_GPU", "gpus": [0]}
 
     def _check_size(self, taken: TakenIn) -> None:
         """Check that a request is not too many runs, and that a full batch of such rows fits a child's memory.
@@ -383,7 +394,7 @@ class Model:
             name=self.name,
             open_runner=lambda: _open(read, max(self.sizes)),
             prepare=lambda runner: warm(runner, warming),
-            instances=serving.instances or max(1, self._around.cores // read.engine.threads),
+            instances=serving.instances or _instances(read, self._around.cores),
             limits=Limits(
                 rows=serving.queue_rows,
                 n_bytes=serving.queue_bytes,
@@ -423,12 +434,18 @@ def _open(read: Read, largest: int) -> Runner:
     return LocalRunner(read.engine.open(read.artifact))
 
 
-def _sizes(deployment: Deployment, axis: str | int | None) -> tuple[int, ...]:
+def _instances(read: Read, cores: int) -> int:
+    """Give how many sessions run at once where the deployment does not say it: what a processor's cores take."""
+    return max(1, cores // read.engine.threads) if device_of(read.engine) == CPU else GPU_INSTANCES
+
+
+def _sizes(read: Read, axis: str | int | None) -> tuple[int, ...]:
     if axis is None:
         return (1,)
     if isinstance(axis, int):
         return (axis,)
-    return tuple(sorted({*(deployment.serving.batch_sizes or (*DEFAULT_SIZES, deployment.batch))}))
+    usual = DEFAULT_SIZES if device_of(read.engine) == CPU else GPU_SIZES
+    return tuple(sorted({*(read.deployment.serving.batch_sizes or (*usual, read.deployment.batch))}))
 
 
 def _triton(datatype: str) -> str:

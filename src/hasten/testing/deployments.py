@@ -9,8 +9,10 @@ import onnx
 
 from hasten.artifact import Json
 from hasten.deployment import Deployment, Serving, write_deployment
+from hasten.engine import Engine
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.host import this_host
+from hasten.settings import values_of
 from hasten.store import Store
 from hasten.testing.models import stored
 from hasten.transform import Context, run_pass
@@ -24,6 +26,7 @@ def deployed(
     threads: int | None = None,
     batch: int | None = None,
     engine: str = "onnxruntime",
+    runtime: Engine | None = None,
     serving: Serving | None = None,
     **more: Any,
 ) -> Path:
@@ -36,6 +39,7 @@ def deployed(
         threads: Of a session; None: the engine's default.
         batch: Fixed at so many rows; None: open.
         engine: The name of what opens it, where that is not ONNX Runtime itself (``hasten.testing.faults``).
+        runtime: What builds and opens it, in place of ONNX Runtime with ``threads`` and ``batch``.
         serving: How it is served.
         more: Other fields of the deployment.
 
@@ -45,7 +49,13 @@ def deployed(
     store = Store(folder.parent / f".store-{folder.name}")
     ctx = Context(folder=store.root, samples=None, seed=0, progress=lambda text, share: None)
     settings: dict[str, Json] = {} if threads is None else {"threads": threads}
-    runtime = OnnxRuntime(batch=batch) if threads is None else OnnxRuntime(batch=batch, threads=threads)
+    if runtime is not None:
+        engine, settings = runtime.name, values_of(runtime)
+        batch = settings.get("batch")
+    elif threads is None:
+        runtime = OnnxRuntime(batch=batch)
+    else:
+        runtime = OnnxRuntime(batch=batch, threads=threads)
     built = run_pass(runtime, stored(model, store), store, ctx)
     deployment = Deployment(
         name=name,
