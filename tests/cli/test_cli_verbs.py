@@ -136,6 +136,7 @@ PROGRAMS = {
     "import": ["import", "{model}"],
     "inspect": ["inspect", "{model}", "--batch", "2"],
     "apply": ["apply", "fold", "quantize-dynamic", "{model}", "-o", "{folder}/out.onnx"],
+    "deploy": ["deploy", "{model}", "-o", "{folder}/net", "--serving", "instances=1"],
     "measure": ["measure", "{model}", "--engine", "onnxruntime:threads=1", "--budget", "1s"],
     "doctor": ["doctor"],
 }

@@ -32,6 +32,7 @@ VERBS = {
     "measure": "Time a model in one engine, or in several side by side.",
     "apply": "Apply passes to a model and write the changed model.",
     "import": "Bring a model into the store, checked.",
+    "deploy": "Make a deployment of a model as it is: one engine, checked, nothing searched.",
     "serve": "Serve a deployment, or a folder of them, over HTTP and gRPC.",
     "analyse": "Show where a service's time goes, why slow requests are slow, and what it can carry.",
     "plan-serving": "Choose engine, threads, instances and batching for a service's objective, and write them down.",

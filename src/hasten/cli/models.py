@@ -44,12 +44,16 @@ class DataOptions:
 
     def read(self, data: str, artifact: Artifact) -> Samples:
         """Read samples for a model. Raises as ``read_samples`` does."""
+        return self.read_with_preprocess(data, artifact)[0]
+
+    def read_with_preprocess(self, data: str, artifact: Artifact) -> tuple[Samples, Preprocess | None]:
+        """Read samples for a model, and say how images became inputs. Raises as ``read_samples`` does."""
         declared = self.preprocess or (Preprocess.of(artifact.preprocess) if artifact.preprocess else None)
         found = read_samples(
             data, artifact.signature, preprocess=declared, inputs=self.inputs, label=self.label, limit=self.limit
         )
         found.samples.check(artifact.signature)
-        return found.samples
+        return found.samples, found.preprocess
 
     def python(self) -> list[str]:
         """Write the keyword arguments that are not the defaults."""

@@ -8,6 +8,8 @@ from hasten.artifact import Artifact, Json
 from hasten.deployment import Deployment
 from hasten.errors import HastenError, StoreError
 from hasten.golden import LARGEST_BYTES, Golden
+from hasten.measure.worker import IsolatedSession
+from hasten.samples import Samples
 from hasten.search.bench import Bench
 from hasten.search.result import Trial
 from hasten.steps.confidence import are_shares
@@ -25,28 +27,48 @@ TIMES_APART = 4.0
 
 SHOWN_CLASSES = 5
 
+NO_ROWS = "its tensors have no axis of samples in common"
+
 
 def golden_answers(bench: Bench, trial: Trial, built: Artifact) -> Golden | None:
-    """Ask the very files that are deployed for their answers to some certified samples; None where that fails.
-
-    Each row is asked alone and all together. Where these lie further apart than the dtype allows, as with integers
-    whose scale is that of the batch, the golden answers say so.
-    """
-    firsts = {spec.shape[0] if spec.shape else None for spec in (*built.signature.inputs, *built.signature.outputs)}
-    if len(firsts) > 1 or not (isinstance(first := firsts.pop(), str) or first in (1, bench.task.goal.batch)):
-        bench.note("no golden answers were kept with the deployment: its tensors have no axis of samples in common")
+    """Ask the very files that are deployed for their answers to some certified samples; None where that fails."""
+    if not has_rows(built.signature, bench.task.goal.batch):
+        bench.note(f"no golden answers were kept with the deployment: {NO_ROWS}")
         return None
     samples = bench.task.load("certify")
-    row_bytes = sum(array[:1].nbytes for array in samples.inputs.values())
-    rows = max(1, min(GOLDEN_ROWS, len(samples), GOLDEN_BYTES // max(row_bytes, 1)))
     try:
         with bench.session(trial.plan, built, name=trial.key, split="certify") as session:
-            alone, together = session.outputs(0, rows, 1), session.outputs(0, rows, rows)
+            return golden_of(session, samples)
     except StoreError:
         raise
     except HastenError as error:
         bench.note(f"no golden answers were kept with the deployment: {error}")
         return None
+
+
+def has_rows(signature: Signature, batch: int) -> bool:
+    """Say whether all tensors have a row for each sample: axis 0 is open, or one long, or the batch."""
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
+    return len(firsts) == 1 and (isinstance(first := firsts.pop(), str) or first in (1, batch))
+
+
+def golden_rows(samples: Samples) -> int:
+    """Say how many samples are kept."""
+    row_bytes = sum(array[:1].nbytes for array in samples.inputs.values())
+    return max(1, min(GOLDEN_ROWS, len(samples), GOLDEN_BYTES // max(row_bytes, 1)))
+
+
+def golden_of(session: IsolatedSession, samples: Samples) -> Golden:
+    """Ask a session for its answers to the first of its samples, each alone and all together.
+
+    Where these lie further apart than the dtype allows, as with integers whose scale is that of the batch, the golden
+    answers say so.
+
+    Raises:
+        HastenError: it does not answer.
+    """
+    rows = golden_rows(samples)
+    alone, together = session.outputs(0, rows, 1), session.outputs(0, rows, rows)
     within: dict[str, float] = {}
     for name, array in alone.items():
         apart = relative_error(array, together[name])
