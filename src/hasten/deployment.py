@@ -29,11 +29,15 @@ Milliseconds = Annotated[float, Meta(gt=0)]
 class Serving:
     """How a server runs a deployment. Every field has a default, so bundles from before it was there still load."""
 
-    instances: Annotated[Count | None, Doc("sessions that run at once; none: the cores divided by their threads")] = (
-        None
-    )
+    instances: Annotated[
+        Count | None, Doc("sessions that run at once; none: the cores divided by their threads, or 2 on a GPU")
+    ] = None
     batch_sizes: Annotated[
-        tuple[Count, ...], Doc("rows that a run may have, others are padded; none: powers of two up to 8 or ``batch``")
+        tuple[Count, ...],
+        Doc(
+            "rows that a run may have, others are padded; none: powers of two up to 8 or ``batch``, on a GPU 1, 4, 16 "
+            "and 64"
+        ),
     ] = ()
     queue_rows: Annotated[Count, Doc("rows that may wait")] = 1024
     queue_bytes: Annotated[Count, Doc("bytes of inputs that may wait")] = 256 << 20

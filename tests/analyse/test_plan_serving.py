@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten import registry
 from hasten.analyse.batch_costs import BatchCosts
-from hasten.analyse.costs_worker import sizes_for, threads_for
+from hasten.analyse.costs_worker import cores_for, sizes_for, threads_for
 from hasten.analyse.highest_rate import Rules
 from hasten.analyse.plan_serving import Option, ServingPlan, Wanted, in_server, plan_serving, read_candidate
 from hasten.analyse.served import served
@@ -51,6 +52,16 @@ def test_threads_are_powers_of_two_within_the_cores(tmp_path: Path) -> None:
     deployment, _ = read_deployment(bundle(tmp_path / "net"))
     assert threads_for(deployment, 6) == (1, 2, 4, 6)
     assert threads_for(deployment, 1) == (1,)
+
+
+def test_on_a_gpu_threads_make_no_difference_and_few_sessions_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._registered["engine"], "elsewhere", registry.Entry("serve.test_gpu:Elsewhere"))
+    here, _ = read_deployment(bundle(tmp_path / "net"))
+    there, _ = read_deployment(bundle(tmp_path / "there", engine="elsewhere"))
+    assert (cores_for(here, 16), cores_for(there, 16), cores_for(there, 2)) == (16, 3, 2)
+    assert threads_for(there, 16) == (1,)
 
 
 def test_a_model_of_a_fixed_batch_has_one_size(tmp_path: Path) -> None:

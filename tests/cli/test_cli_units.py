@@ -25,6 +25,17 @@ def test_a_duration_without_sense_is_refused(text: str) -> None:
         units.seconds(text)
 
 
+@pytest.mark.parametrize(("text", "value"), [("0s", 0.0), ("0", 0.0), ("0ms", 0.0), ("5ms", 5e-3), ("1.5h", 5400.0)])
+def test_a_duration_that_may_be_none_is_read(text: str, value: float) -> None:
+    assert units.seconds_or_none(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["5", "-0s", "0 parsecs", "none"])
+def test_a_duration_that_may_be_none_has_its_unit_all_the_same(text: str) -> None:
+    with pytest.raises(ValueError, match=r"as 5ms, 90s or 20m"):
+        units.seconds_or_none(text)
+
+
 @pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5%", 0.005), ("0.01", 0.01), ("0", 0.0), ("100 %", 1.0)])
 def test_a_share_is_read_with_or_without_its_sign(text: str, value: float) -> None:
     assert units.share(text) == value

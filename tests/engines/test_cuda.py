@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from hasten.engines import onnxruntime_cuda as cuda
-from hasten.engines.cuda import Recordings
-from hasten.engines.onnxruntime import OnnxRuntime
-from hasten.engines.onnxruntime_cuda import ByShape, check_placement, check_repeatable, plans_by_shape, provider_options
-from hasten.errors import Unsupported
+from hasten.engines.cuda import RECORDINGS, Recordings
+from hasten.engines.onnxruntime import OnnxRuntime, _marks, _tried
+from hasten.engines.onnxruntime_cuda import (
+    ByShape,
+    check_placement,
+    check_repeatable,
+    check_replay,
+    plans_by_shape,
+    provider_options,
+)
+from hasten.engines.onnxruntime_names import name_nodes
+from hasten.errors import BuildFailed, StoreError, Unsupported
 from hasten.store import Store
-from hasten.tensors import Array
+from hasten.tensors import Array, Signature, TensorSpec
 from hasten.testing.models import Builder, convnet, encoder, mlp, random_samples, stored
 from hasten.transform import Context, run_pass
 
@@ -44,14 +55,19 @@ def one_node(kind: str, outputs: int = 1, *, dtype: int = TensorProto.FLOAT) -> 
 
 
 class Watched:
-    """A session on the processor, whose provider takes bindings too and records nothing; it keeps what it was asked."""
+    """A session on the processor, whose provider takes bindings too and records nothing; it keeps what it was asked.
 
-    def __init__(self) -> None:
+    As ONNX Runtime's on a GPU, it records for each thread: ``recorded`` has the graphs and the threads.
+    """
+
+    def __init__(self, *, fails: bool = False) -> None:
         self.session = session_of(mlp())
+        self.fails = fails
         self.plain: list[int] = []
         """Rows of runs that are not recorded."""
         self.replayed: list[tuple[str, int]] = []
         """Graphs and rows of the others."""
+        self.recorded: set[tuple[str, int]] = set()
 
     def run(self, names: list[str], feed: dict[str, Array], options: Any) -> list[Array]:
         assert options is None or options.get_run_config_entry("gpu_graph_id") == "-1"
@@ -62,21 +78,30 @@ class Watched:
         return self.session.io_binding()
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        number = options.get_run_config_entry("gpu_graph_id")
+        if (number, threading.get_ident()) not in self.recorded:
+            assert RECORDINGS._recording, "recorded beside others"
+            self.recorded.add((number, threading.get_ident()))
         self.session.run_with_iobinding(binding, options)
         (made,) = binding.get_outputs()
-        self.replayed.append((options.get_run_config_entry("gpu_graph_id"), made.shape()[0]))
+        self.replayed.append((number, made.shape()[0]))
 
 
 class Opened:
     """Runs by shape, and the sessions that they have opened."""
 
-    def __init__(self, *, graphs: bool, apart: bool) -> None:
-        self.sessions = [Watched()]
+    def __init__(self, *, graphs: bool, apart: bool, fails: bool = False, room: int = 99, n_bytes: int = 0) -> None:
+        self.fails, self.room = fails, room
+        self.sessions: list[Watched] = []
         another = self.another if apart else None
-        self.by_shape = ByShape(self.sessions[0], another, ["x"], graphs=graphs, device="cpu")
+        self.by_shape = ByShape(self.another(), another, ["x"], graphs=graphs, n_bytes=n_bytes, device="cpu")
 
     def another(self) -> Watched:
-        self.sessions.append(Watched())
+        if len(self.sessions) == self.room:
+            raise BuildFailed("onnxruntime", "CUDA failure 2: out of memory")
+        self.sessions.append(Watched(fails=self.fails))
         return self.sessions[-1]
 
     def check(self, *counts: int) -> None:
@@ -127,6 +152,72 @@ def test_sessions_beyond_the_limit_are_not_opened_but_one(monkeypatch: pytest.Mo
     assert [session.plain for session in opened.sessions] == [[1], [2], [3, 4, 3]]
 
 
+def test_a_large_model_has_fewer_sessions() -> None:
+    opened = Opened(graphs=False, apart=True, n_bytes=cuda.MOST_BYTES // 2)
+    opened.check(1, 2, 3, 4)
+    assert [session.plain for session in opened.sessions] == [[1], [2], [3, 4]]
+    opened = Opened(graphs=False, apart=True, n_bytes=cuda.MOST_BYTES * 3)
+    opened.check(1, 2, 3)
+    assert [session.plain for session in opened.sessions] == [[1], [2, 3]]
+
+
+def test_where_the_gpu_has_no_room_for_another_session_shapes_share_the_last(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = Opened(graphs=True, apart=True, room=2)
+    opened.check(1, 2, 3, 4, 3, 1)
+    assert [session.plain for session in opened.sessions] == [[1], [2, 3, 4, 3]]
+    assert [record.message for record in caplog.records if "no room for another session" in record.message] == [
+        caplog.records[0].message
+    ]
+
+
+def test_without_room_for_the_first_session_that_is_told() -> None:
+    opened = Opened(graphs=False, apart=True, room=1)
+    opened.by_shape._opened()
+    with pytest.raises(BuildFailed, match="out of memory"):
+        opened.check(1)
+
+
+@pytest.mark.parametrize(("apart", "sessions"), [(False, 1), (True, 2)])
+def test_what_cannot_be_recorded_is_answered_all_the_same_and_not_tried_again(
+    apart: bool, sessions: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = Opened(graphs=True, apart=apart, fails=True)
+    opened.check(2, 2, 2)
+    assert len(opened.sessions) == sessions
+    assert sum(len(session.plain) for session in opened.sessions) == 3
+    (told,) = [record.message for record in caplog.records]
+    assert "[[2, 16]] cannot be recorded" in told
+    assert opened.by_shape.recorded == 0
+
+
+def test_another_thread_records_anew_and_alone() -> None:
+    opened = Opened(graphs=True, apart=False)
+    opened.check(2, 2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(opened.check, 2, 2).result(LONG_S)
+    assert len(opened.sessions[0].recorded) == 2, "one graph, two threads; ``Watched`` sees that each was alone"
+
+
+class Stale(ByShape):
+    """Gives the first answer again: a value was read on the processor when the run was recorded."""
+
+    def run(self, names: Sequence[str], feed: dict[str, Array]) -> Sequence[Array]:
+        self.first = getattr(self, "first", None) or list(super().run(names, feed))
+        return self.first
+
+
+def test_a_replay_that_does_not_follow_its_inputs_is_refused() -> None:
+    feeds = tuple({"x": np.random.default_rng(seed).standard_normal((2, 16)).astype(np.float32)} for seed in (0, 1))
+    expected = {"y": session_of(mlp()).run(None, feeds[1])[0]}
+    check_replay(ByShape(Watched(), None, ["x"], graphs=True, device="cpu"), feeds, expected)
+    with pytest.raises(Unsupported, match=r"'y' does not follow the inputs.*graphs=false"):
+        check_replay(Stale(Watched(), None, ["x"], graphs=True, device="cpu"), feeds, expected)
+    with pytest.raises(Unsupported, match=r"cannot be recorded.*graphs=false"):
+        check_replay(ByShape(Watched(fails=True), None, ["x"], graphs=True, device="cpu"), feeds, expected)
+
+
 def test_nothing_is_recorded_for_no_rows() -> None:
     opened = Opened(graphs=True, apart=False)
     opened.check(0, 1, 0)
@@ -153,23 +244,43 @@ def test_runs_go_on_beside_each_other_and_a_recording_is_alone() -> None:
             order.append("recording")
 
     def later() -> None:
+        go_on.set()  # the recording waits by now
         with recordings.running():
             order.append("later")
 
-    runs = [threading.Thread(target=run) for _ in range(2)]
-    for thread in runs:
-        thread.start()
-    both.wait(LONG_S)  # two at once
-    recorder = threading.Thread(target=record)
-    recorder.start()
-    while not recordings._recordings:
-        threading.Event().wait(0)
-    last = threading.Thread(target=later)
-    last.start()
-    go_on.set()
-    for thread in (*runs, recorder, last):
-        thread.join(LONG_S)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(run) for _ in range(2)]
+        both.wait(LONG_S)  # two at once
+        recorder = pool.submit(record)
+        with recordings._changed:
+            assert recordings._changed.wait_for(lambda: recordings._recording or _poked(recordings), LONG_S)
+        last = pool.submit(later)
+        for told in (*runs, recorder, last):
+            told.result(LONG_S)
     assert order == ["run", "run", "recording", "later"], "one that waits goes before runs that come later"
+
+
+def _poked(recordings: Recordings) -> bool:
+    """Let others at the lock for a moment; a recording that begins to wait wakes nobody."""
+    recordings._changed.wait(0.001)
+    return recordings._recording
+
+
+def test_runs_do_not_wait_for_an_opening_nor_for_a_recording_that_does() -> None:
+    recordings, done = Recordings(), threading.Event()
+
+    def record() -> None:
+        with recordings.recording():
+            done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with recordings.opening():
+            waiting = pool.submit(record)
+            for _ in range(100):
+                with recordings.running():
+                    assert not done.is_set()
+        waiting.result(LONG_S)
+    assert done.is_set()
 
 
 def test_what_fails_holds_up_nobody() -> None:
@@ -178,16 +289,63 @@ def test_what_fails_holds_up_nobody() -> None:
         raise ValueError("run")
     with pytest.raises(ValueError, match="recording"), recordings.recording():
         raise ValueError("recording")
+    with pytest.raises(ValueError, match="opening"), recordings.opening():
+        raise ValueError("opening")
     with recordings.recording():
         assert not recordings._running
     with recordings.running():
         assert recordings._running == 1
 
 
-def test_data_on_the_processor_is_refused_and_shapes_are_not() -> None:
-    with pytest.raises(Unsupported, match=r"cannot run Erf \(node 'it'\): the processor would"):
-        check_placement(session_of(one_node("Erf")))
-    check_placement(session_of(one_node("Shape", dtype=TensorProto.INT64)))
+def placed(model: onnx.ModelProto, tmp_path: Path) -> tuple[Any, onnx.ModelProto]:
+    """A model as it is opened, all of it on the processor, with names."""
+    onnx.save(model, tmp_path / "model.onnx")
+    name_nodes(tmp_path / "model.onnx")
+    named = onnx.load(tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(named.SerializeToString(), options, providers=["CPUExecutionProvider"]), named
+
+
+def scaled(kind: int, *, by_shape: bool) -> onnx.ModelProto:
+    """x [n, 4] -> x, or the length of its first axis, times that length."""
+    made = TensorProto.INT64 if by_shape else kind
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["length"]),
+        helper.make_node("Cast", ["length"], ["cast"], to=made),
+        helper.make_node("Mul", ["cast" if by_shape else "x", "cast"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [helper.make_tensor_value_info("x", kind, ["n", 4])],
+        [helper.make_tensor_value_info("y", made, None)],
+        [helper.make_tensor("zero", TensorProto.INT64, [1], [0])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_data_on_the_processor_is_refused_and_shapes_and_ids_are_not(tmp_path: Path) -> None:
+    check_placement(*placed(scaled(TensorProto.FLOAT, by_shape=True), tmp_path))
+    check_placement(*placed(scaled(TensorProto.INT64, by_shape=False), tmp_path))
+    with pytest.raises(Unsupported, match=r"leaves Mul \(node 'Mul#\d'\) with its data on the processor"):
+        check_placement(*placed(scaled(TensorProto.FLOAT, by_shape=False), tmp_path))
+    with pytest.raises(Unsupported, match=r"leaves Erf \(node 'it'\)"):
+        check_placement(*placed(one_node("Erf"), tmp_path))
+
+
+def test_a_node_gets_a_name_where_it_has_none_and_keeps_the_one_it_has(tmp_path: Path) -> None:
+    model = scaled(TensorProto.FLOAT, by_shape=True)
+    model.graph.node[0].name = "mine"
+    for node in model.graph.node[1:]:
+        node.name = ""
+    _, named = placed(model, tmp_path)
+    names = [node.name for node in named.graph.node]
+    assert names[0] == "mine"
+    assert len(set(names)) == len(names)
+    assert all(names)
 
 
 @pytest.mark.parametrize(("kind", "outputs"), [("NonZero", 1), ("RandomNormalLike", 1), ("Unique", 2)])
@@ -233,6 +391,76 @@ def test_the_gpu_says_what_the_processor_says(make: Any, graphs: bool, store: St
         there.run({name: np.zeros_like(array) for name, array in feed.items()})  # an answer is the caller's to keep
         for name, expected in here.run(feed).items():
             np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_files_that_were_replaced_are_not_the_ones_that_were_opened(tmp_path: Path) -> None:
+    """A shape that comes later must not get a session of another version's weights."""
+    path, other = tmp_path / "model.onnx", tmp_path / "other"
+    for place in (path, other):
+        place.write_bytes(b"the same bytes")
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    seen = _marks([path])
+    assert _marks([path]) == seen
+    other.replace(path)
+    assert _marks([path]) != seen
+    path.unlink()
+    with pytest.raises(StoreError, match="gone since it was opened"):
+        _marks([path])
+
+
+def test_what_a_model_is_tried_with_is_different_from_try_to_try() -> None:
+    specs = (TensorSpec("x", "float32", ("n", 3)), TensorSpec("k", "int64", (1,)), TensorSpec("m", "bool", ("n", "w")))
+    first, second = (_tried(Signature(specs, specs), 4, seed) for seed in (0, 1))
+    assert {name: array.shape for name, array in first.items()} == {"x": (4, 3), "k": (1,), "m": (4, 4)}
+    assert first["k"] != second["k"]
+    for name, array in first.items():
+        assert not np.array_equal(array, second[name])
+    assert set(first["k"]) | set(second["k"]) == {0, 1}
+
+
+def top_k() -> onnx.ModelProto:
+    """x [n, 8], k -> the k largest of each row."""
+    graph = helper.make_graph(
+        [helper.make_node("TopK", ["x", "k"], ["y", "places"])],
+        "best",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8]),
+            helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "k"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+@pytest.mark.gpu
+def test_a_value_that_is_read_on_the_processor_is_refused_or_followed(store: Store, ctx: Context) -> None:
+    """Needs an NVIDIA GPU and onnxruntime-gpu."""
+    engine, source = OnnxRuntime(provider="cuda", graphs=True), stored(top_k(), store)
+    if reason := engine.why_not(source):
+        pytest.skip(reason)
+    try:
+        session = engine.open(run_pass(engine, source, store, ctx))
+    except Unsupported as error:
+        assert "graphs=false" in str(error)
+        return
+    x = np.arange(16, dtype=np.float32).reshape(2, 8)
+    for k in (3, 5, 1, 3):
+        np.testing.assert_array_equal(session.run({"x": x, "k": np.array([k])})["y"], x[:, ::-1][:, :k])
+
+
+@pytest.mark.gpu
+def test_a_model_that_was_replaced_gives_no_new_shape_an_answer(store: Store, ctx: Context) -> None:
+    """Needs an NVIDIA GPU and onnxruntime-gpu."""
+    engine, source = OnnxRuntime(provider="cuda"), stored(convnet(), store)
+    if reason := engine.why_not(source):
+        pytest.skip(reason)
+    built = run_pass(engine, source, store, ctx)
+    session, samples = engine.open(built), random_samples(source, n=4)
+    before = session.run(samples.feed(slice(0, 2)))["y"]
+    os.utime(built.entry)
+    np.testing.assert_array_equal(session.run(samples.feed(slice(0, 2)))["y"], before)
+    with pytest.raises(StoreError, match="load the model again"):
+        session.run(samples.feed(slice(0, 3)))
 
 
 @pytest.mark.gpu

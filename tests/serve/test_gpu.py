@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 
 from hasten import registry
 from hasten.deployment import Serving
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.protocol.messages import InferRequest, Tensor
+from hasten.serve.model import usual_sizes
+from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.store import Store
 from hasten.testing.deployments import deployed
 from hasten.testing.faults import TwinEngine
-from hasten.testing.models import convnet, random_samples, stored
+from hasten.testing.models import Builder, convnet, mlp, random_samples, stored
 from hasten.transform import Context, run_pass
 from serve.bundles import bundle, run
 
@@ -48,16 +51,36 @@ async def started(path: Path) -> Service:
 
 
 def test_a_gpu_has_two_instances_and_large_batches_whatever_the_cores(tmp_path: Path, elsewhere: str) -> None:
-    path = bundle(tmp_path / "net", engine=elsewhere, serving=Serving(isolation="thread"))
+    path = deployed(mlp(), tmp_path / "net", engine=elsewhere)
 
     async def work() -> None:
         service = await started(path)
         config = service.config("net")
+        assert service.models()[0].pool.ready == 2, "a run on a GPU is none for the event loop's thread"
         assert config["instance_group"] == [{"name": "net", "count": 2, "kind": "KIND_GPU", "gpus": [0]}]
         assert config["dynamic_batching"] == {"preferred_batch_size": [1, 4, 16, 64]}
         await service.stop()
 
     run(work())
+
+
+def relu(*row: int | str) -> onnx.ModelProto:
+    """x [n, *row] -> y, as large."""
+    net = Builder(0)
+    net.add("Relu", "x")
+    return net.model(("x", ("n", *row)), ("y", ("n", *row)))
+
+
+@pytest.mark.parametrize(
+    ("row", "sizes"),
+    [((3, 640, 640), [1, 4]), ((1 << 25,), [1]), ((3, "height", "width"), [1, 2, 4, 8]), ((8,), [1, 4, 16, 64])],
+)
+def test_a_gpu_gets_fewer_large_rows_and_no_more_than_before_where_their_size_is_open(
+    row: tuple[int | str, ...], sizes: list[int], tmp_path: Path, elsewhere: str
+) -> None:
+    path = deployed(relu(*row), tmp_path / "net", engine=elsewhere)
+    (bundle,) = (found for versions in open_repository(path).scan().values() for found in versions.values())
+    assert list(usual_sizes(read_bundle(bundle))) == sizes
 
 
 def test_what_a_deployment_says_of_instances_and_batches_holds_on_a_gpu_too(tmp_path: Path, elsewhere: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.analyse.batch_costs import BatchCosts
 from hasten.deployment import Deployment, read_deployment
-from hasten.engine import Engine, Session
+from hasten.engine import CPU, Engine, Session, device_of
 from hasten.errors import Unsupported
 from hasten.isolation import Child, Limits, Progress, Reply, report_progress
 from hasten.plan import Part, load_part
@@ -20,6 +20,8 @@ from hasten.tensors import Array
 
 WARM_RUNS = 3
 FEWEST_RUNS, MOST_RUNS = 8, 4000
+MOST_ON_GPU = 3
+"""Sessions of one GPU that are tried: what more of them gain is little, and each takes memory there."""
 OUTSIDE_NS = 200_000.0
 """What surrounds a run where no server was asked yet: about what a request of little data takes on one host."""
 
@@ -109,11 +111,25 @@ def sizes_for(deployment: Deployment, path: Path, wanted: tuple[int, ...]) -> tu
     return tuple(sorted(set(wanted)))
 
 
+def cores_for(deployment: Deployment, cores: int) -> int:
+    """Give how many of ``cores`` have room for a session: of a GPU's each waits for the same GPU."""
+    return cores if _device(deployment) == CPU else min(cores, MOST_ON_GPU)
+
+
 def threads_for(deployment: Deployment, cores: int) -> tuple[int, ...]:
-    """Give the threads that a session may have on ``cores``: powers of two, all of them, and its own."""
+    """Give the threads that a session may have on ``cores``: powers of two, all of them, and its own.
+
+    On a GPU they make no difference.
+    """
+    if _device(deployment) != CPU:
+        return (1,)
     found = {1 << k for k in range(cores.bit_length()) if 1 << k <= cores} | {cores}
     own = deployment.settings.get("threads")
     return tuple(sorted(found | ({own} if isinstance(own, int) and own <= cores else set())))
+
+
+def _device(deployment: Deployment) -> str:
+    return device_of(load_part("engine", Part(deployment.engine, deployment.settings)))
 
 
 def _timed(sessions: list[Session], feed: dict[str, Array], seconds: float) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.analyse.batch_costs import BatchCosts, costs_of
 from hasten.analyse.capacity import Choice, Load, Replicas, best_choices, choices, replicas_for
-from hasten.analyse.costs_worker import measure_costs, sizes_for, threads_for
+from hasten.analyse.costs_worker import cores_for, measure_costs, sizes_for, threads_for
 from hasten.analyse.highest_rate import Found, Rules, Seen, check_objective, find_highest_rate
 from hasten.analyse.live import fitted, undisturbed
 from hasten.analyse.served import served
@@ -134,7 +134,7 @@ def plan_serving(candidates: Sequence[Candidate], wanted: Wanted, *, progress: P
     every: list[Setup] = []
     for candidate, by_threads in timed:
         more = [(threads, in_server(cost, timed=costs, seen=overheads)) for threads, cost in by_threads]
-        for setup in choices(more, cores=wanted.cores):
+        for setup in choices(more, cores=cores_for(candidate.deployment, wanted.cores)):
             setups[id(setup)] = candidate
             every.append(setup)
     progress(f"simulating {len(every)} ways to serve", None)
@@ -170,12 +170,11 @@ def _timed(candidates: Sequence[Candidate], wanted: Wanted, progress: Progress) 
     for candidate in candidates:
         row = {name: np.ascontiguousarray(array[:1]) for name, array in candidate.samples.inputs.items()}
         by_threads = []
-        for threads in threads_for(candidate.deployment, wanted.cores):
+        cores = cores_for(candidate.deployment, wanted.cores)
+        for threads in threads_for(candidate.deployment, cores):
             try:
                 sizes = sizes_for(candidate.deployment, candidate.path, wanted.sizes)
-                cost = measure_costs(
-                    candidate.path, row, threads=threads, cores=wanted.cores, sizes=sizes, progress=progress
-                )
+                cost = measure_costs(candidate.path, row, threads=threads, cores=cores, sizes=sizes, progress=progress)
             except HastenError as error:
                 left_out.append(f"{candidate.path} with {threads} threads: {error}")
                 continue
@@ -198,7 +197,8 @@ def _overheads(
 ) -> BatchCosts:
     """Learn what a server adds to a run: serve one way for a moment, alone and with always more to do."""
     progress("learning what a server adds to a run", None)
-    serving = replace(candidate.deployment.serving, instances=max(1, wanted.cores // threads), batch_sizes=costs.sizes)
+    instances = max(1, cores_for(candidate.deployment, wanted.cores) // threads)
+    serving = replace(candidate.deployment.serving, instances=instances, batch_sizes=costs.sizes)
     settings = {**candidate.deployment.settings, "threads": threads}
     files = files_beside(candidate.path, candidate.deployment)
     with served(candidate.deployment, candidate.artifact, serving=serving, settings=settings, files=files) as url:

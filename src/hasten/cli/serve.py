@@ -80,7 +80,7 @@ def serve(
     what: Path,
     /,
     *,
-    drain: Annotated[float, units.read_by(units.seconds)] = 5.0,
+    drain: Annotated[float, units.read_by(units.seconds_or_none)] = 5.0,
     watch: Annotated[float | None, units.read_by(units.seconds)] = None,
     ports: PortOptions = PORTS,
     guards: GuardOptions = GUARDS,

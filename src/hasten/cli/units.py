@@ -41,6 +41,12 @@ def seconds(text: str) -> float:
     return _read(text, SECONDS, "a time with its unit, as 5ms, 90s or 20m")
 
 
+def seconds_or_none(text: str) -> float:
+    """Read a duration in seconds, which may be none at all: ``0s``, or ``0``. Raises as ``seconds``."""
+    found = _NUMBER.fullmatch(text)
+    return 0.0 if found and not float(found[1]) and found[2] in ("", *SECONDS) else seconds(text)
+
+
 def nanoseconds(text: str) -> float:
     """Read a duration in nanoseconds. Raises as ``seconds``."""
     return round(seconds(text) * 1e9, 3)
@@ -162,6 +168,7 @@ def _outside_brackets(text: str) -> list[str]:
 
 METAVARS: Mapping[Callable[[str], Any], str] = {
     seconds: "TIME",
+    seconds_or_none: "TIME",
     nanoseconds: "TIME",
     size: "SIZE",
     share: "SHARE",

@@ -12,20 +12,24 @@ from collections.abc import Iterator
 
 
 class Recordings:
-    """Lets many runs go on at once, or one recording alone. A recording that waits goes before later runs."""
+    """Lets many runs go on at once, or one recording alone. None of the three is taken inside another.
+
+    What takes long, as opening a model does, keeps recordings away, and never runs: a recording waits for it before it
+    asks runs to wait.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running = 0
-        self._recordings = 0
-        """That go on or wait."""
+        self._recording = False
+        """One goes on, or waits for runs to end."""
         self._alone = threading.Lock()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Keep recordings away meanwhile."""
+        """Keep recordings away meanwhile: for what is short."""
         with self._changed:
-            while self._recordings:
+            while self._recording:
                 self._changed.wait()
             self._running += 1
         try:
@@ -33,24 +37,27 @@ class Recordings:
         finally:
             with self._changed:
                 self._running -= 1
-                if not self._running:
-                    self._changed.notify_all()
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Keep recordings and other openings away meanwhile: for what takes long."""
+        with self._alone:
+            yield
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep runs and other recordings away meanwhile."""
-        with self._changed:
-            self._recordings += 1
-        try:
-            with self._alone:
-                with self._changed:
-                    while self._running:
-                        self._changed.wait()
-                yield
-        finally:
+        """Keep everything else away meanwhile. It goes before runs that come later."""
+        with self._alone:
             with self._changed:
-                self._recordings -= 1
-                if not self._recordings:
+                self._recording = True
+                while self._running:
+                    self._changed.wait()
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._recording = False
                     self._changed.notify_all()
 
 

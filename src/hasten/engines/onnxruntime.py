@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,14 +25,15 @@ from hasten.engines.onnxruntime_cuda import (
     Run,
     check_placement,
     check_repeatable,
+    check_replay,
     load_libraries,
     plans_by_shape,
     provider_options,
 )
-from hasten.engines.onnxruntime_names import settle_names
+from hasten.engines.onnxruntime_names import name_nodes, settle_names
 from hasten.engines.onnxruntime_profile import read_operators
 from hasten.engines.onnxruntime_refusal import refusal
-from hasten.errors import BuildFailed, StoreError, Unsupported
+from hasten.errors import BuildFailed, HastenError, StoreError, Unsupported
 from hasten.graph.model import EXTERNAL_FROM_BYTES
 from hasten.measurement import Operator
 from hasten.settings import Choice, Doc
@@ -47,6 +49,8 @@ LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TRIED_LENGTHS = (1, 8, 32, 224)
+"""What an open axis is tried with on a GPU."""
 SILENT = 4
 """Only fatal messages are printed; every other failure comes back as an exception with the same text."""
 CAST_BACK = "InsertedPrecisionFreeCast_"
@@ -118,14 +122,13 @@ class OnnxRuntime:
             # Weights beside the source must go beside the result: else it would point into the source's folder.
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{ENTRY}.data")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        prepared = self._prepared(source)
-        if self.graphs:
-            check_repeatable(onnx.load_from_string(prepared))
-        self._session(prepared, options)
+        self._session(self._prepared(source), options)
         settle_names(target)
-        if self.graphs:
-            signature = source.signature if self.batch is None else with_batch(source.signature, self.batch)
-            self._check_replay(target, signature)
+        if self.provider != "cpu":
+            name_nodes(target)
+            self._check_on_gpu(
+                target, source.signature if self.batch is None else with_batch(source.signature, self.batch)
+            )
         if self.precision != "float32" and (node := _computed_in_float32(target)):
             raise Unsupported(
                 NAME,
@@ -141,7 +144,11 @@ class OnnxRuntime:
             BuildFailed: ONNX Runtime refuses them.
         """
         check_built(built, engine=NAME)
-        return self._opened(str(built.entry), built.signature)
+        if self.provider == "cpu":
+            return OnnxRuntimeSession(
+                built.signature, self._session(str(built.entry), self._options(LEVELS["none"])).run
+            )
+        return GpuSession(built.signature, self._by_shape(built.entry, built.signature).run)
 
     def operators(self, built: Artifact, feed: Feed, *, runs: int) -> tuple[Operator, ...]:
         """Profile ``runs`` runs and read back every node: concrete shapes, dtype, median time.
@@ -185,23 +192,38 @@ class OnnxRuntime:
                         dim.dim_value = self.batch
         return bytes(model.SerializeToString())
 
-    def _opened(self, model: str, signature: Signature) -> OnnxRuntimeSession:
+    def _by_shape(self, entry: Path, signature: Signature) -> ByShape:
+        """Open what was built on a GPU.
+
+        Raises:
+            Unsupported: the processor would compute, or work that is not the same each time would be replayed.
+        """
+        model = onnx.load(entry, load_external_data=False)
+        if self.graphs:
+            check_repeatable(model)
+        files = sorted(path for path in entry.parent.rglob("*") if path.is_file())
+        seen = _marks(files)
+
         def another() -> Any:
-            return self._session(model, self._options(LEVELS["none"]), graphs=self.graphs)
+            if _marks(files) != seen:  # a shape's session must not have the weights of another version
+                raise StoreError(f"{entry} was changed or replaced since it was opened; load the model again")
+            return self._session(str(entry), self._options(LEVELS["none"]), graphs=self.graphs)
 
         session = another()
-        if self.provider == "cpu":
-            return OnnxRuntimeSession(signature, session.run)
-        apart = plans_by_shape(onnx.load(model, load_external_data=False))
-        inputs = [spec.name for spec in signature.inputs]
-        by_shape = ByShape(session, another if apart else None, inputs, graphs=self.graphs)
-        return GpuSession(signature, by_shape.run)
+        check_placement(session, model)
+        return ByShape(
+            session,
+            another if plans_by_shape(model) else None,
+            [spec.name for spec in signature.inputs],
+            graphs=self.graphs,
+            n_bytes=sum(path.stat().st_size for path in files),
+        )
 
     def _session(self, model: str | bytes, options: Any, *, graphs: bool = False) -> Any:
         if self.provider == "cpu":
             return _started(model, options, PROVIDERS["cpu"])
         load_libraries()
-        with RECORDINGS.running():
+        with RECORDINGS.opening():
             session = _started(model, options, (PROVIDERS["cuda"], provider_options(graphs=graphs)))
         if session.get_providers()[0] != PROVIDERS["cuda"]:
             raise Unsupported(
@@ -209,23 +231,26 @@ class OnnxRuntime:
                 "its GPU provider does not start here, and the processor would run it; nvidia-smi shows whether there "
                 "is a GPU, and pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries that it needs",
             )
-        check_placement(session)
         return session
 
-    def _check_replay(self, target: Path, signature: Signature) -> None:
-        """Record and replay a run of zeros, where an open axis is 1 long.
+    def _check_on_gpu(self, target: Path, signature: Signature) -> None:
+        """Check where it computes and, with graphs, that what is replayed follows its inputs.
 
         Raises:
-            Unsupported: that cannot be done.
+            Unsupported: it does not.
         """
-        zeros = {spec.name: np.zeros(spec.concrete({}), DTYPES[spec.dtype]) for spec in signature.inputs}
-        try:
-            with closing(self._opened(str(target), signature)) as session:
-                for _ in range(2):
-                    session.run(zeros)
-        except BuildFailed as error:
-            reason = f"its work cannot be recorded as a CUDA graph; set graphs=false ({error})"
-            raise Unsupported(NAME, reason) from error
+        by_shape = self._by_shape(target, signature)
+        if not self.graphs:
+            return
+        plain = GpuSession(signature, replace(self, graphs=False)._by_shape(target, signature).run)
+        for length in TRIED_LENGTHS:
+            first, second = (_tried(signature, length, seed) for seed in (0, 1))
+            try:
+                plain.run(first)
+            except BuildFailed:  # another length may do
+                continue
+            check_replay(by_shape, (first, second), plain.run(second))
+            return
 
 
 class OnnxRuntimeSession:
@@ -253,6 +278,8 @@ class OnnxRuntimeSession:
             raise BuildFailed(NAME, "this session is closed; open the model again")
         try:
             results = self._run(self._outputs, feed)
+        except HastenError:
+            raise
         except Exception as error:
             raise refusal(NAME, error, running=True) from error
         if len(results) == 1:
@@ -279,6 +306,30 @@ def _started(model: str | bytes, options: Any, provider: str | tuple[str, dict[s
     except Exception as error:
         # ONNX Runtime's exceptions have no common root but Exception, and their class tells little.
         raise refusal(NAME, error) from error
+
+
+def _marks(files: Sequence[Path]) -> list[tuple[int, int, int, int]]:
+    """Give what tells files from others of the same names.
+
+    Raises:
+        StoreError: one is not there.
+    """
+    try:
+        return [(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) for found in map(os.stat, files)]
+    except OSError as error:
+        raise StoreError(f"a file of the model is gone since it was opened: {error}") from error
+
+
+def _tried(signature: Signature, length: int, seed: int) -> dict[str, Array]:
+    """Give inputs to try a model with: an open axis is ``length`` long, whole numbers are 0 and 1."""
+    random, feed = np.random.default_rng(seed), {}
+    for spec in signature.inputs:
+        shape = tuple(dim if isinstance(dim, int) else length for dim in spec.shape)
+        if DTYPES[spec.dtype].kind in "biu":  # each number is another one for another seed
+            feed[spec.name] = ((np.arange(math.prod(shape)) + 1 + seed) % 2).reshape(shape).astype(DTYPES[spec.dtype])
+        else:
+            feed[spec.name] = random.standard_normal(shape).astype(DTYPES[spec.dtype])
+    return feed
 
 
 def _computed_in_float32(path: Path) -> onnx.NodeProto | None:

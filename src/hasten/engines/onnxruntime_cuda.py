@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from hasten.engines.cuda import RECORDINGS
-from hasten.errors import Unsupported
-from hasten.tensors import Array, Feed
+from hasten.engines.onnxruntime_names import all_nodes
+from hasten.errors import BuildFailed, Unsupported
+from hasten.tensors import Array, Feed, relative_error
+
+logger = logging.getLogger(__name__)
 
 NAME = "onnxruntime"
 PROVIDER = "CUDAExecutionProvider"
@@ -22,19 +29,26 @@ DEVICE = "cuda"
 
 SHAPE_OPS = frozenset(
     (
-        *("Shape", "Size", "Constant", "ConstantOfShape", "Range", "Identity", "Cast"),
-        *("Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Split", "Reshape", "Expand", "Flatten"),
-        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Max", "Min", "Floor", "Ceil", "Sqrt"),
+        *("Shape", "Size", "Constant", "ConstantOfShape", "Range", "Identity", "Cast", "Tile", "Trilu"),
+        *("Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Split", "Reshape", "Expand", "Flatten", "Transpose"),
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Max", "Min", "Floor", "Ceil", "Round", "Sqrt", "Pow"),
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Where"),
         *("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "CumSum", "ScatterND"),
     )
 )
-"""Operators that compute with shapes. ONNX Runtime leaves those on the processor, where shapes are needed; that any
-of them computes with data there would mean that a GPU has no kernel for it, and it has one for each."""
+"""Operators that compute with shapes: ONNX Runtime leaves those on the processor, where shapes are needed."""
+
+WHOLE = frozenset(
+    (
+        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    )
+)
+"""Dtypes of ids, masks and lengths."""
 
 UNREPEATABLE = frozenset(
     (
-        *("NonZero", "Unique", "Compress", "NonMaxSuppression"),
+        *("NonZero", "Unique", "Compress", "NonMaxSuppression", "Dropout"),
         *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
     )
 )
@@ -47,8 +61,20 @@ MOST_SHAPES = 64
 MOST_SESSIONS = 16
 """Shapes that have a session of their own, with the weights in it; others share one."""
 
+MOST_BYTES = 8 << 30
+"""Of weights, in all these sessions: the larger a model, the fewer it has."""
+
+FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    *(found for found in vars(state).values() if isinstance(found, type) and issubclass(found, Exception)),
+)
+"""What ONNX Runtime raises: its own exceptions have no root in common but Exception."""
+
 Run = Callable[[Sequence[str], Feed], Sequence[Array]]
 """Takes the outputs' names and the inputs, gives the outputs in order."""
+
+REPLAYED = 0.05
+"""A replay's outputs may be off by so much, relative, from a plain run, whose kernels may be others: low precisions."""
 
 NOT_RECORDED = -1
 """The number of a run that is neither recorded nor replayed (ONNX Runtime's ``kGraphAnnotationSkip``)."""
@@ -67,29 +93,49 @@ def provider_options(*, graphs: bool) -> dict[str, str]:
     }
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load_libraries() -> None:
     """Load CUDA's and cuDNN's libraries from where pip installed them, once; else the system's are looked for."""
+    with _loading:  # what stands for standard output meanwhile is the whole process's
+        _load_libraries()
+
+
+@functools.cache
+def _load_libraries() -> None:
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
         onnxruntime.preload_dlls()
 
 
-def check_placement(session: Any) -> None:
-    """Check that nothing but shapes is computed on the processor.
+def check_placement(session: Any, model: onnx.ModelProto) -> None:
+    """Check that nothing but shapes, and what is told by ids and masks, is computed on the processor.
 
     Args:
-        session: Opened with ``session.record_ep_graph_assignment_info``.
+        session: Opened from ``model`` as it is, with ``session.record_ep_graph_assignment_info``.
+        model: Its nodes have names.
 
     Raises:
         Unsupported: names an operator that is.
     """
-    for part in session.get_provider_graph_assignment_info():
-        if part.ep_name != PROVIDER:
-            for node in part.get_nodes():
-                if node.domain not in ("", "ai.onnx") or node.op_type not in SHAPE_OPS:
-                    raise Unsupported(
-                        NAME, f"its GPU provider cannot run {node.op_type} (node {node.name!r}): the processor would"
-                    )
+    left = {
+        node.name
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != PROVIDER
+        for node in part.get_nodes()
+    }
+    here = {value.name for value in model.graph.input if value.type.tensor_type.elem_type in WHOLE}
+    here |= {value.name for value in model.graph.initializer}
+    for node in all_nodes(model.graph):
+        if node.op_type in ("Shape", "Size", "Constant"):
+            here |= set(node.output)
+        elif node.name in left:
+            standard = node.domain in ("", "ai.onnx")
+            if not standard or node.op_type not in SHAPE_OPS or not here.issuperset(filter(None, node.input)):
+                raise Unsupported(
+                    NAME, f"on a GPU it leaves {node.op_type} (node {node.name!r}) with its data on the processor"
+                )
+            here |= set(node.output)
 
 
 def check_repeatable(model: onnx.ModelProto) -> None:
@@ -98,7 +144,7 @@ def check_repeatable(model: onnx.ModelProto) -> None:
     Raises:
         Unsupported: names a node for which that does not hold.
     """
-    for node in model.graph.node:
+    for node in all_nodes(model.graph):
         if node.op_type in UNREPEATABLE:
             raise Unsupported(
                 NAME,
@@ -113,7 +159,7 @@ def plans_by_shape(model: onnx.ModelProto) -> bool:
     Whoever comes with another shape waits for a new plan, some 40 ms for a small network; and a graph that was recorded
     holds kernels of a plan that may be gone.
     """
-    return any("Conv" in node.op_type for node in model.graph.node)
+    return any("Conv" in node.op_type for node in all_nodes(model.graph))
 
 
 class ByShape:
@@ -131,6 +177,7 @@ class ByShape:
         inputs: Sequence[str],
         *,
         graphs: bool,
+        n_bytes: int = 0,
         device: str = DEVICE,
     ) -> None:
         """Make it ready.
@@ -140,15 +187,22 @@ class ByShape:
             another: Opens another one, for each shape; None: one is enough for all.
             inputs: The inputs' names.
             graphs: Record and replay; then the sessions were opened with ``enable_cuda_graph``.
+            n_bytes: The model's size.
             device: Where the places are.
         """
         self._spare: Any = session
         self._another = another
         self._inputs = list(inputs)
         self._graphs, self._device = graphs, device
+        fitting = min(MOST_SESSIONS, max(1, MOST_BYTES // max(n_bytes, 1)))
+        self._most = MOST_SHAPES if another is None else fitting
         self._known: dict[tuple[tuple[int, ...], ...], Run] = {}
+        self._last: Run | None = None
+        """The session that was opened last, for what it comes to where there is no room for one more."""
         self._rest: Run | None = None
         """For shapes that are too many, or empty."""
+        self.recorded = 0
+        """Shapes whose work is replayed."""
 
     def run(self, names: Sequence[str], feed: Feed) -> Sequence[Array]:
         """Run once. The first run of a shape takes as long as some hundred others: it is planned, and recorded.
@@ -158,26 +212,49 @@ class ByShape:
             feed: The inputs.
 
         Raises:
-            Exception: as ONNX Runtime's session.
+            Exception: as ONNX Runtime's session. HastenError: as ``another``.
         """
         known = self._known.get(tuple(feed[name].shape for name in self._inputs))
         return self._first(names, feed) if known is None else known(names, feed)
 
     def _first(self, names: Sequence[str], feed: Feed) -> Sequence[Array]:
-        most = MOST_SHAPES if self._another is None else MOST_SESSIONS
-        if len(self._known) >= most or not all(feed[name].size for name in self._inputs):
-            if self._rest is None:
-                self._rest = self._plain(self._opened())
+        empty = not all(feed[name].size for name in self._inputs)
+        if empty or len(self._known) >= self._most:
+            return self._others()(names, feed)
+        try:
+            session = self._opened()
+        except BuildFailed as error:
+            if self._last is None:
+                raise
+            logger.warning("there is no room for another session on the GPU, so other shapes share one: %s", error)
+            self._most, self._rest = len(self._known), self._last
             return self._rest(names, feed)
-        session = self._opened()
-        plain = self._plain(session)
+        plain = self._last = self._plain(session)
         made = plain(names, feed)
-        known = plain
-        if self._graphs and all(array.size for array in made):
-            with RECORDINGS.recording():
-                known = self._recorded(session, names, feed, made)
-        self._known[tuple(feed[name].shape for name in self._inputs)] = known
+        self._known[tuple(feed[name].shape for name in self._inputs)] = (
+            self._replayed(session, plain, names, feed, made)
+            if self._graphs and all(array.size for array in made)
+            else plain
+        )
         return made
+
+    def _others(self) -> Run:
+        """Give what runs shapes that have no session."""
+        if self._rest is None:
+            self._rest = self._plain(self._opened())
+        return self._rest
+
+    def _replayed(self, session: Any, plain: Run, names: Sequence[str], feed: Feed, made: Sequence[Array]) -> Run:
+        """Record a run; where that fails, go on without: what could not be recorded need not be lost too."""
+        number = self.recorded + 1
+        try:
+            replay = self._recorded(session, number, names, feed, made)
+        except FAILURES as error:
+            shapes = [list(feed[name].shape) for name in self._inputs]
+            logger.warning("the work of the shapes %s cannot be recorded, and is run each time: %s", shapes, error)
+            return plain if self._another is None else self._plain(self._another())
+        self.recorded = number
+        return replay
 
     def _opened(self) -> Any:
         """Give a session that has run no other shape, where that matters."""
@@ -196,30 +273,56 @@ class ByShape:
 
         return run
 
-    def _recorded(self, session: Any, names: Sequence[str], feed: Feed, made: Sequence[Array]) -> Run:
-        """Record a run, and give what replays it. ``made`` are its outputs."""
-        binding, options = session.io_binding(), _options(len(self._known) + 1)
-        inputs = {name: self._place(feed[name]) for name in self._inputs}
-        outputs = [self._place(array) for array in made]
-        for name, value in inputs.items():
-            value.update_inplace(np.ascontiguousarray(feed[name]))
-            binding.bind_ortvalue_input(name, value)
-        for name, value in zip(names, outputs, strict=True):
-            binding.bind_ortvalue_output(name, value)
-        session.run_with_iobinding(binding, options)
+    def _recorded(self, session: Any, number: int, names: Sequence[str], feed: Feed, made: Sequence[Array]) -> Run:
+        """Record a run under a number, and give what replays it. ``made`` are its outputs."""
+        binding, options = session.io_binding(), _options(number)
+        here = threading.local()
+        """ONNX Runtime keeps a recording for each thread: one that comes later records anew."""
+        with RECORDINGS.opening():
+            inputs = {name: self._place(feed[name]) for name in self._inputs}
+            outputs = [self._place(array) for array in made]
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in zip(names, outputs, strict=True):
+                binding.bind_ortvalue_output(name, value)
 
         def replay(names: Sequence[str], feed: Feed) -> Sequence[Array]:
-            with RECORDINGS.running():
+            with RECORDINGS.running() if hasattr(here, "done") else RECORDINGS.recording():
                 for name, value in inputs.items():
                     value.update_inplace(np.ascontiguousarray(feed[name]))
                 session.run_with_iobinding(binding, options)
+                here.done = True
                 return [value.numpy() for value in outputs]
 
+        replay(names, feed)
         return replay
 
     def _place(self, array: Array) -> Any:
         """Give a place on the GPU for arrays like this one."""
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, self._device, 0)
+
+
+def check_replay(by_shape: ByShape, feeds: tuple[Feed, Feed], expected: Feed) -> None:
+    """Check that runs are recorded, and that a replay follows its inputs as a plain run does.
+
+    A value that a kernel reads on the processor, as how many a TopK gives, is in the recording, and stays what it was.
+
+    Args:
+        by_shape: Records and replays.
+        feeds: Two of the same shapes, with other values.
+        expected: What a plain run gives for the second.
+
+    Raises:
+        Unsupported: that does not hold.
+    """
+    names = list(expected)
+    by_shape.run(names, feeds[0])
+    if not by_shape.recorded:
+        raise Unsupported(NAME, "its work cannot be recorded as a CUDA graph; set graphs=false")
+    for name, array in zip(names, by_shape.run(names, feeds[1]), strict=True):
+        if relative_error(expected[name], array) > REPLAYED:
+            told = f"replayed, {name!r} does not follow the inputs, of which one is read on the processor"
+            raise Unsupported(NAME, f"{told}; set graphs=false")
 
 
 def _options(number: int) -> Any:

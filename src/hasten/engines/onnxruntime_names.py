@@ -21,7 +21,7 @@ def settle_names(path: Path) -> None:
     nodes = _renumbered((node.name for node in graph.node), set())
     for node in graph.node:
         node.name = nodes.get(node.name, node.name)
-    for inner in _all_nodes(graph):
+    for inner in all_nodes(graph):
         for field in (inner.input, inner.output):
             field[:] = [tensors.get(name, name) for name in field]
     for item in (*graph.initializer, *graph.value_info):
@@ -45,9 +45,18 @@ def _renumbered(names: Iterable[str], fixed: set[str]) -> dict[str, str]:
     return found
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def name_nodes(path: Path) -> None:
+    """Give each node without a name one by its place, in the file: what is told of a node is told by its name."""
+    model = onnx.load(path, load_external_data=False)
+    for place, node in enumerate(all_nodes(model.graph)):
+        node.name = node.name or f"{node.op_type}#{place}"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Give the nodes of a graph, and of the graphs in them, in the order they stand."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from _all_nodes(inner)
+                yield from all_nodes(inner)

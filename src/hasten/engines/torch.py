@@ -106,7 +106,7 @@ class Torch:
             StoreError: the files are not what this engine writes, or were written for another processor.
         """
         self._check_built(built)
-        with RECORDINGS.running():  # weights go to the GPU
+        with contextlib.nullcontext() if self.device == "cpu" else RECORDINGS.opening():  # weights go to the GPU
             if self.mode == "compiled":
                 return TorchSession(built.signature, self._loaded(built).run, self)
             eager = self._eager(built)
@@ -245,7 +245,8 @@ class TorchSession:
 
     def close(self) -> None:
         """Free it. Closing twice is fine."""
-        self._run = None
+        with contextlib.nullcontext() if self._device == "cpu" else RECORDINGS.opening():
+            self._run = None
 
 
 def to_tensor(array: Array, device: str) -> torch.Tensor:

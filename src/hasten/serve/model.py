@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -31,12 +32,15 @@ from hasten.serve.ticket import REFUSED, Done, Marks, Ticket
 from hasten.serve.warm import Warm, Warming, warm
 from hasten.serve.worker import Instance
 from hasten.steps.pipeline import Pipeline
-from hasten.tensors import Array, Feed, Signature
+from hasten.tensors import DTYPES, Array, Feed, Signature
 
 DEFAULT_SIZES = (1, 2, 4, 8)
 GPU_SIZES = (1, 4, 16, 64)
 """A small network takes a GPU hardly longer for 16 rows than for one, and each size costs it memory
 (docs/decisions/0011)."""
+
+GPU_BYTES = 64 << 20
+"""Of the inputs of a batch on a GPU: of large rows there are fewer, where nothing is said."""
 
 GPU_INSTANCES = 2
 """While one's run is computed, the other's rows are joined and brought there."""
@@ -404,7 +408,7 @@ class Model:
             run_limit_ns=int(serving.run_limit_ms * 1e6),
             limit_ns=min([ns for ns in (self._objective_ns, self._timeout_ns) if ns is not None], default=None),
             batched=self._axis is not None,
-            inline=serving.isolation == "auto" and self._is_fixed(),
+            inline=serving.isolation == "auto" and self._is_fixed() and device_of(read.engine) == CPU,
         )
 
     def _is_fixed(self) -> bool:
@@ -444,8 +448,19 @@ def _sizes(read: Read, axis: str | int | None) -> tuple[int, ...]:
         return (1,)
     if isinstance(axis, int):
         return (axis,)
-    usual = DEFAULT_SIZES if device_of(read.engine) == CPU else GPU_SIZES
-    return tuple(sorted({*(read.deployment.serving.batch_sizes or (*usual, read.deployment.batch))}))
+    return tuple(sorted({*(read.deployment.serving.batch_sizes or (*usual_sizes(read), read.deployment.batch))}))
+
+
+def usual_sizes(read: Read) -> tuple[int, ...]:
+    """Give the batch sizes of a model whose deployment names none."""
+    rows = [spec.shape[1:] for spec in read.artifact.signature.inputs]
+    if device_of(read.engine) == CPU or not all(isinstance(dim, int) for row in rows for dim in row):
+        return DEFAULT_SIZES
+    row_bytes = sum(
+        math.prod(int(dim) for dim in spec.shape[1:]) * DTYPES[spec.dtype].itemsize
+        for spec in read.artifact.signature.inputs
+    )
+    return tuple(size for size in GPU_SIZES if size == 1 or size * row_bytes <= GPU_BYTES)
 
 
 def _triton(datatype: str) -> str:
