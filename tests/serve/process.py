@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+STDIN = subprocess.DEVNULL
+"""What a server has for its standard input."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -44,7 +47,7 @@ def process(path: Path, *options: str, files: int | None = None) -> Iterator[Pro
     command = [sys.executable, "-m", "hasten", "serve", str(path), "--json", *ports, *options]
     if files is not None:
         command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
-    popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    popen = subprocess.Popen(command, stdin=STDIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert popen.stdout is not None
         line = popen.stdout.readline()

@@ -89,6 +89,7 @@ def serve(
     """Serve a deployment, or a folder of deployments, over HTTP and gRPC.
 
     Models are loaded and warmed before a port is bound. SIGTERM or Ctrl-C drains and ends; a second one ends at once.
+    SIGHUP reads API keys, certificate, access log and folder again.
 
     .. code-block:: console
 

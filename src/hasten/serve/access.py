@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from time import perf_counter_ns
 from typing import IO
 
 import msgspec
 
+from hasten.errors import BadInput
 from hasten.serve.http1_request import Request
 from hasten.serve.http2_stream import Call
 
@@ -22,12 +24,41 @@ KEPT_LINES = 10_000
 class AccessLog:
     """Collects lines and writes them when ``flush`` is called."""
 
-    def __init__(self, stream: IO[bytes], *, time_s: Callable[[], float]) -> None:
+    def __init__(self, stream: IO[bytes], *, time_s: Callable[[], float], path: Path | None = None) -> None:
         self._stream = stream
+        self._path = path
         self._time_s = time_s
         self._lines: list[bytes] = []
         self._failing = False
         self._numbers = itertools.count(1)
+
+    @classmethod
+    def at(cls, path: Path, *, time_s: Callable[[], float]) -> AccessLog:
+        """Append to a file. Raises BadInput where it cannot be written."""
+        return cls(_appended(path), time_s=time_s, path=path)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether it is a file that may be moved away, and not standard output."""
+        return self._path is not None
+
+    def reopen(self) -> None:
+        """Write what was noted, and go on in the file that has the name now: the one before was moved away.
+
+        Raises:
+            BadInput: there is none that can be written; the one before stays.
+        """
+        if self._path is not None:
+            fresh = _appended(self._path)
+            self.flush()
+            self._stream.close()
+            self._stream, self._failing = fresh, False
+
+    def close(self) -> None:
+        """Write what was noted and close the file. Closing twice is fine."""
+        if not self._stream.closed:
+            self.flush()
+            self._stream.close()
 
     def log(self, request: Request) -> None:
         """Note an HTTP request that was answered."""
@@ -84,3 +115,10 @@ class AccessLog:
             self._failing = True
         else:
             self._failing = False
+
+
+def _appended(path: Path) -> IO[bytes]:
+    try:  # without a buffer: what could not be written must not come again when it is closed
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise BadInput(f"the access log {path} cannot be written: {error}") from error

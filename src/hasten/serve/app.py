@@ -1,7 +1,8 @@
 """The server as a process: load and warm, then listen, serve, and end without losing a request.
 
 SIGTERM or SIGINT: readiness turns 503 at once, requests are still taken for ``drain_s``, then the ports close, what
-is in work is finished, and the process ends with 0. A second signal ends it at once.
+is in work is finished, and the process ends with 0. A second signal ends it at once. SIGHUP: API keys, certificate,
+access log and repository are read again, once the models are loaded.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from time import time
-from typing import IO, Literal
+from typing import Literal
 
 import uvloop
 
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, ModelNotReady, StoreError
 from hasten.host import allow_files
 from hasten.serve.access import AccessLog
+from hasten.serve.certificate import Certificate
 from hasten.serve.http1 import Http1Server
 from hasten.serve.keys import Keys, read_keys
 from hasten.serve.limits import Limits
-from hasten.serve.listen import HttpListener, Listener, Spot, tls_context
+from hasten.serve.listen import HttpListener, Listener, Spot
+from hasten.serve.manager import READY, STOPPING, reloading, tell_manager
+from hasten.serve.renewal import Renewal
 from hasten.serve.repository import open_repository
 from hasten.serve.rest import Rest
 from hasten.serve.scheduling import own_threads
@@ -43,7 +47,7 @@ logger = logging.getLogger(__name__)
 GC_THRESHOLD = (20_000, 20, 50)
 """Of the cyclic collector: what a request makes is freed by counting, and each pass costs as much as a few requests."""
 
-STANDARD_OUTPUT = 1
+STANDARD_INPUT, STANDARD_OUTPUT = 0, 1
 """Its file descriptor: ``sys.stdout`` may stand for another while a verb runs."""
 
 Transport = Literal["fast", "library"]
@@ -140,23 +144,31 @@ def within_files(limits: Limits, ports: int) -> Limits:
 
 
 async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
-    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
+    keys, certificate = _keys(listening), _certificate(listening)
     service = _service(path, listening, own_process=True)
     with contextlib.ExitStack() as stack:
         stop, now = _signals(stack)
         ports = 1 if listening.grpc_port is None else 2
         listening = replace(listening, limits=within_files(listening.limits, ports))
-        listeners = make_listeners(service, listening, keys=keys, access=_access_log(listening, stack))
+        access = _access_log(listening, stack)
+        listeners = make_listeners(service, listening, keys=keys, certificate=certificate, access=access)
+        known = (listening.api_keys, keys) if listening.api_keys and keys else None
+        renewal = Renewal(keys=known, certificate=certificate, access=access)
+        loaded = asyncio.Event()
+        _on_hangup(stack, stop, lambda: _renew(service, renewal, loaded))
         try:
             if not await _started(service, stop):
                 return True
+            loaded.set()
             _settle()
             for listener in listeners:
                 await listener.open()
             if not stop.is_set():
                 announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
+                tell_manager(READY)
             watching = None if listening.watch_s is None else asyncio.create_task(_watch(service, listening.watch_s))
             await stop.wait()
+            tell_manager(STOPPING)
             if watching is not None:
                 watching.cancel()
             return await _finish(service, listeners, listening, now)
@@ -167,19 +179,21 @@ async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
 
 
 def make_listeners(
-    service: Service, listening: Listening, *, keys: Keys | None, access: AccessLog | None
+    service: Service,
+    listening: Listening,
+    *,
+    keys: Keys | None,
+    certificate: Certificate | None,
+    access: AccessLog | None,
 ) -> tuple[Listener, ...]:
     """Make the transports of a service, closed: HTTP first, then gRPC where it is asked for.
 
     Those that are not asked for are not imported: a server that is restarted shall be there again soon.
 
     Raises:
-        BadInput: the certificate or its key cannot be used. InvalidSetting: one without the other.
+        BadInput: the certificate or its key cannot be used. InvalidSetting: an inherited socket for a library.
     """
-    if (listening.tls_cert is None) != (listening.tls_key is None):
-        raise InvalidSetting("TLS takes both --tls-cert and --tls-key")
-    pair = (listening.tls_cert, listening.tls_key) if listening.tls_cert and listening.tls_key else None
-    tls = None if pair is None else tls_context(*pair, speaks="http/1.1")
+    tls = None if certificate is None else certificate.context(speaks="http/1.1")
     rest = Rest(service, body_bytes=listening.limits.body_bytes, keys=keys)
     http: Listener
     spot = Spot(listening.host, listening.port, listening.reuse_port, listening.fd)
@@ -202,11 +216,11 @@ def make_listeners(
     if listening.transport == "fast":
         from hasten.serve.grpc_fast import FastGrpcListener
 
-        tls = None if pair is None else tls_context(*pair, speaks="h2")
+        tls = None if certificate is None else certificate.context(speaks="h2")
         return http, FastGrpcListener(service, listening.limits, spot=spot, keys=keys, tls=tls, access=access)
     from hasten.serve.grpc_library import GrpcListener
 
-    return http, GrpcListener(service, listening.limits, spot=spot, keys=keys, tls=pair)
+    return http, GrpcListener(service, listening.limits, spot=spot, keys=keys, tls=certificate)
 
 
 def _settle() -> None:
@@ -319,26 +333,64 @@ def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]
     return stop, now
 
 
+def _on_hangup(stack: contextlib.ExitStack, stop: asyncio.Event, renew: Callable[[], Awaitable[None]]) -> None:
+    """Let SIGHUP read again what may have changed. Of a terminal that goes, it is a reason to end; under nohup none."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return
+    loop, going = asyncio.get_running_loop(), set[asyncio.Future[None]]()
+
+    def arrived() -> None:
+        task = asyncio.ensure_future(renew())
+        going.add(task)  # the loop itself holds a task only weakly
+        task.add_done_callback(going.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, stop.set if os.isatty(STANDARD_INPUT) else arrived)
+    stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+
+async def _renew(service: Service, renewal: Renewal, loaded: asyncio.Event) -> None:
+    """Read keys, certificate and log anew, and look at the repository again."""
+    await loaded.wait()
+    tell_manager(*reloading())
+    taken = renewal.renew()
+    try:
+        await service.refresh()
+    except StoreError as error:
+        logger.error("the repository cannot be read, and what is loaded goes on: %s", error)
+    else:
+        taken.append("repository")
+    logger.warning("read again: %s", ", ".join(taken) or "nothing")
+    tell_manager(READY)
+
+
+def _keys(listening: Listening) -> Keys | None:
+    return None if listening.api_keys is None else read_keys(listening.api_keys)
+
+
+def _certificate(listening: Listening) -> Certificate | None:
+    if listening.tls_cert is None and listening.tls_key is None:
+        return None
+    if listening.tls_cert is None or listening.tls_key is None:
+        raise InvalidSetting("TLS takes both --tls-cert and --tls-key")
+    return Certificate(listening.tls_cert, listening.tls_key)
+
+
 def _access_log(listening: Listening, stack: contextlib.ExitStack) -> AccessLog | None:
     if listening.access_log is None:
         return None
-    name = listening.access_log
-    try:  # without a buffer: what could not be written must not come again when it is closed
-        if str(name) == "-":
-            stream: IO[bytes] = FileIO(STANDARD_OUTPUT, "ab", closefd=False)
-        else:
-            stream = stack.enter_context(name.open("ab", buffering=0))
-    except OSError as error:
-        raise BadInput(f"the access log {name} cannot be written: {error}") from error
-    return AccessLog(stream, time_s=time)
+    if str(listening.access_log) == "-":
+        return AccessLog(FileIO(STANDARD_OUTPUT, "ab", closefd=False), time_s=time)
+    log = AccessLog.at(listening.access_log, time_s=time)
+    stack.callback(log.close)
+    return log
 
 
 @contextlib.asynccontextmanager
 async def open_app(path: Path, listening: Listening) -> AsyncIterator[Open]:
     """Serve within the running event loop, without signal handlers: for tests, notebooks and other frameworks."""
     service = _service(path, listening, own_process=False)
-    keys = None if listening.api_keys is None else read_keys(listening.api_keys)
-    listeners = make_listeners(service, listening, keys=keys, access=None)
+    keys, certificate = _keys(listening), _certificate(listening)
+    listeners = make_listeners(service, listening, keys=keys, certificate=certificate, access=None)
     try:
         await _start(service)
         for listener in listeners:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ from hasten.errors import BadInput, HastenError, ModelNotFound, ServeError
 from hasten.protocol import grpc as codec
 from hasten.protocol.messages import InferResponse
 from hasten.serve import grpc_side as side
+from hasten.serve.certificate import Certificate
 from hasten.serve.codes import LONGEST_TEXT, code_of, retry_after_s
 from hasten.serve.grpc_calls import CALLS, OPEN_CALLS, SERVICE, answer
 from hasten.serve.keys import Keys
@@ -190,7 +190,7 @@ class GrpcListener:
         *,
         spot: Spot,
         keys: Keys | None,
-        tls: tuple[Path, Path] | None,
+        tls: Certificate | None,
     ) -> None:
         """Make one, closed."""
         self._handlers = InferenceHandlers(service, keys)
@@ -236,12 +236,7 @@ class GrpcListener:
     def _bind(self, server: grpc.aio.Server, place: str) -> int:
         if self._tls is None:
             return server.add_insecure_port(place)
-        certificate, key = self._tls
-        try:
-            pair = (key.read_bytes(), certificate.read_bytes())
-        except OSError as error:
-            raise BadInput(f"the certificate {certificate} with the key {key} cannot be read: {error}") from error
-        return server.add_secure_port(place, grpc.ssl_server_credentials([pair]))
+        return server.add_secure_port(place, _credentials(self._tls))
 
     def drain(self) -> None:
         """Nothing to say: GOAWAY follows when it closes."""
@@ -258,3 +253,17 @@ class GrpcListener:
         if self._server is not None:
             self._aborting = asyncio.get_running_loop().create_task(self._server.stop(None))
             self._server = None
+
+
+def _credentials(tls: Certificate) -> grpc.ServerCredentials:
+    """Give credentials that follow a certificate: grpcio asks at each handshake whether there is another one."""
+    given = [tls.pem]
+
+    def newer() -> grpc.ServerCertificateConfiguration | None:
+        if tls.pem is given[0]:
+            return None
+        given[0] = tls.pem
+        return grpc.ssl_server_certificate_configuration([given[0]])
+
+    first = grpc.ssl_server_certificate_configuration([given[0]])
+    return grpc.dynamic_ssl_server_credentials(first, newer)  # type: ignore[arg-type] # None says: no other one

@@ -13,11 +13,15 @@ from hasten.errors import BadInput, NotAllowed
 LEAST_CHARACTERS = 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keys:
     """The keys that are let in, each as its SHA-256 digest."""
 
     digests: tuple[bytes, ...]
+
+    def take(self, others: Keys) -> None:
+        """Let in ``others`` from the next request on, and these no more."""
+        self.digests = others.digests
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Check the key of a request: ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``.

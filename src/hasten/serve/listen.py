@@ -8,7 +8,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from hasten.errors import BadInput
@@ -162,22 +161,6 @@ def url_of(scheme: str, bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"{scheme}://{shown}:{port}"
-
-
-def tls_context(certificate: Path, key: Path, *, speaks: str) -> ssl.SSLContext:
-    """Make a server's TLS context: TLS 1.2 or newer; ``speaks`` is its protocol by its ALPN name.
-
-    Raises:
-        BadInput: a file cannot be read, or the key is not the certificate's.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols([speaks])
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise BadInput(f"the certificate {certificate} with the key {key} cannot be used: {error}") from error
-    return context
 
 
 class HttpListener:
