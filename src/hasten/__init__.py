@@ -4,11 +4,15 @@
     print(result.verdict.word, result.deployment)
 
 Names are imported when they are first used: ``import hasten`` loads no engine, no NumPy and no torch.
+
+Nothing is sent to anybody: libraries that would tell their makers of the models that they run are told not to, before
+they are imported. Who wants them to says so by the same variables (``SILENCED``).
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +60,17 @@ _HOMES = {
     "run_plan_isolated": "hasten.plan",
     "split": "hasten.samples.split",
 }
+
+SILENCED = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "ORT_TELEMETRY_DISABLED": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""What ONNX Runtime (from 1.32 on, on Linux), MLflow and wandb read before they begin."""
+
+for _variable, _value in SILENCED.items():
+    os.environ.setdefault(_variable, _value)
 
 __all__ = [
     "Artifact",
