@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from hasten import registry
@@ -17,7 +19,11 @@ from hasten.deployment import FILE, read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.golden import read_golden
 from hasten.plan import Part
+from hasten.protocol.messages import InferRequest, Tensor
+from hasten.samples import Samples
 from hasten.search.as_is import deploy
+from hasten.serve.repository import open_repository
+from hasten.serve.service import Service
 from hasten.store import Store
 from hasten.testing.faults import FAULTS
 from hasten.testing.models import convnet, encoder, mlp, random_samples, stored, write
@@ -41,7 +47,7 @@ def test_a_bundle_has_the_model_its_golden_answers_and_how_it_is_to_be_served(
     made = deployed([*words, "--serving", "instances=1,batch_sizes=[1,4],objective_ms=20"], capsys)
     assert made["path"] == str(folder / "deployment.toml")
     deployment, artifact = read_deployment(folder / FILE)
-    assert (deployment.name, deployment.engine, deployment.settings) == ("model", "onnxruntime", {"threads": 2})
+    assert (deployment.name, deployment.engine, deployment.settings) == ("net", "onnxruntime", {"threads": 2})
     assert deployment.verdict == "UNPROVEN"
     assert (deployment.serving.instances, deployment.serving.batch_sizes) == (1, (1, 4))
     assert deployment.serving.objective_ms == 20
@@ -119,6 +125,8 @@ WRONG = {
     "a setting of serving out of range": (["--serving", "instances=0"], "instances"),
     "no settings of serving": (["--serving", "fast"], "'fast' is no key=value"),
     "an unknown engine": (["--engine", "onxruntime"], "did you mean 'onnxruntime'"),
+    "a name that no client can write": (["--name", "a/b"], "'a/b' cannot be a model's name"),
+    "more threads than there are": (["--engine", "onnxruntime:threads=999"], "cannot be pinned"),
     "graphs without a GPU": (["--engine", "onnxruntime:graphs=true"], "set provider=cuda"),
 }
 
@@ -142,3 +150,76 @@ def test_open_lengths_need_samples(tmp_path: Path, capsys: pytest.CaptureFixture
     words = [str(tmp_path / "text.onnx"), "-o", str(tmp_path / "net"), "--home", str(tmp_path / "home")]
     told = deployed(words, capsys, code=1)["error"]
     assert "give real samples with --data" in told["message"]
+
+
+@pytest.mark.parametrize(("place", "name"), [("net", "net"), ("net/3", "net"), ("v1.5", "v1.5"), ("7", "models")])
+def test_a_model_is_called_as_its_folder_is(
+    place: str, name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "models" / place
+    assert (
+        deployed([str(model), "-o", str(folder), "--home", str(tmp_path / "home")], capsys)["deployment"]["name"]
+        == name
+    )
+
+
+@pytest.mark.parametrize("place", ["net/2", "net/model/2"])
+def test_no_bundle_is_put_into_another(
+    place: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(model), "--home", str(tmp_path / "home"), "-o"]
+    deployed([*words, str(tmp_path / "net")], capsys)
+    told = deployed([*words, str(tmp_path / place)], capsys, code=1)["error"]
+    assert "lies in the bundle" in told["message"]
+
+
+def labels() -> onnx.ModelProto:
+    """x [n, 4] -> the name of the largest of each row, as a classifier of scikit-learn gives it."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ArgMax", ["x"], ["place"], axis=1, keepdims=0),
+            helper.make_node("Gather", ["names", "place"], ["label"]),
+        ],
+        "labels",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("label", TensorProto.STRING, ["n"])],
+        [helper.make_tensor("names", TensorProto.STRING, [4], [b"ape", b"cat", b"dog", b"elk"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_a_model_that_gives_text_is_checked_and_served(tmp_path: Path, store: Store) -> None:
+    source = stored(labels(), store)
+    made = deploy(source, Part("onnxruntime"), random_samples(source, n=6), store, tmp_path / "net", name="net")
+    assert (made.golden_rows, made.agreement) == (6, {"label": 0.0})
+
+    async def work() -> None:
+        service = Service(open_repository(tmp_path / "net"))
+        await service.start()
+        assert service.ready(), service.index()
+        x = np.eye(4, dtype=np.float32)[[2, 0]]
+        answer = await service.infer(InferRequest(model="net", inputs=(Tensor.of("x", x),)))
+        assert [bytes(text) if isinstance(text, bytes) else text.encode() for text in answer.outputs[0].data] == [
+            b"dog",
+            b"ape",
+        ]
+        await service.stop()
+
+    asyncio.run(work())
+
+
+def test_inputs_of_different_first_axes_are_not_compared_and_that_is_told(tmp_path: Path, store: Store) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "two",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5]),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [5, 2]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+    )
+    source = stored(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), store)
+    samples = Samples({"x": np.zeros((5, 5), np.float32), "w": np.zeros((5, 2), np.float32)})
+    made = deploy(source, Part("onnxruntime"), samples, store, tmp_path / "net", name="net")
+    assert (made.deployment.batch, made.golden_rows) == (1, 0)
+    assert "no axis of samples in common" in str(made.note)

@@ -63,6 +63,7 @@ class Watched:
     def __init__(self, *, fails: bool = False) -> None:
         self.session = session_of(mlp())
         self.fails = fails
+        """To record."""
         self.plain: list[int] = []
         """Rows of runs that are not recorded."""
         self.replayed: list[tuple[str, int]] = []
@@ -78,10 +79,10 @@ class Watched:
         return self.session.io_binding()
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
         number = options.get_run_config_entry("gpu_graph_id")
         if (number, threading.get_ident()) not in self.recorded:
+            if self.fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
             assert RECORDINGS._recording, "recorded beside others"
             self.recorded.add((number, threading.get_ident()))
         self.session.run_with_iobinding(binding, options)
@@ -170,6 +171,36 @@ def test_where_the_gpu_has_no_room_for_another_session_shapes_share_the_last(
     assert [record.message for record in caplog.records if "no room for another session" in record.message] == [
         caplog.records[0].message
     ]
+
+
+@pytest.mark.parametrize("counts", [(1, 2, 0, 0, 3), (1, 2, 3, 3, 0)])
+def test_without_room_shapes_that_share_one_share_the_last(counts: tuple[int, ...]) -> None:
+    opened = Opened(graphs=False, apart=True, room=2, n_bytes=cuda.MOST_BYTES // 2)
+    opened.check(*counts)
+    assert len(opened.sessions) == 2
+    assert opened.sessions[1].plain == list(counts[1:])
+
+
+def test_another_thread_that_cannot_record_is_answered_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    opened = Opened(graphs=True, apart=False)
+    opened.check(2, 2)
+    opened.sessions[0].fails = True
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(opened.check, 2, 2, 2).result(LONG_S)
+    assert opened.sessions[0].plain == [2, 2, 2, 2]
+    assert len([record for record in caplog.records if "another thread cannot record" in record.message]) == 1
+    opened.check(2)
+    assert len(opened.sessions[0].plain) == 4, "the thread that has recorded goes on to replay"
+
+
+def test_a_session_whose_first_run_fails_is_used_for_the_next_shape() -> None:
+    opened = Opened(graphs=False, apart=True)
+    opened.check(1)
+    for _ in range(3):
+        with pytest.raises(cuda.FAILURES):
+            opened.by_shape.run(["y"], {"x": np.zeros((2, 5), np.float32)})
+    opened.check(3)
+    assert len(opened.sessions) == 2
 
 
 def test_without_room_for_the_first_session_that_is_told() -> None:

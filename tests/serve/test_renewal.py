@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 import json
@@ -12,21 +13,27 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
-from hasten.errors import BadInput
+from hasten.client.client import Client
+from hasten.deployment import Serving
+from hasten.errors import BadInput, StoreError
 from hasten.serve.access import AccessLog
 from hasten.serve.app import Listening, open_app
 from hasten.serve.certificate import Certificate
 from hasten.serve.keys import read_keys
 from hasten.serve.manager import READY, reloading, tell_manager
 from hasten.serve.renewal import Renewal
-from serve.bundles import bundle, run
+from hasten.serve.repository import Bundle, Repository, open_repository
+from hasten.serve.service import Service
+from serve.bundles import bundle, rows, run
 from serve.certificates import certificate
 from serve.process import Process, process
 
@@ -88,14 +95,91 @@ def test_a_hangup_exchanges_keys_and_log_and_looks_at_the_models_while_the_manag
     assert (before, after) == ([200, 401], [401, 200])
 
 
-def test_of_a_terminal_that_goes_a_hangup_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_goes_ends_the_server_and_one_that_is_there_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = pty.openpty()
     monkeypatch.setattr("serve.process.STDIN", theirs)
-    with process(bundle(tmp_path / "net")) as server:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "manager"))
+    with manager(tmp_path / "manager") as door, process(bundle(tmp_path / "net")) as server:
+        assert heard(door) == ["READY=1"]
         server.popen.send_signal(signal.SIGHUP)
+        assert heard(door)[0] == "RELOADING=1"
+        assert heard(door) == ["READY=1"]
+        os.close(ours)
+        os.close(theirs)
+        server.popen.send_signal(signal.SIGHUP)
+        assert heard(door) == ["STOPPING=1"]
         assert server.popen.wait(LONG_S) == 0
-    os.close(ours)
-    os.close(theirs)
+
+
+def test_models_that_are_all_gone_stay_loaded_and_one_that_is_gone_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    bundle(home / "other")
+
+    async def work() -> None:
+        service = Service(open_repository(home))
+        await service.start()
+        (home / "other").rename(tmp_path / "other")
+        await service.refresh()
+        assert "the model other is gone from the repository, and is unloaded" in caplog.text
+        (home / "net").rename(tmp_path / "net")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="holds no deployment any more"):
+                await service.refresh()
+        assert [entry["name"] for entry in service.index(ready=True)] == ["net"]
+        (tmp_path / "other").rename(home / "other")
+        (tmp_path / "net").rename(home / "net")
+        await service.refresh()
+        assert [entry["name"] for entry in service.index(ready=True)] == ["net", "other"]
+        await service.stop()
+
+    run(work())
+
+
+def test_a_bundle_that_is_away_for_a_moment_is_not_unloaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    bundle(home / "other")
+    scan = Repository.scan
+
+    def away(repository: Repository) -> dict[str, dict[str, Bundle]]:
+        found = scan(repository)
+        monkeypatch.setattr(Repository, "scan", scan)
+        return {"other": found["other"]}
+
+    async def work() -> None:
+        service = Service(open_repository(home))
+        await service.start()
+        monkeypatch.setattr(Repository, "scan", away)
+        await service.refresh()
+        assert Repository.scan is scan
+        assert [entry["name"] for entry in service.index(ready=True)] == ["net", "other"]
+        assert "unloaded" not in caplog.text
+        await service.stop()
+
+    run(work())
+
+
+def test_a_worker_hears_no_signal_that_is_for_its_server(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "net", serving=Serving(instances=1, isolation="process"))
+    with process(path) as server:
+        (worker,) = psutil.Process(server.popen.pid).children()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            worker.send_signal(number)
+        with Client(f"http://{server.http[0]}:{server.http[1]}") as client:
+            client.infer("net", {"x": rows(1)})
+        assert worker.is_running()
+        assert psutil.Process(server.popen.pid).children() == [worker]
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(LONG_S) == 0
+        psutil.wait_procs([worker], LONG_S)
+        assert not worker.is_running()
 
 
 def test_under_nohup_a_hangup_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +211,15 @@ def der(path: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert(path.read_text())
 
 
+@pytest.mark.parametrize("kinds", [("ec", "ec"), ("rsa", "ec"), ("ec", "rsa")], ids="-".join)
 @pytest.mark.parametrize("transport", ["fast", "library"])
-def test_a_new_certificate_is_shown_from_the_next_handshake_on(
-    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_new_certificate_is_shown_from_the_next_handshake_on_whatever_its_key(
+    transport: str, kinds: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bundle(tmp_path / "net")
-    cert, key = certificate(tmp_path)
+    cert, key = certificate(tmp_path, kinds[0])
     (tmp_path / "next").mkdir()
-    fresh = certificate(tmp_path / "next")
+    fresh = certificate(tmp_path / "next", kinds[1])
     made: list[Certificate] = []
     monkeypatch.setattr("hasten.serve.app.Certificate", lambda *paths: made.append(Certificate(*paths)) or made[-1])
 
@@ -165,21 +250,56 @@ def test_a_new_certificate_is_shown_from_the_next_handshake_on(
     run(work())
 
 
-def test_a_key_that_is_not_the_certificates_leaves_both_as_they_were(tmp_path: Path) -> None:
+def shaken(context: ssl.SSLContext, *, speaks: str) -> tuple[bytes, str | None]:
+    """Shake hands with a context in memory; gives its certificate, and what is spoken."""
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_alpn_protocols([speaks])
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks, answers = client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)
+    for _ in range(4):
+        for side in (asks, answers):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    found = asks.getpeercert(binary_form=True)
+    assert found
+    return found, asks.selected_alpn_protocol()
+
+
+def test_files_that_do_not_fit_leave_all_that_is_spoken_as_it_was(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     (tmp_path / "other").mkdir()
-    other_cert, other_key = certificate(tmp_path / "other")
+    other_cert, other_key = certificate(tmp_path / "other", "rsa")
     ours = Certificate(cert, key)
-    context, pem = ours.context(speaks="h2"), ours.pem
-    before = context.get_ca_certs(), context.cert_store_stats()
-    shutil.copyfile(other_key, key)
+    contexts = {name: ours.context(speaks=name) for name in ("http/1.1", "h2")}
+    old, pem = der(cert), ours.pem
+    shutil.copyfile(other_cert, cert)  # its key is still on the way
     with pytest.raises(BadInput, match="cannot be used"):
         ours.renew()
     assert ours.pem is pem
-    assert (context.get_ca_certs(), context.cert_store_stats()) == before
-    shutil.copyfile(other_cert, cert)
+    assert [shaken(context, speaks=name) for name, context in contexts.items()] == [(old, n) for n in contexts]
+    shutil.copyfile(other_key, key)
     ours.renew()
     assert ours.pem == (other_key.read_bytes(), other_cert.read_bytes())
+    assert [shaken(context, speaks=name) for name, context in contexts.items()] == [(der(cert), n) for n in contexts]
+
+
+def test_a_key_that_is_locked_is_told_and_nobody_is_asked(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    locked = [
+        "openssl",
+        "pkey",
+        "-in",
+        str(key),
+        "-aes256",
+        "-passout",
+        "pass:secret",
+        "-out",
+        str(tmp_path / "locked"),
+    ]
+    subprocess.run(locked, check=True, capture_output=True)
+    with pytest.raises(BadInput, match="cannot be used"):
+        Certificate(cert, tmp_path / "locked")
 
 
 def test_what_cannot_be_used_is_told_and_the_rest_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,12 @@ from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, Shown, Verbatim, python_answer
 from hasten.cli.models import DATA, DataOptions, find_model, import_lines, name_of, stand_in_samples
 from hasten.cli.progress import telling
-from hasten.deployment import Serving, check_place
+from hasten.deployment import Serving
+from hasten.errors import BadInput
 from hasten.plan import Part, Plan
-from hasten.search.as_is import Deployed
+from hasten.search.as_is import Deployed, check_bundle_place
 from hasten.search.as_is import deploy as deploy_as_is
+from hasten.serve.repository import NAME
 from hasten.settings import build
 from hasten.store import Store
 
@@ -61,7 +64,7 @@ def deploy(
         output: Folder for the bundle, as models/NAME or models/NAME/VERSION; a bundle that is there is replaced.
         engine: An engine, with settings after a colon.
         data: Samples to check it on; without them, random ones that fit the inputs.
-        name: What clients call it; by default the model's file.
+        name: What clients call it where it is served alone; by default the folder's, as in a folder of models.
         serving: How to serve it, as instances=2,batch_sizes=[1,8].
         samples: How samples are read.
         state: Weights for module.py:factory.
@@ -70,9 +73,10 @@ def deploy(
     """
     part = units.part(engine)
     Plan(part).load_engine()
-    check_place(output)
+    called = _checked(name or _called(output))
+    check_bundle_place(output)
     if common.show_python:
-        return python_answer(*_python(part, model, data, name, serving, samples, state, seed, output, common))
+        return python_answer(*_python(part, model, data, called, serving, samples, state, seed, output, common))
     store = Store(common.home)
     source = find_model(model, store, state=state)
     if data is None:
@@ -86,7 +90,7 @@ def deploy(
             rows,
             store,
             output,
-            name=name or _called_by(name_of(source)),
+            name=called,
             preprocess=preprocess,
             serving=serving,
             seed=seed,
@@ -98,9 +102,20 @@ def deploy(
     )
 
 
-def _called_by(model: str) -> str:
-    """Give the name of a model's file, without folder, ending and function."""
-    return Path(model.partition(":")[0]).name.partition(".")[0]
+def _called(folder: Path) -> str:
+    """Give the name of a model in folder/NAME or folder/NAME/VERSION."""
+    place = folder.absolute()
+    return place.parent.name if place.name.isdecimal() else place.name
+
+
+def _checked(name: str) -> str:
+    """Check that clients can name it. Raises BadInput."""
+    if NAME.fullmatch(name) is None:
+        raise BadInput(
+            f"{name!r} cannot be a model's name: it begins with a letter or digit, and has nothing but those, dots, "
+            "hyphens and underscores; name another folder, or --name"
+        )
+    return name
 
 
 def _shown(made: Deployed, *, real: bool) -> list[Shown]:
@@ -111,14 +126,14 @@ def _shown(made: Deployed, *, real: bool) -> list[Shown]:
     if made.note is not None:
         lines.append(made.note)
     shown: list[Shown] = [Text(line, style="dim") for line in lines]
-    return [*shown, Verbatim(f"{made.path}\nhasten serve {made.path}")]
+    return [*shown, Verbatim(f"{made.path}\nhasten serve {shlex.quote(str(made.path))}")]
 
 
 def _python(
     part: Part,
     model: str,
     data: str | None,
-    name: str | None,
+    name: str,
     serving: Serving | None,
     samples: DataOptions,
     state: Path | None,
@@ -140,7 +155,7 @@ def _python(
         *lines,
         "made = deploy(",
         f"    model, hasten.Part({part.name!r}, {part.settings!r}), samples, store, Path({str(output)!r}),",
-        f"    name={name or _called_by(model)!r}, preprocess=preprocess, seed={seed},",
+        f"    name={name!r}, preprocess=preprocess, seed={seed},",
         f"    serving=Serving({', '.join(f'{key}={value!r}' for key, value in given.items())}),",
         ")",
         "print(made.path, made.agreement)",

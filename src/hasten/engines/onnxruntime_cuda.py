@@ -76,6 +76,9 @@ Run = Callable[[Sequence[str], Feed], Sequence[Array]]
 REPLAYED = 0.05
 """A replay's outputs may be off by so much, relative, from a plain run, whose kernels may be others: low precisions."""
 
+REPLAYED_OTHERS = 0.25
+"""The share of whole numbers that may be others."""
+
 NOT_RECORDED = -1
 """The number of a run that is neither recorded nor replayed (ONNX Runtime's ``kGraphAnnotationSkip``)."""
 
@@ -224,13 +227,14 @@ class ByShape:
         try:
             session = self._opened()
         except BuildFailed as error:
-            if self._last is None:
-                raise
-            logger.warning("there is no room for another session on the GPU, so other shapes share one: %s", error)
-            self._most, self._rest = len(self._known), self._last
-            return self._rest(names, feed)
-        plain = self._last = self._plain(session)
-        made = plain(names, feed)
+            return self._shared(error)(names, feed)
+        plain = self._plain(session)
+        try:
+            made = plain(names, feed)
+        except FAILURES:
+            self._spare = session  # for the next: that shape has not been planned
+            raise
+        self._last = plain
         self._known[tuple(feed[name].shape for name in self._inputs)] = (
             self._replayed(session, plain, names, feed, made)
             if self._graphs and all(array.size for array in made)
@@ -241,14 +245,25 @@ class ByShape:
     def _others(self) -> Run:
         """Give what runs shapes that have no session."""
         if self._rest is None:
-            self._rest = self._plain(self._opened())
+            try:
+                self._rest = self._plain(self._opened())
+            except BuildFailed as error:
+                self._rest = self._shared(error)
         return self._rest
+
+    def _shared(self, error: BuildFailed) -> Run:
+        """Give what runs further shapes where no session can be opened any more. Raises ``error`` where none was."""
+        if self._last is None:
+            raise error
+        logger.warning("there is no room for another session on the GPU, so other shapes share one: %s", error)
+        self._most, self._rest = len(self._known), self._last
+        return self._last
 
     def _replayed(self, session: Any, plain: Run, names: Sequence[str], feed: Feed, made: Sequence[Array]) -> Run:
         """Record a run; where that fails, go on without: what could not be recorded need not be lost too."""
         number = self.recorded + 1
         try:
-            replay = self._recorded(session, number, names, feed, made)
+            replay = self._recorded(session, plain, number, names, feed, made)
         except FAILURES as error:
             shapes = [list(feed[name].shape) for name in self._inputs]
             logger.warning("the work of the shapes %s cannot be recorded, and is run each time: %s", shapes, error)
@@ -273,7 +288,9 @@ class ByShape:
 
         return run
 
-    def _recorded(self, session: Any, number: int, names: Sequence[str], feed: Feed, made: Sequence[Array]) -> Run:
+    def _recorded(
+        self, session: Any, plain: Run, number: int, names: Sequence[str], feed: Feed, made: Sequence[Array]
+    ) -> Run:
         """Record a run under a number, and give what replays it. ``made`` are its outputs."""
         binding, options = session.io_binding(), _options(number)
         here = threading.local()
@@ -294,8 +311,21 @@ class ByShape:
                 here.done = True
                 return [value.numpy() for value in outputs]
 
+        def replay_or_run(names: Sequence[str], feed: Feed) -> Sequence[Array]:
+            if hasattr(here, "failed"):
+                return plain(names, feed)
+            try:
+                return replay(names, feed)
+            except FAILURES as error:
+                if hasattr(here, "done"):
+                    raise
+                here.failed = True
+                logger.warning("another thread cannot record the work of %s, and runs it each time: %s", shapes, error)
+                return plain(names, feed)
+
+        shapes = [list(feed[name].shape) for name in self._inputs]
         replay(names, feed)
-        return replay
+        return replay_or_run
 
     def _place(self, array: Array) -> Any:
         """Give a place on the GPU for arrays like this one."""
@@ -320,9 +350,18 @@ def check_replay(by_shape: ByShape, feeds: tuple[Feed, Feed], expected: Feed) ->
     if not by_shape.recorded:
         raise Unsupported(NAME, "its work cannot be recorded as a CUDA graph; set graphs=false")
     for name, array in zip(names, by_shape.run(names, feeds[1]), strict=True):
-        if relative_error(expected[name], array) > REPLAYED:
+        if not _follows(expected[name], array):
             told = f"replayed, {name!r} does not follow the inputs, of which one is read on the processor"
             raise Unsupported(NAME, f"{told}; set graphs=false")
+
+
+def _follows(expected: Array, got: Array) -> bool:
+    """Say whether a replay's output is that of a plain run, but for kernels that add up in another order."""
+    if expected.shape != got.shape:
+        return False
+    if expected.dtype.kind in "biu":  # of places that are nearly as good, another may be named
+        return float(np.mean(expected != got)) <= REPLAYED_OTHERS
+    return relative_error(expected, got) <= REPLAYED
 
 
 def _options(number: int) -> Any:

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.artifact import Artifact
-from hasten.deployment import Deployment, Serving, check_place, write_deployment
+from hasten.deployment import FILE, Deployment, Serving, check_place, write_deployment
 from hasten.engine import Engine
+from hasten.errors import BadInput
 from hasten.golden import GOLDEN, Golden, encode_golden
 from hasten.host import this_host, versions
 from hasten.isolation import Limits, Progress
-from hasten.measure.worker import cpus_for, fixed_batch, open_isolated
+from hasten.measure.worker import cpus_for, open_isolated
 from hasten.plan import Inputs, Part, Plan, run_plan_isolated
 from hasten.samples import Samples
 from hasten.samples.preprocess import Preprocess
-from hasten.search.deploy import NO_ROWS, golden_of, has_rows, with_steps
+from hasten.search.deploy import NO_ROWS, TEXT, golden_of, has_rows, with_steps
 from hasten.search.prepare import with_preprocess
 from hasten.search.space import available_engines, original_plan
 from hasten.settings import values_of
 from hasten.store import Store
-from hasten.tensors import TOLERANCES, assert_agrees, relative_error
+from hasten.tensors import TOLERANCES, Signature, assert_agrees, relative_error
 
 VERDICT = "UNPROVEN"
 """What such a deployment says of itself: nobody has measured it."""
@@ -73,12 +74,13 @@ def deploy(
         BadInput: something else is in ``folder``. Untrusted: an output is off; nothing is written. HastenError: it
             cannot be built or run.
     """
-    check_place(folder)
+    check_bundle_place(folder)
     if preprocess is not None:
         source = with_preprocess(source, preprocess, store)
     told = progress or (lambda text, share: None)
     loaded = Plan(engine).load_engine()
     settings = {key: value for key, value in values_of(loaded).items() if key in engine.settings}
+    cpus_for(loaded.threads)
     plan, reference = Plan(Part(engine.name, settings)), original_plan(available_engines(), (1,))
     with store.scratch() as scratch:
         rows = scratch / "samples"
@@ -86,7 +88,7 @@ def deploy(
         inputs = Inputs(store=store, samples=rows, seed=seed)
         told(f"building for {engine}", None)
         built = run_plan_isolated(plan, source, inputs, limits=LIMITS, progress=progress)
-        batch = fixed_batch(built.signature) or 1
+        batch = _batch(built.signature)
         answers, agreement = None, {}
         if has_rows(built.signature, batch):
             told("asking the untouched model", None)
@@ -124,6 +126,24 @@ def deploy(
     )
 
 
+def check_bundle_place(folder: Path) -> None:
+    """Check that a bundle may be written to ``folder``, and will be found there.
+
+    Raises:
+        BadInput: something else is there, or it lies in another bundle.
+    """
+    check_place(folder)
+    for above in list(folder.absolute().parents)[:2]:
+        if (above / FILE).exists():
+            raise BadInput(f"{folder} lies in the bundle {above}, which is served whole; give a folder beside it")
+
+
+def _batch(signature: Signature) -> int:
+    """Give the batch that all inputs are fixed at; 1 where they are open, or have none in common."""
+    lengths = {spec.shape[0] if spec.shape else None for spec in signature.inputs}
+    return first if len(lengths) == 1 and isinstance(first := lengths.pop(), int) else 1
+
+
 def _answers(plan: Plan, built: Artifact, store: Store, folder: Path, samples: Samples, *, batch: int) -> Golden:
     """Ask what was built for its answers to ``samples``, which were saved in ``folder``."""
     limits = Limits(cpus=cpus_for(plan.threads))
@@ -136,6 +156,6 @@ def _agreement(expected: Golden, got: Golden, engine: Engine) -> dict[str, float
     lower = engine.precision if engine.precision != "float32" and engine.precision in TOLERANCES else None
     assert_agrees(expected.outputs, got.outputs, dtype=lower)
     return {
-        name: relative_error(array, got.outputs[name]) if array.dtype.kind not in "OSU" else 0.0
+        name: relative_error(array, got.outputs[name]) if array.dtype.kind not in TEXT else 0.0
         for name, array in expected.outputs.items()
     }

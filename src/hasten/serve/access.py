@@ -51,14 +51,14 @@ class AccessLog:
         if self._path is not None:
             fresh = _appended(self._path)
             self.flush()
-            self._stream.close()
-            self._stream, self._failing = fresh, False
+            before, self._stream, self._failing = self._stream, fresh, False
+            _closed(before)
 
     def close(self) -> None:
         """Write what was noted and close the file. Closing twice is fine."""
         if not self._stream.closed:
             self.flush()
-            self._stream.close()
+            _closed(self._stream)
 
     def log(self, request: Request) -> None:
         """Note an HTTP request that was answered."""
@@ -122,3 +122,10 @@ def _appended(path: Path) -> IO[bytes]:
         return path.open("ab", buffering=0)
     except OSError as error:
         raise BadInput(f"the access log {path} cannot be written: {error}") from error
+
+
+def _closed(stream: IO[bytes]) -> None:
+    try:
+        stream.close()
+    except OSError as error:  # some file systems tell only now what could not be written
+        logger.warning("the access log may lack its last lines: %s", error)

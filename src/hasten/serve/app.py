@@ -105,6 +105,9 @@ class Open:
 OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Where OpenTelemetry's own variables name a collector, spans go there."""
 
+MOST_RENEWALS = 2
+"""One goes on, and one waits."""
+
 FILES_APART = 512
 """File descriptors that connections leave for models, logs, pipes, and those who are told that they are too many."""
 
@@ -154,18 +157,18 @@ async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
         listeners = make_listeners(service, listening, keys=keys, certificate=certificate, access=access)
         known = (listening.api_keys, keys) if listening.api_keys and keys else None
         renewal = Renewal(keys=known, certificate=certificate, access=access)
-        loaded = asyncio.Event()
-        _on_hangup(stack, stop, lambda: _renew(service, renewal, loaded))
+        ready = asyncio.Event()
+        _on_hangup(stack, stop, ready, lambda: _renew(service, renewal))
         try:
             if not await _started(service, stop):
                 return True
-            loaded.set()
             _settle()
             for listener in listeners:
                 await listener.open()
             if not stop.is_set():
                 announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
                 tell_manager(READY)
+                ready.set()
             watching = None if listening.watch_s is None else asyncio.create_task(_watch(service, listening.watch_s))
             await stop.wait()
             tell_manager(STOPPING)
@@ -333,34 +336,51 @@ def _signals(stack: contextlib.ExitStack) -> tuple[asyncio.Event, asyncio.Event]
     return stop, now
 
 
-def _on_hangup(stack: contextlib.ExitStack, stop: asyncio.Event, renew: Callable[[], Awaitable[None]]) -> None:
-    """Let SIGHUP read again what may have changed. Of a terminal that goes, it is a reason to end; under nohup none."""
+def _on_hangup(
+    stack: contextlib.ExitStack, stop: asyncio.Event, ready: asyncio.Event, renew: Callable[[], Awaitable[None]]
+) -> None:
+    """Let SIGHUP read again what may have changed, one time after the other. Under nohup it is nothing.
+
+    Where the server's terminal has gone, it is a reason to end: nobody would know of the server any more.
+    """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return
-    loop, going = asyncio.get_running_loop(), set[asyncio.Future[None]]()
+    loop, going, one = asyncio.get_running_loop(), set[asyncio.Future[None]](), asyncio.Lock()
+    terminal = os.isatty(STANDARD_INPUT)
+
+    async def again() -> None:
+        async with one:
+            await ready.wait()
+            if not stop.is_set():
+                await renew()
 
     def arrived() -> None:
-        task = asyncio.ensure_future(renew())
-        going.add(task)  # the loop itself holds a task only weakly
-        task.add_done_callback(going.discard)
+        if terminal and not os.isatty(STANDARD_INPUT):
+            logger.warning("the terminal has gone: the server ends")
+            stop.set()
+        elif len(going) < MOST_RENEWALS:  # one that waits reads what all the later ones would
+            task = asyncio.ensure_future(again())
+            going.add(task)  # the loop itself holds a task only weakly
+            task.add_done_callback(going.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, stop.set if os.isatty(STANDARD_INPUT) else arrived)
+    loop.add_signal_handler(signal.SIGHUP, arrived)
     stack.callback(loop.remove_signal_handler, signal.SIGHUP)
 
 
-async def _renew(service: Service, renewal: Renewal, loaded: asyncio.Event) -> None:
+async def _renew(service: Service, renewal: Renewal) -> None:
     """Read keys, certificate and log anew, and look at the repository again."""
-    await loaded.wait()
     tell_manager(*reloading())
-    taken = renewal.renew()
     try:
-        await service.refresh()
-    except StoreError as error:
-        logger.error("the repository cannot be read, and what is loaded goes on: %s", error)
-    else:
-        taken.append("repository")
-    logger.warning("read again: %s", ", ".join(taken) or "nothing")
-    tell_manager(READY)
+        taken = renewal.renew()
+        try:
+            await service.refresh()
+        except StoreError as error:
+            logger.error("the repository stays as it is loaded: %s", error)
+        else:
+            taken.append("repository")
+        logger.warning("read again: %s", ", ".join(taken) or "nothing")
+    finally:
+        tell_manager(READY)
 
 
 def _keys(listening: Listening) -> Keys | None:

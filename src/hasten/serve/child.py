@@ -12,6 +12,7 @@ A descriptor is its length (4 bytes, little-endian), then MessagePack.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -20,7 +21,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,14 +181,15 @@ class ChildRunner:
         os.ftruncate(memory, SLOTS * sum(sizes))
         (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
         try:
-            process = subprocess.Popen(
-                [*PYTHON, "hasten.serve.child", str(to_read), str(from_write), str(memory)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=(to_read, from_write, memory),
-                env={**os.environ, "PYTHONPATH": python_path()},
-                start_new_session=True,
-            )
+            with _deaf():
+                process = subprocess.Popen(
+                    [*PYTHON, "hasten.serve.child", str(to_read), str(from_write), str(memory)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    pass_fds=(to_read, from_write, memory),
+                    env={**os.environ, "PYTHONPATH": python_path()},
+                    start_new_session=True,
+                )
         except OSError as error:
             for fd in (to_read, to_write, from_read, from_write, memory):
                 os.close(fd)
@@ -314,6 +316,19 @@ class ChildRunner:
 
     def _gone(self, error: OSError) -> ChildCrashed:
         return ChildCrashed("worker", f"its pipe broke: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let a child that is started meanwhile hear no signal that tells a server to end: it ends with its server.
+
+    Service managers signal every process of a service, and a server that is told to end still needs its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _events(fd: int, timeout_s: float) -> int:

@@ -38,6 +38,9 @@ EXTENSIONS = (
 )
 """What the service can do beyond the protocol; the transports speak it."""
 
+AWAY_S = 0.05
+"""How long a bundle may be away while another takes its place."""
+
 RAW = ".raw"
 """Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
 
@@ -101,6 +104,7 @@ class Service:
         self._gone = gone
         self._scheduler = scheduler
         self._started = False
+        self._looking = asyncio.Lock()
         self._draining = False
         self._stopped = False
 
@@ -330,12 +334,24 @@ class Service:
     async def refresh(self) -> None:
         """Look at the repository again: load what is new or was written anew, unload what has gone.
 
+        One after the other: who asks while another looks, waits and looks again.
+
         Raises:
-            StoreError: the repository cannot be read; nothing is changed.
+            StoreError: the repository cannot be read, or nothing is in it any more; nothing is changed.
         """
+        async with self._looking:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         found = await asyncio.to_thread(self.repository.scan)
+        if self._known.keys() - found.keys():  # a bundle that is replaced is away for a moment
+            await asyncio.sleep(AWAY_S)
+            found = await asyncio.to_thread(self.repository.scan)
+        if self._known and not found:
+            raise StoreError(f"{self.repository.root} holds no deployment any more; unload a model by its name")
         before, self._known = self._known, found
         for name in before.keys() - found.keys():
+            logger.warning("the model %s is gone from the repository, and is unloaded", name)
             if (family := self._families.get(name)) is not None:
                 with contextlib.suppress(ModelNotFound):
                     await family.unload()
