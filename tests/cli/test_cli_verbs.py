@@ -5,6 +5,7 @@ from typing import Any
 import onnx
 import pytest
 
+from hasten import registry
 from hasten.cli.app import run
 from hasten.cli.doctor import store_finding
 from hasten.cli.models import is_digest
@@ -91,6 +92,19 @@ def test_measure_compares_engines_and_its_operators_add_up(
     bound = first["bound"]
     total = sum(op["time_ns"] or 0.0 for op in bound["operators"]) + bound["outside_ns"]
     assert total == pytest.approx(bound["measured_ns"])
+
+
+def test_measure_tells_no_limit_of_this_processor_for_what_runs_on_a_gpu(
+    model: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._registered["engine"], "elsewhere", registry.Entry("serve.test_gpu:Elsewhere"))
+    words = ["measure", str(model), "--engine", "elsewhere", "--operators", "--budget", "1s", "--home", str(home)]
+    (found,) = document(words, capsys)["measured"]
+    assert found["bound"] is None
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    assert "on a GPU: its limit is not measured" in " ".join(shown.split())
+    assert "outside operators" not in shown
 
 
 def test_measure_asks_for_data_where_an_axis_has_any_length(

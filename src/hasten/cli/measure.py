@@ -19,6 +19,7 @@ from hasten.artifact import Artifact
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, Shown, Verbatim, python_answer
 from hasten.cli.models import DATA, DataOptions, find_model, import_lines, stand_in_samples
+from hasten.engine import CPU, Engine, device_of
 from hasten.errors import HastenError, InvalidSetting
 from hasten.host import load_since, this_host, ticks, versions
 from hasten.isolation import Limits
@@ -46,13 +47,16 @@ PROFILED_RUNS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One engine's figures. ``over_first``: the first engine's time over this one's; None for the first itself."""
+    """One engine's figures. ``over_first``: the first engine's time over this one's; None for the first itself.
+
+    ``bound`` is None on a GPU, whose limits are not measured.
+    """
 
     engine: str
     latency: Latency
     over_first: Ratio | None
     resources: Resources
-    bound: Bound
+    bound: Bound | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ def measure(
     rows = samples.read(data, source) if data else stand_in_samples(source, rows=max(64, batch), seed=seed)
     found = measure_engines(source, rows, parts, store, batch=batch, budget_s=budget, precision=precision, seed=seed)
     shown: list[Shown] = [figures_table(found), conditions_line(found.conditions, real=data is not None)]
-    shown += [operators_table(item) for item in found.measured if operators]
+    shown += [operators_table(item.engine, item.bound) for item in found.measured if operators and item.bound]
     return Answer(document=msgspec.to_builtins(found), shown=shown, code=0 if found.measured else 1)
 
 
@@ -153,11 +157,12 @@ def measure_engines(
             raise next(iter(failures.values()))
         result = compare(sessions, budget_s=budget_s, precision=precision, seed=seed)
         failures |= result.failures
-        threads = {str(part): int(Plan(part).threads) for part in engines}
+        loaded = {str(part): Plan(part).load_engine() for part in engines}
+        threads = {name: int(engine.threads) for name, engine in loaded.items()}
         measured = []
         for session in (session for session in sessions if session.name not in result.failures):
             try:
-                measured.append(_figures(session, result, threads[session.name], store.root))
+                measured.append(_figures(session, result, loaded[session.name], store.root))
             except HastenError as error:
                 failures[session.name] = error
     if not measured:
@@ -181,7 +186,7 @@ def _open(part: Part, source: Artifact, store: Store, folder: Path, *, batch: in
     return open_isolated(part, built, store, folder, batch=batch, limits=limits, seed=seed, name=str(part))
 
 
-def _figures(session: IsolatedSession, result: Comparison, threads: int, home: Path) -> Measured:
+def _figures(session: IsolatedSession, result: Comparison, engine: Engine, home: Path) -> Measured:
     latency = result.latency(session.name)
     first = result.names[0]
     compared = session.name != first and first not in result.failures
@@ -190,8 +195,12 @@ def _figures(session: IsolatedSession, result: Comparison, threads: int, home: P
         latency=latency,
         over_first=result.ratio(first, session.name) if compared else None,
         resources=session.resources(),
-        bound=bound(session.operators(PROFILED_RUNS), measure_peaks(threads, home=home), latency.median_ns),
+        bound=_limit(session, engine, latency, home) if device_of(engine) == CPU else None,
     )
+
+
+def _limit(session: IsolatedSession, engine: Engine, latency: Latency, home: Path) -> Bound:
+    return bound(session.operators(PROFILED_RUNS), measure_peaks(engine.threads, home=home), latency.median_ns)
 
 
 def figures_table(found: Figures) -> RenderableType:
@@ -206,7 +215,10 @@ def remark_lines(found: Figures) -> list[str]:
     """Give what must be known of the figures: warm-ups that never settled, the second limit, what was scaled."""
     said = []
     for item in found.measured:
-        of_limit = [*winograd_remarks(item.bound), *limit_remarks(item.bound), *profile_remarks(item.bound)]
+        if item.bound is None:
+            of_limit = ["runs on a GPU: its limit is not measured, and its memory is not this process's"]
+        else:
+            of_limit = [*winograd_remarks(item.bound), *limit_remarks(item.bound), *profile_remarks(item.bound)]
         said.append((item.engine, [*timing_remarks(item.latency), *of_limit]))
     return grouped(said)
 
@@ -216,7 +228,7 @@ def _cells(item: Measured) -> tuple[str, ...]:
         over_interval(fmt.interval(item.latency)),
         fmt.duration(item.latency.p99_ns),
         over_interval(fmt.times(item.over_first)),
-        fmt.percent(item.bound.efficiency),
+        "" if item.bound is None else fmt.percent(item.bound.efficiency),
         fmt.duration(item.resources.load_ns),
         fmt.duration(item.latency.first_run_ns),
         fmt.size(item.resources.file_bytes),
@@ -224,18 +236,18 @@ def _cells(item: Measured) -> tuple[str, ...]:
     )
 
 
-def operators_table(item: Measured) -> Table:
+def operators_table(engine: str, limit: Bound) -> Table:
     """Draw the operators of one engine, the slowest first; with the time outside them they add up to the latency."""
-    title = Text(item.engine, style="table.title")
+    title = Text(engine, style="table.title")
     table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
     table.add_column("operator", overflow="fold")
     for name in ("kind", "dtype", "time", "limit", "of limit", "held by"):
         table.add_column(name, justify="right" if name in ("time", "limit", "of limit") else "left")
-    for op in sorted(item.bound.operators, key=lambda op: -(op.time_ns or 0.0)):
+    for op in sorted(limit.operators, key=lambda op: -(op.time_ns or 0.0)):
         times = (fmt.duration(op.time_ns), fmt.duration(op.bound_ns), fmt.percent(op.efficiency))
         table.add_row(Text(op.name), Text(op.kind), Text(op.dtype), *times, op.limit)
-    table.add_row("outside operators", "", "", fmt.duration(item.bound.outside_ns))
-    table.add_row("all", "", "", fmt.duration(item.bound.measured_ns), style="bold")
+    table.add_row("outside operators", "", "", fmt.duration(limit.outside_ns))
+    table.add_row("all", "", "", fmt.duration(limit.measured_ns), style="bold")
     return table
 
 
@@ -280,5 +292,5 @@ def _python(
         f"    batch={batch}, budget_s={budget!r}, precision={precision!r}, seed={seed},",
         ")",
         "for item in found.measured:",
-        "    print(item.engine, item.latency.median_ns, item.bound.efficiency)",
+        "    print(item.engine, item.latency.median_ns, item.bound and item.bound.efficiency)",
     ]
