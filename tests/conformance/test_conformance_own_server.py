@@ -15,7 +15,9 @@ from conformance import small_server as servers
 from conformance.small_server import small
 from hasten.cli.app import run
 from hasten.serve.app import Listening, Open
+from hasten.testing.models import convnet
 from serve.bundles import bundle
+from serve.photos import PRE, SIZE
 from serve.served import served
 
 
@@ -42,6 +44,20 @@ def test_our_server_meets_every_check_even_the_recommended_ones(
     offered = {check["group"] for check in found["checks"] if check["outcome"] == "met"}
     assert {"Binary tensors", "Statistics", "gRPC inference", "gRPC reflection", "Shared memory"} <= offered
     assert (tmp_path / "results.xml").read_bytes().startswith(b"<?xml")
+
+
+def test_a_model_of_images_is_not_blamed_for_refusing_what_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle(tmp_path / "models" / "photos", model=convnet(size=SIZE), pre=PRE)
+    with served(tmp_path / "models", Listening(port=0, grpc_port=0)) as found:
+        code = run(["conformance", found.http, "--grpc", str(found.grpc), "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [check for check in checks if check["outcome"] == "not met"] == []
+    assert code == 0
+    refused = [check for check in checks if "name a model of numbers: --model NAME" in check["says"]]
+    assert {"REST inference", "gRPC inference", "Binary tensors"} <= {check["group"] for check in refused}
+    assert all("this is no image" in check["says"] for check in refused)
 
 
 def test_a_server_that_does_otherwise_is_exit_code_3_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,21 @@ class Server:
         """The model's metadata. Raises NotMet: it cannot be read."""
         return read_model(status_is(self.http.get(self.model_path), 200))
 
+    @cached_property
+    def refusal(self) -> str | None:
+        """What a model of text or files says of made-up ones, where it refuses them; else None.
+
+        Such a server does nothing wrong: what an image is, its metadata do not say.
+        """
+        try:
+            if all(spec.datatype != "BYTES" for spec in self.model.inputs):
+                return None
+            answer = self.infer({"inputs": [tensor.json() for tensor in self.rows()]})
+            said = answer.object().get("error") if 400 <= answer.status < 500 else None
+        except NotMet:
+            return None
+        return said if isinstance(said, str) and said else None
+
     def rows(self, rows: int = 1, *, fill: str = "zeros") -> tuple[Tensor, ...]:
         """Make inputs for the model, by its metadata; see ``inputs.tensors``. Raises NotMet."""
         return tensors(self.model.inputs, rows, fill=fill)

@@ -62,6 +62,9 @@ def run_one(server: Server, one: Check) -> Result:
         one.run(server)
     except NotMet as error:
         outcome, says = "not met", str(error)
+        if (refusal := server.refusal) is not None and refusal in says:
+            told = f"the model takes text or files, and refuses made-up ones: {refusal!r}"
+            outcome, says = "skipped", f"{told}; name a model of numbers: --model NAME"
     except NotOffered as error:
         outcome, says = "not offered", str(error)
     except Skipped as error:
