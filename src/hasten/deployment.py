@@ -138,8 +138,11 @@ def check_place(folder: Path) -> None:
     """Check that a bundle may be written to ``folder``: there is nothing, an empty folder, or a bundle to replace.
 
     Raises:
-        BadInput: something else is there.
+        BadInput: something else is there, or it lies in another bundle, where nobody would find it.
     """
+    for above in list(folder.absolute().parents)[:2]:
+        if (above / FILE).is_file():
+            raise BadInput(f"{folder} lies in the bundle {above}, which is served whole; give a folder beside it")
     with writing(folder):
         free = not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
         is_bundle = (folder / FILE).is_file()

@@ -17,6 +17,7 @@ from hasten import registry
 from hasten.cli.app import run
 from hasten.deployment import FILE, read_deployment
 from hasten.engines.onnxruntime import OnnxRuntime
+from hasten.errors import BadInput
 from hasten.golden import read_golden
 from hasten.plan import Part
 from hasten.protocol.messages import InferRequest, Tensor
@@ -74,6 +75,18 @@ def test_images_and_their_classes_become_steps(tmp_path: Path, capsys: pytest.Ca
     assert deployment.raw
 
 
+def test_the_call_itself_loses_nothing_either(tmp_path: Path, store: Store) -> None:
+    source = stored(mlp(), store)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="is no bundle"):
+        deploy(source, Part("onnxruntime"), random_samples(source, n=2), store, tmp_path / "net", name="net")
+    deploy(source, Part("onnxruntime"), random_samples(source, n=2), store, tmp_path / "other", name="net")
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="would be lost"):
+        deploy(source, Part("onnxruntime"), random_samples(source, n=2), store, tmp_path / "other", name="net")
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_model_of_a_fixed_batch_is_asked_in_its_own(batch: int, tmp_path: Path, store: Store) -> None:
     graph = mlp()
@@ -113,6 +126,10 @@ def test_a_bundle_that_is_there_is_replaced_and_nothing_else_is(
     for name in ("one", "two"):
         deployed([*words, "-o", str(tmp_path / "net"), "--name", name], capsys)
     assert read_deployment(tmp_path / "net" / FILE)[0].name == "two"
+    (tmp_path / "net" / "notes.txt").write_text("mine")
+    told = deployed([*words, "-o", str(tmp_path / "net")], capsys, code=1)["error"]
+    assert "would be lost" in told["message"]
+    assert (tmp_path / "net" / "notes.txt").read_text() == "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     told = deployed([*words, "-o", str(tmp_path / "mine")], capsys, code=1)["error"]

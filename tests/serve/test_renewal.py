@@ -299,7 +299,7 @@ def test_a_key_that_is_locked_is_told_and_nobody_is_asked(tmp_path: Path) -> Non
     ]
     subprocess.run(locked, check=True, capture_output=True)
     with pytest.raises(BadInput, match="cannot be used"):
-        Certificate(cert, tmp_path / "locked")
+        Certificate(cert, tmp_path / "locked").context(speaks="h2")
 
 
 def test_what_cannot_be_used_is_told_and_the_rest_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

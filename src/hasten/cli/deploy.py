@@ -17,10 +17,11 @@ from hasten.cli.progress import telling
 from hasten.deployment import Serving
 from hasten.errors import BadInput
 from hasten.plan import Part, Plan
-from hasten.search.as_is import Deployed, check_bundle_place
+from hasten.search.as_is import Deployed
 from hasten.search.as_is import deploy as deploy_as_is
 from hasten.serve.repository import NAME
 from hasten.settings import build
+from hasten.steps.bundle_files import check_replaceable
 from hasten.store import Store
 
 ROWS = 16
@@ -74,7 +75,7 @@ def deploy(
     part = units.part(engine)
     Plan(part).load_engine()
     called = _checked(name or _called(output))
-    check_bundle_place(output)
+    check_replaceable(output)
     if common.show_python:
         return python_answer(*_python(part, model, data, called, serving, samples, state, seed, output, common))
     store = Store(common.home)
@@ -97,7 +98,7 @@ def deploy(
             progress=progress,
         )
     return Answer(
-        document={**msgspec.to_builtins(vars(made) | {"path": str(made.path)})},
+        document=msgspec.to_builtins(vars(made) | {"path": str(made.path)}),
         shown=tuple(_shown(made, real=data is not None)),
     )
 

@@ -245,7 +245,7 @@ class TorchSession:
 
     def close(self) -> None:
         """Free it. Closing twice is fine."""
-        with contextlib.nullcontext() if self._device == "cpu" else RECORDINGS.opening():
+        with contextlib.nullcontext() if self._device == "cpu" else RECORDINGS.running():
             self._run = None
 
 

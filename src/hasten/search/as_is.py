@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.artifact import Artifact
-from hasten.deployment import FILE, Deployment, Serving, check_place, write_deployment
+from hasten.deployment import Deployment, Serving, write_deployment
 from hasten.engine import Engine
-from hasten.errors import BadInput
 from hasten.golden import GOLDEN, Golden, encode_golden
 from hasten.host import this_host, versions
 from hasten.isolation import Limits, Progress
@@ -20,13 +19,12 @@ from hasten.search.deploy import NO_ROWS, TEXT, golden_of, has_rows, with_steps
 from hasten.search.prepare import with_preprocess
 from hasten.search.space import available_engines, original_plan
 from hasten.settings import values_of
+from hasten.steps.bundle_files import check_replaceable
 from hasten.store import Store
 from hasten.tensors import TOLERANCES, Signature, assert_agrees, relative_error
 
 VERDICT = "UNPROVEN"
 """What such a deployment says of itself: nobody has measured it."""
-
-LIMITS = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ def deploy(
         engine: What it is built with and for.
         samples: What it is checked on.
         store: Where ``source`` is.
-        folder: Where the bundle goes; one that is there is replaced.
+        folder: Where the bundle goes; one that is there is replaced, where it holds nothing but a bundle.
         name: What clients call it.
         preprocess: How ``samples`` were read where they are images: clients may then send such images.
         serving: How it is to be served.
@@ -71,10 +69,10 @@ def deploy(
         progress: Is told what goes on.
 
     Raises:
-        BadInput: something else is in ``folder``. Untrusted: an output is off; nothing is written. HastenError: it
-            cannot be built or run.
+        BadInput: something else is in ``folder``, or it lies in a bundle. Untrusted: an output is off; nothing is
+            written. HastenError: it cannot be built or run.
     """
-    check_bundle_place(folder)
+    check_replaceable(folder)
     if preprocess is not None:
         source = with_preprocess(source, preprocess, store)
     told = progress or (lambda text, share: None)
@@ -87,12 +85,12 @@ def deploy(
         samples.save(rows)
         inputs = Inputs(store=store, samples=rows, seed=seed)
         told(f"building for {engine}", None)
-        built = run_plan_isolated(plan, source, inputs, limits=LIMITS, progress=progress)
+        built = run_plan_isolated(plan, source, inputs, limits=Limits(), progress=progress)
         batch = _batch(built.signature)
         answers, agreement = None, {}
         if has_rows(built.signature, batch):
             told("asking the untouched model", None)
-            untouched = run_plan_isolated(reference, source, inputs, limits=LIMITS)
+            untouched = run_plan_isolated(reference, source, inputs, limits=Limits())
             expected = _answers(reference, untouched, store, rows, samples, batch=batch)
             told("checking what it says", None)
             answers = _answers(plan, built, store, rows, samples, batch=batch)
@@ -124,18 +122,6 @@ def deploy(
         golden_rows=kept,
         note=None if kept else f"no answers were checked or kept: {NO_ROWS}",
     )
-
-
-def check_bundle_place(folder: Path) -> None:
-    """Check that a bundle may be written to ``folder``, and will be found there.
-
-    Raises:
-        BadInput: something else is there, or it lies in another bundle.
-    """
-    check_place(folder)
-    for above in list(folder.absolute().parents)[:2]:
-        if (above / FILE).exists():
-            raise BadInput(f"{folder} lies in the bundle {above}, which is served whole; give a folder beside it")
 
 
 def _batch(signature: Signature) -> int:

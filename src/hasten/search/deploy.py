@@ -55,12 +55,6 @@ def has_rows(signature: Signature, batch: int) -> bool:
     return len(firsts) == 1 and (isinstance(first := firsts.pop(), str) or first in (1, batch))
 
 
-def golden_rows(samples: Samples) -> int:
-    """Say how many samples are kept."""
-    row_bytes = sum(array[:1].nbytes for array in samples.inputs.values())
-    return max(1, min(GOLDEN_ROWS, len(samples), GOLDEN_BYTES // max(row_bytes, 1)))
-
-
 def golden_of(session: IsolatedSession, samples: Samples) -> Golden:
     """Ask a session for its answers to the first of its samples, each alone and all together.
 
@@ -70,7 +64,8 @@ def golden_of(session: IsolatedSession, samples: Samples) -> Golden:
     Raises:
         HastenError: it does not answer.
     """
-    rows = golden_rows(samples)
+    row_bytes = sum(array[:1].nbytes for array in samples.inputs.values())
+    rows = max(1, min(GOLDEN_ROWS, len(samples), GOLDEN_BYTES // max(row_bytes, 1)))
     alone, together = session.outputs(0, rows, 1), session.outputs(0, rows, rows)
     within: dict[str, float] = {}
     for name, array in alone.items():

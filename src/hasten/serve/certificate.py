@@ -20,17 +20,12 @@ class Certificate:
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Read them.
-
-        Raises:
-            BadInput: a file cannot be read, or the key is not the certificate's.
-        """
+        """Read them. Raises BadInput: a file cannot be read."""
         self._certificate, self._key = certificate, key
         self._newest: dict[str, ssl.SSLContext] = {}
         """By the protocol that is spoken."""
         self.pem = self._read()
-        """The key's bytes and the certificate's, which belong together."""
-        self._made(self.pem, None)
+        """The key's bytes and the certificate's."""
 
     def context(self, *, speaks: str) -> ssl.SSLContext:
         """Make a server's TLS context: TLS 1.2 or newer; ``speaks`` is its protocol by its ALPN name.
@@ -53,9 +48,8 @@ class Certificate:
             BadInput: they cannot be used; what was there before stays, for all that is spoken.
         """
         pem = self._read()
-        made = {speaks: self._made(pem, speaks) for speaks in self._newest or (None,)}
-        self.pem = pem
-        self._newest = {speaks: context for speaks, context in made.items() if speaks is not None}
+        made = {speaks: self._made(pem, speaks) for speaks in self._newest}
+        self.pem, self._newest = pem, made
 
     def _read(self) -> tuple[bytes, bytes]:
         try:
@@ -63,11 +57,10 @@ class Certificate:
         except OSError as error:
             raise BadInput(f"{self} cannot be read: {error}") from error
 
-    def _made(self, pem: tuple[bytes, bytes], speaks: str | None) -> ssl.SSLContext:
+    def _made(self, pem: tuple[bytes, bytes], speaks: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if speaks is not None:
-            context.set_alpn_protocols([speaks])
+        context.set_alpn_protocols([speaks])
         with _as_file(pem[0]) as key, _as_file(pem[1]) as certificate:
             try:
                 context.load_cert_chain(certificate, key, password=_no_password)
