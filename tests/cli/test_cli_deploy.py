@@ -137,6 +137,15 @@ def test_a_bundle_that_is_there_is_replaced_and_nothing_else_is(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_what_is_in_the_way_is_told_before_the_model_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    words = [str(tmp_path / "missing.onnx"), "-o", str(tmp_path / "mine"), "--home", str(tmp_path / "home")]
+    assert "is no bundle" in deployed(words, capsys, code=1)["error"]["message"]
+
+
 WRONG = {
     "an unknown setting of serving": (["--serving", "instance=2"], "did you mean 'instances'"),
     "a setting of serving out of range": (["--serving", "instances=0"], "instances"),

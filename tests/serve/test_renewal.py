@@ -25,6 +25,7 @@ import pytest
 from hasten.client.client import Client
 from hasten.deployment import Serving
 from hasten.errors import BadInput, StoreError
+from hasten.serve import app
 from hasten.serve.access import AccessLog
 from hasten.serve.app import Listening, open_app
 from hasten.serve.certificate import Certificate
@@ -93,6 +94,57 @@ def test_a_hangup_exchanges_keys_and_log_and_looks_at_the_models_while_the_manag
         [json.loads(line)["status"] for line in (tmp_path / name).read_text().splitlines()] for name in ("log.1", "log")
     )
     assert (before, after) == ([200, 401], [401, 200])
+
+
+def test_however_many_hangups_come_among_requests_none_fails_and_what_the_last_is_about_is_taken(
+    tmp_path: Path,
+) -> None:
+    bundle(tmp_path / "models" / "net")
+    keys, hangups, seen = tmp_path / "keys", 40, set()
+    keys.write_text(f"{OLD}\n")
+    with process(tmp_path / "models", "--api-keys", str(keys)) as server:
+        for number in range(hangups):
+            (tmp_path / "new").write_text(f"{OLD}\n{NEW}-{number}\n")
+            (tmp_path / "new").rename(keys)
+            server.popen.send_signal(signal.SIGHUP)
+            if number % 4 == 0:
+                seen.add(status(server, OLD))
+        while status(server, f"{NEW}-{hangups - 1}") != 200:
+            seen.add(status(server, OLD))
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(LONG_S) == 0
+    assert seen == {200}
+
+
+def test_hangups_that_come_while_one_waits_for_its_turn_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whoever runs the tests may ignore it
+    told: list[str] = []
+
+    async def work() -> None:
+        begun, goes_on, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def renew() -> None:
+            told.append("begun")
+            begun.set()
+            await goes_on.wait()
+            told.append("ended")
+
+        with contextlib.ExitStack() as stack:
+            app._on_hangup(stack, asyncio.Event(), ready, renew)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0)
+            assert not told, "a server that is not ready yet reads nothing again"
+            ready.set()
+            await begun.wait()
+            for _ in range(5):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await asyncio.to_thread(int)  # the loop has heard of it once it has heard of this
+            goes_on.set()
+            while len(told) < 4:
+                await asyncio.sleep(0)
+
+    run(work())
+    assert told == ["begun", "ended"] * 2
 
 
 def test_a_terminal_that_goes_ends_the_server_and_one_that_is_there_does_not(
@@ -333,6 +385,17 @@ def test_a_manager_of_an_abstract_name_is_told(monkeypatch: pytest.MonkeyPatch) 
         assert heard(door) == ["READY=1"]
         assert tell_manager(*reloading())
         assert heard(door)[0] == "RELOADING=1"
+
+
+def test_a_manager_that_reads_nothing_holds_the_server_up_for_a_moment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hasten.serve.manager.PATIENCE_S", 0.01)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "manager"))
+    with manager(tmp_path / "manager"):
+        while tell_manager(READY):
+            continue
+    assert "cannot be told: timed out" in caplog.text
 
 
 def test_a_manager_that_is_gone_is_logged_and_none_is_nothing(

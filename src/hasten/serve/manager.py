@@ -11,6 +11,9 @@ logger = logging.getLogger(__name__)
 
 SOCKET = "NOTIFY_SOCKET"
 READY, STOPPING = "READY=1", "STOPPING=1"
+PATIENCE_S = 1.0
+"""How long the manager may leave what it is told unread, its socket full: the event loop waits meanwhile."""
+
 MONOTONIC = 1
 """``CLOCK_MONOTONIC``, which systemd compares with its own."""
 
@@ -27,6 +30,7 @@ def tell_manager(*lines: str) -> bool:
     place = f"\0{name[1:]}" if name.startswith("@") else name
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
+            door.settimeout(PATIENCE_S)
             door.sendto("\n".join(lines).encode(), place)
     except OSError as error:
         logger.warning("the service manager at %s cannot be told: %s", name, error)
