@@ -83,6 +83,22 @@ def test_a_head_is_known_the_second_time_and_its_body_is_the_new_one() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("size", [4, 70_000])
+def test_a_body_stays_what_it_was_while_others_are_read(size: int) -> None:
+    async def test() -> None:
+        route, bodies = Held(), [b"%d" % number * size for number in range(1, 5)]
+        async with wire(route, LIMITS) as server:
+            for count, body in enumerate(bodies, 1):  # the first one's head is not known yet
+                client = await server.client()
+                await client.send(post(body))
+                await server.until(lambda count=count: len(route.requests) == count)
+            assert [bytes(request.body) for request in route.requests] == bodies
+            for request in route.requests:
+                echo(request)
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     "head",
     [
