@@ -38,13 +38,28 @@ class Inside:
 
 
 class Asked:
-    """What a request asks for."""
+    """What a request asks for.
 
-    def __init__(self, *, rows: int, n_bytes: int, priority: int, deadline_ns: int = NEVER) -> None:
+    ``before_ns``: how long others keep it from being prepared, and its own preparation; ``waited_ns``: how long it has
+    been here.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        n_bytes: int,
+        priority: int,
+        deadline_ns: int = NEVER,
+        before_ns: int = 0,
+        waited_ns: int = 0,
+    ) -> None:
         self.rows = rows
         self.n_bytes = n_bytes
         self.priority = priority
         self.deadline_ns = deadline_ns
+        self.before_ns = before_ns
+        self.waited_ns = waited_ns
 
 
 class Margin:
@@ -96,9 +111,10 @@ def refusal(
 ) -> ServeError | None:
     """Say why the request may not come in, or None.
 
-    Its answer would take ``wait_ns`` from now, and it has waited for ``waited_ns`` to be read.
-    One that finds an idle instance and an empty queue is never refused for its wait.
+    Its answer would take ``wait_ns`` from when it is prepared, and it has waited for ``waited_ns`` to be read.
+    One that finds an idle instance and nothing that goes before it is never refused for its wait.
     """
+    wait_ns, waited_ns = wait_ns + asked.before_ns, waited_ns + asked.waited_ns
     retry_s = max(wait_ns / 1e9, LEAST_RETRY_S)
     if now_ns >= asked.deadline_ns:
         return DeadlineExceeded("its time was over when it arrived; give it a longer timeout")
@@ -108,7 +124,7 @@ def refusal(
         return _full("queue_full", f"{batcher.rows} rows wait, and {limits.rows} may", retry_s)
     if batcher.n_bytes + asked.n_bytes > max(limits.n_bytes, asked.n_bytes):
         return _full("queue_full", f"{batcher.n_bytes} bytes wait, and {limits.n_bytes} may", retry_s)
-    if not batcher.rows and not inside.free_ns:
+    if not batcher.rows and not inside.free_ns and not asked.before_ns:
         return None
     if now_ns + wait_ns > asked.deadline_ns:
         return _full("deadline", f"it would take {wait_ns / 1e6:.1f} ms, which is beyond its timeout", retry_s)

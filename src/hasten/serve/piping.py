@@ -44,7 +44,11 @@ logger = logging.getLogger(__name__)
 ROW_WEIGHT = 0.125
 """Share of a new time in the running average of what preparing a row takes."""
 
+OUTLIER = 4.0
+"""A row that took longer than this many averages (a huge picture, a first import) counts as this many."""
+
 LATE = "its time was over before its steps were done; give it a longer timeout"
+STUCK = "all threads for its steps hang; see what its steps do, and restart the server"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Stations:
     answer: Callable[[Call, Outputs | ServeError], None]
     """End a call: count it, and tell its client."""
     refused: Callable[[Asked, int], ServeError | None]
-    """Say why the model would not take it now."""
+    """Say why the model would not take it now, or would answer too late."""
     time_ns: Callable[[InferRequest], int | None]
     """The time after its arrival from which an answer is of no use."""
 
@@ -94,9 +98,9 @@ class Piped:
         self.entered_ns = 0
         """When it was prepared, and entered the model's queue."""
         self.turn: Turn | None = None
-        """Among those that wait for a thread to prepare them."""
+        """Among those that wait for a thread to prepare or to finish them."""
         self.limit: asyncio.TimerHandle | None = None
-        """Ends it at its deadline until it is prepared."""
+        """Ends it at its deadline while steps have it; the model does so itself."""
         self.left = False
         self.patience = Patience()
 
@@ -191,6 +195,8 @@ class Piping:
                 f"{rows} rows of {n_bytes} bytes become {after} bytes; at most {serving.queue_rows} rows and "
                 f"{serving.queue_bytes} bytes are taken: send fewer at once"
             )
+        if self.threads.stuck:
+            raise ServerFault(STUCK)
         time_ns = self._stations.time_ns(call.request)
         deadline_ns = NEVER if time_ns is None else call.marks.ns[2] + time_ns
         ahead = sum(waiting for level, waiting in self._rows_at.items() if level <= call.priority)
@@ -200,17 +206,20 @@ class Piping:
             ("concurrency", len(self._inside) >= serving.concurrency),
             ("queue_full", self._waiting_rows + rows > serving.queue_rows),
             ("queue_full", self._waiting_bytes + n_bytes + after > serving.queue_bytes),
-            ("deadline", now_ns + before_ns > deadline_ns),
         )
         for reason, is_so in full:
             if is_so and self._inside:
                 text = f"{len(self._inside)} requests with {self._waiting_rows} rows wait for their steps"
                 raise Overloaded(f"{text}; try again in {retry_s:.2f} s", reason=reason, retry_after_s=retry_s)
-        asked = Asked(rows=rows, n_bytes=after, priority=call.priority, deadline_ns=deadline_ns)
-        refused = self._stations.refused(asked, now_ns + before_ns)
+        asked = self._asked(call, rows, after, deadline_ns)
+        asked.before_ns = before_ns if ahead else 0  # behind nobody it is tried: that tells what a row takes now
+        refused = self._stations.refused(asked, now_ns)
         if refused is not None:
             raise refused
         return Piped(call, rows=rows, n_bytes=n_bytes + after, deadline_ns=deadline_ns)
+
+    def _asked(self, call: Call, rows: int, n_bytes: int, deadline_ns: int) -> Asked:
+        return Asked(rows=rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
 
     # before the model
 
@@ -220,10 +229,14 @@ class Piping:
         if objective_ms is not None:
             due_ns = min(due_ns, call.marks.ns[2] + int(objective_ms * 1e6))
         self._at_work.add(piped)
-        if piped.deadline_ns < NEVER:
-            late = DeadlineExceeded(LATE)
-            piped.limit = self._around.loop.call_later((piped.deadline_ns - now_ns) / 1e9, call.fail, late)
+        self._limit(piped, now_ns)
         piped.turn = self.threads.put(partial(self._prepare, piped, feed), (call.priority, due_ns))
+
+    def _limit(self, piped: Piped, now_ns: int) -> None:
+        """End it at its deadline, whatever its steps do."""
+        if piped.deadline_ns < NEVER:
+            left_s = max(piped.deadline_ns - now_ns, 0) / 1e9
+            piped.limit = self._around.loop.call_later(left_s, self._fail, piped, DeadlineExceeded(LATE))
 
     def _prepare(self, piped: Piped, feed: Feed) -> None:
         """In a thread: run the steps before the model, and tell the loop what came of it."""
@@ -239,7 +252,7 @@ class Piping:
             outcome = self._pipeline.prepare(feed, over, self._model.serving.queue_bytes)
         except ServeError as error:
             outcome = error
-        except Exception as error:  # noqa: BLE001 - a step of another's making may raise anything: who waits must be told
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a step of another's making may raise anything: who waits must be told
             outcome = _fault("before", error)
         if piped.seen_ns > piped.deadline_ns:
             outcome = DeadlineExceeded(LATE)
@@ -253,7 +266,7 @@ class Piping:
             self._at_work.discard(piped)
         now_ns = self._around.clock_ns()
         self._release(piped)
-        self._row_ns += ROW_WEIGHT * ((now_ns - piped.began_ns) / piped.rows - self._row_ns)
+        self._learn((now_ns - piped.began_ns) / piped.rows)
         piped.seen_ns, piped.entered_ns = 0, now_ns
         if piped.call.over:
             return
@@ -265,7 +278,19 @@ class Piping:
         except BadRequest as error:
             piped.call.fail(error)
             return
+        if self._model.serving.objective_ms is not None:  # its wait until now counts too
+            asked = self._asked(piped.call, taken.rows, taken.n_bytes, piped.deadline_ns)
+            asked.waited_ns = now_ns - piped.call.marks.ns[2]
+            refused = self._stations.refused(asked, now_ns)
+            if refused is not None:
+                piped.call.fail(refused)
+                return
         self._stations.enter(piped.call, taken, now_ns)
+
+    def _learn(self, ns: float) -> None:
+        """Take in what preparing a row took."""
+        known = self._row_ns
+        self._row_ns += ROW_WEIGHT * ((min(ns, OUTLIER * known) if known else ns) - known)
 
     # after the model
 
@@ -279,7 +304,8 @@ class Piping:
             self._end(piped, outcome)
         else:
             self._at_work.add(piped)
-            self.threads.put(partial(self._finish, piped, outcome))
+            self._limit(piped, self._around.clock_ns())
+            piped.turn = self.threads.put(partial(self._finish, piped, outcome))
 
     def _finish(self, piped: Piped, outputs: Outputs) -> None:
         """In a thread: run the steps after the model, and tell the loop what came of it."""
@@ -289,7 +315,7 @@ class Piping:
             outcome = self._pipeline.finish(outputs)
         except BadRequest as error:
             outcome = error
-        except Exception as error:  # noqa: BLE001 - as before the model
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as before the model
             outcome = _fault("after", error)
         self._tell(self._finished, piped, outcome)
 
@@ -307,7 +333,9 @@ class Piping:
             self._emptied.set()
         if piped.turn is not None and self.threads.withdraw(piped.turn):
             self._at_work.discard(piped)
-            self._release(piped)
+            if not piped.entered_ns:
+                self._release(piped)
+        self._unlimit(piped)
         _true_phases(piped)
         self._stations.answer(piped.call, Cancelled("the client has left") if piped.left else outcome)
 
@@ -319,6 +347,9 @@ class Piping:
         self._rows_at[priority] -= piped.rows
         if not self._rows_at[priority]:
             del self._rows_at[priority]
+        self._unlimit(piped)
+
+    def _unlimit(self, piped: Piped) -> None:
         if piped.limit is not None:
             piped.limit.cancel()
             piped.limit = None
@@ -354,6 +385,9 @@ class Piping:
                 if not piped.entered_ns:
                     self._release(piped)
                 self._fail(piped, ServerFault(f"a step did not end within {limit_ns / 1e9:g} s"))
+        if self.threads.stuck:
+            for piped in list(self._at_work):
+                self._fail(piped, ServerFault(STUCK))
         if self._inside or self._at_work:
             self._arm()
 
@@ -362,7 +396,8 @@ def _true_phases(piped: Piped) -> None:
     """Move the marks so that phases are as long as they were: steps before the model ran before its queue.
 
     Phases are differences of neighbouring marks, in one order for every model: ``queue`` and ``batch_wait`` keep their
-    lengths and the steps' time goes to ``pre``; waiting for a thread counts as ``queue``.
+    lengths and the steps' time goes to ``pre``; waiting for a thread, before the model or after it, counts as
+    ``queue``.
     """
     ns, began_ns, entered_ns = piped.call.marks.ns, piped.began_ns, piped.entered_ns
     if not ns[5] or not entered_ns:
@@ -370,8 +405,12 @@ def _true_phases(piped: Piped) -> None:
     queue_ns, wait_ns = max(ns[3] - entered_ns, 0), ns[4] - max(ns[3], entered_ns)
     ns[3] = began_ns + queue_ns
     ns[4] = ns[3] + wait_ns
+    if piped.seen_ns > ns[6] > 0:  # when its steps after the model were begun
+        late_ns = piped.seen_ns - ns[6]
+        for mark in (3, 4, 5, 6):
+            ns[mark] += late_ns
 
 
-def _fault(where: str, error: Exception) -> ServerFault:
+def _fault(where: str, error: BaseException) -> ServerFault:
     text = " ".join(str(error).split())[:300]
     return ServerFault(f"a step {where} the model failed: {type(error).__name__}: {text}")

@@ -13,6 +13,9 @@ Job = Callable[[], None]
 Rank = tuple[int, int]
 """(priority, when it is due in nanoseconds): the lowest goes first, of equal ones the one that came first."""
 
+MOST_LOST = 4
+"""Times the usual threads: as many may hang beside them, and use the processor, before no other takes their place."""
+
 FIRST: Rank = (0, 0)
 """Before every job that waits by its priority: these begin at 1."""
 
@@ -38,6 +41,11 @@ class StepThreads:
         self, name: str, count: int, *, starting: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
         self.count = count
+        self._most = count * (1 + MOST_LOST)
+        self._hanging = 0
+        """Jobs that were given up as lost, and have not ended."""
+        self._more = 0
+        """Threads that took the place of theirs."""
         self._starting = starting
         self._name = name
         self._heap: list[tuple[Rank, int, Turn]] = []
@@ -75,17 +83,28 @@ class StepThreads:
                 self._gone = 0
             return True
 
+    @property
+    def stuck(self) -> bool:
+        """Every thread that there may be hangs: nothing is run."""
+        return self._hanging >= self._most
+
     def lost(self) -> None:
-        """A job hangs: another thread takes the place of its own, until ``found``."""
+        """A job hangs: another thread takes the place of its own, until ``found``; not of too many of them."""
         with self._bell:
-            self.count += 1
-            if not self._closed and self._waiting:
-                self._start()
+            self._hanging += 1
+            if self.count < self._most:
+                self.count += 1
+                self._more += 1
+                if not self._closed and self._waiting:
+                    self._start()
 
     def found(self) -> None:
         """A job that was given up as lost has ended after all: one thread is too many."""
         with self._bell:
-            self.count -= 1
+            self._hanging -= 1
+            if self._hanging < self._more:
+                self.count -= 1
+                self._more -= 1
             self._bell.notify()
 
     def close(self) -> None:
