@@ -22,6 +22,9 @@ KINDS = ("ensemble", "cascade")
 
 MOST_MEMBERS = 16
 
+RAW = ".raw"
+"""Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 Confidence = Literal["top-1", "margin"]
 Weight = Annotated[float, Meta(gt=0)]

@@ -26,7 +26,9 @@ from hasten.samples import Samples
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import open_repository
 from hasten.steps.bundle_files import files_beside
+from hasten.testing.models import convnet
 from serve.bundles import bundle
+from serve.photos import CLASSES, POST, PRE, SIZE
 
 ROWS = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
 
@@ -82,8 +84,15 @@ def test_planning_for_nothing_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_best_way_is_measured_with_the_models_error_beside_it(tmp_path: Path) -> None:
-    candidate = read_candidate(bundle(tmp_path / "net"), lambda artifact: Samples({"x": ROWS}))
+@pytest.mark.parametrize("steps", [False, True])
+def test_the_best_way_is_measured_with_the_models_error_beside_it(tmp_path: Path, steps: bool) -> None:
+    """What is planned for is the model: clients of one with steps send files, and its samples are what it takes."""
+    x = ROWS
+    path = bundle(tmp_path / "net")
+    if steps:
+        path = bundle(tmp_path / "photos", model=convnet(size=SIZE), pre=PRE, post=POST, classes=list(CLASSES))
+        x = np.random.default_rng(0).standard_normal((8, 3, SIZE, SIZE)).astype(np.float32)
+    candidate = read_candidate(path, lambda artifact: Samples({"x": x}))
     wanted = Wanted(
         objective=read_objective("p90 <= 900ms"),
         rate=100.0,
@@ -98,6 +107,7 @@ def test_the_best_way_is_measured_with_the_models_error_beside_it(tmp_path: Path
     assert found.serving.batch_sizes == found.chosen.sizes
     assert found.settings["threads"] == 1
     assert found.replicas is not None
+    assert [line.startswith("the steps of") for line in found.left_out] == [True] * steps
 
 
 def labelled(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -18,14 +19,17 @@ from hasten.deployment import FILE
 from hasten.engines.onnxruntime import OnnxRuntime
 from hasten.errors import BadRequest, DeadlineExceeded, ModelNotReady, StoreError
 from hasten.protocol.messages import InferResponse, RequestedOutput
+from hasten.serve.app import Listening
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.ticket import Marks
 from hasten.store import read_artifact
 from hasten.tensors import Array
 from hasten.testing.models import convnet, mlp
+from serve import faulty
 from serve.bundles import bundle, instances_left, request, rows, run
 from serve.photos import CLASSES, PRE, SIZE, asking, photo
+from serve.served import served
 
 ENSEMBLE = '[ensemble]\nmembers = ["a", "b"]\nscores = "y"\n'
 CASCADE = '[cascade]\nmembers = ["a", "b"]\nthresholds = [0.5]\nscores = "y"\nsoftmax = true\n'
@@ -234,6 +238,201 @@ def test_it_is_ready_while_its_members_are(home: Path) -> None:
         await service.stop()
 
     run(work())
+
+
+async def swap(service: Service, home: Path, name: str, version: str, **kind: int) -> None:
+    """Put a version with other tensors in a member's place, which its own clients must be told of first."""
+    bundle(home / name / version, model=mlp(**kind))
+    await service.unload(name)
+    await service.load(name, version)
+
+
+def reason(service: Service, name: str = "both") -> str:
+    return str(next(entry["reason"] for entry in service.index() if entry["name"] == name))
+
+
+@pytest.mark.parametrize("text", [ENSEMBLE, CASCADE])
+def test_it_is_not_ready_while_a_member_that_was_swapped_does_not_fit(home: Path, text: str) -> None:
+    write(home, text)
+
+    async def work() -> None:
+        service = await started(home)
+        await swap(service, home, "b", "2", classes=5)
+        assert not service.ready()
+        assert "member 'b' has 5 classes, and 'a' 4" in reason(service)
+        with pytest.raises(ModelNotReady, match="member 'b' has 5 classes"):
+            await service.infer(request(rows(1), model="both"))
+        with pytest.raises(ModelNotReady, match="member 'b' has 5 classes"):
+            await service.load("both")
+        await service.unload("b")
+        await service.load("b", "1")
+        assert service.ready()
+        assert not reason(service)
+        assert len((await service.infer(request(rows(1), model="both"))).outputs) > 0
+        await service.stop()
+
+    run(work())
+
+
+def test_it_goes_on_when_a_member_is_swapped_for_one_whose_own_clients_go_on(home: Path) -> None:
+    write(home, ENSEMBLE)
+    wide = mlp(seed=1)
+    wide.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    bundle(home / "b" / "1", model=wide)
+    bundle(home / "a" / "1", model=wide)
+
+    async def work() -> None:
+        service = await started(home)
+        bundle(home / "b" / "2", model=mlp(seed=1))
+        await service.refresh()
+        assert service.ready(), service.index()
+        assert (await service.infer(request(rows(1), model="both"))).outputs[0].data.shape == (1, 4)
+        await service.stop()
+
+    run(work())
+
+
+def test_members_that_fit_each_other_anew_are_served_once_it_is_loaded_again(home: Path) -> None:
+    write(home, ENSEMBLE)
+
+    async def work() -> None:
+        service = await started(home)
+        for name in "ab":
+            await swap(service, home, name, "2", classes=5)
+        assert "load it again" in reason(service)
+        await service.load("both")
+        assert service.ready()
+        answer = await service.infer(request(rows(1), model="both"))
+        assert service.model_metadata("both").outputs[0].shape == (-1, answer.outputs[0].data.shape[1]) == (-1, 5)
+        await service.stop()
+
+    run(work())
+
+
+def test_loading_it_brings_back_members_and_keeps_the_version_to_go_back_to(home: Path) -> None:
+    write(home, ENSEMBLE, name="both/1")
+    write(home, ENSEMBLE, name="both/2")
+    for version in "12":
+        (home / "both" / version / FILE).write_text(f'name = "both"\n{ENSEMBLE}')
+
+    async def work() -> None:
+        service = await started(home)
+        await service.load("both", "1")
+        await service.unload("b")
+        assert reason(service) == "member 'b' is not ready"
+        await service.load("both", "1")
+        assert service.ready()
+        await service.rollback("both")
+        assert (await service.infer(request(rows(1), model="both"))).version == "2"
+        await service.stop()
+
+    run(work())
+
+
+def test_an_ensemble_is_no_substitute_for_a_cascade_whose_clients_read_other_outputs(home: Path) -> None:
+    write(home, CASCADE)
+
+    async def work() -> None:
+        service = await started(home)
+        write(home, ENSEMBLE)
+        with pytest.raises(ModelNotReady, match="its tensors are not those of version 1; unload that one first"):
+            await service.load("both")
+        assert {"y", "member"} == outputs(await service.infer(request(rows(1), model="both"))).keys()
+        await service.unload("both")
+        await service.load("both")
+        assert {"y"} == outputs(await service.infer(request(rows(1), model="both"))).keys()
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("model", ["a", "both"])
+def test_an_output_that_is_asked_for_twice_is_refused_as_a_model_refuses_it(home: Path, model: str) -> None:
+    write(home, ENSEMBLE)
+
+    async def work() -> None:
+        service = await started(home)
+        with pytest.raises(BadRequest, match="output 'y' is asked for twice"):
+            await service.infer(request(rows(1), model=model, outputs=(RequestedOutput(name="y"),) * 2))
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.usefixtures("faulty_engine")
+@pytest.mark.parametrize("routed", [True, False])
+def test_stopping_asks_what_is_alive_for_the_order_and_not_the_folder(home: Path, routed: bool) -> None:
+    write(home, CASCADE.replace("0.5", "1.0"))
+    unsure = mlp()
+    for weight in unsure.graph.initializer:
+        weight.raw_data = bytes(len(weight.raw_data))  # all scores are 0, so the second member is asked
+    bundle(home / "a" / "1", model=unsure, engine="faulty")
+    x = rows(1)
+    x[0, 0] = faulty.HANGS
+
+    async def work() -> None:
+        service = await started(home)
+        asked = asyncio.create_task(service.infer(request(x, model="both")))
+        await asyncio.to_thread(faulty.hanging.wait, 10)
+        shutil.rmtree(home / "both")
+        if not routed:
+            await service.unload("both")
+        stopping = asyncio.create_task(service.stop())
+        for _ in range(10):  # turns in which a wrong order would close the second member
+            await asyncio.sleep(0)
+        faulty.release.set()
+        assert await stopping
+        assert outputs(await asked)["member"].tolist() == [1]
+
+    run(work())
+
+
+def test_a_member_without_its_steps_is_loaded_with_its_model(home: Path) -> None:
+    top: dict[str, Any] = {"step": "top-k", "input": "y", "keep": True}
+    bundle(home / "a" / "1", post=(top,), raw=True, classes=list(map(str, range(4))))
+    write(home, ENSEMBLE.replace('"a"', '"a.raw"'))
+
+    async def work() -> None:
+        service = await started(home)
+        for name in ("both", "a"):
+            await service.unload(name)
+        await service.load("both")
+        assert service.ready()
+        assert len((await service.infer(request(rows(1), model="both"))).outputs) == 1
+        await service.stop()
+
+    run(work())
+
+
+def test_its_members_are_unloaded_with_it_where_that_is_asked_and_no_other_asks_them(home: Path) -> None:
+    bundle(home / "c" / "1", model=mlp(seed=2))
+    write(home, ENSEMBLE)
+    write(home, ENSEMBLE.replace('"b"', '"c"'), name="other")
+
+    async def work() -> None:
+        service = await started(home)
+        asked = asyncio.create_task(service.infer(request(rows(1), model="both")))
+        await asyncio.sleep(0)
+        await service.unload("both", dependents=True)
+        assert len((await asked).outputs) == 1, "what is inside is finished before the members go"
+        assert {entry["name"] for entry in service.index(ready=True)} == {"a", "c", "other"}
+        await service.unload("other")
+        assert {entry["name"] for entry in service.index(ready=True)} == {"a", "c"}
+        await service.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("speaks", ["REST", "gRPC"])
+@pytest.mark.parametrize("dependents", [False, True])
+def test_whether_members_go_too_is_said_as_tritons_clients_do(home: Path, speaks: str, dependents: bool) -> None:
+    module = pytest.importorskip(f"tritonclient.{'http' if speaks == 'REST' else 'grpc'}")
+    write(home, ENSEMBLE)
+    with served(home, Listening(port=0, grpc_port=0)) as opened:
+        client = module.InferenceServerClient(urlsplit(opened.http).netloc if speaks == "REST" else opened.grpc)
+        client.unload_model("both", unload_dependents=dependents)
+        assert [client.is_model_ready(name) for name in ("a", "b", "both")] == [not dependents, not dependents, False]
+        client.close()
 
 
 def test_it_is_loaded_once_a_member_that_failed_is_mended(home: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from hasten import artifact
@@ -17,7 +18,9 @@ from hasten.deployment import FILE, MODEL, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
 from hasten.golden import Golden, read_golden, write_golden
 from hasten.host import this_host
+from hasten.protocol.messages import ModelMetadata, TensorMetadata
 from hasten.serve import lifecycle
+from hasten.serve.composed import stands_in
 from hasten.serve.lifecycle import KEPT_FATES
 from hasten.serve.model import Model
 from hasten.serve.repository import Repository, open_repository
@@ -137,6 +140,68 @@ def test_a_version_that_fails_leaves_the_old_one_in_place(tmp_path: Path, fault:
             await asyncio.sleep(0.001)
         await service.stop()
         assert not instances_left()
+
+    run(work())
+
+
+def opened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a model that does not say how many classes it has."""
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    return model
+
+
+def told(takes: int, gives: int, *, rank: int = 2) -> ModelMetadata:
+    one, other = ((-1,) * (rank - 1) + (length,) for length in (takes, gives))
+    x, y = TensorMetadata(name="x", datatype="FP32", shape=one), TensorMetadata(name="y", datatype="FP32", shape=other)
+    return ModelMetadata(name="net", versions=(), platform="", inputs=(x,), outputs=(y,))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "goes_on"),
+    [
+        (told(16, 4), told(16, 4), True),
+        (told(16, 4), told(20, 4), False),
+        (told(16, 4), told(16, 5), False),
+        (told(16, 4), told(16, 4, rank=3), False),
+        (told(16, 4), told(-1, 4), True),
+        (told(-1, 4), told(16, 4), False),
+        (told(16, 4), told(16, -1), False),
+        (told(16, -1), told(16, 4), True),
+        (told(16, 4), replace(told(16, 4), outputs=()), False),
+        (replace(told(16, 4), outputs=()), told(16, 4), False),
+    ],
+)
+def test_clients_go_on_where_what_they_send_is_taken_and_what_they_get_was_told(
+    old: ModelMetadata, new: ModelMetadata, goes_on: bool
+) -> None:
+    assert stands_in(new, old) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "taken"),
+    [
+        (mlp(), mlp(seed=1, classes=5), False),
+        (mlp(), mlp(seed=1, features=20), False),
+        (mlp(), mlp(seed=1), True),
+        (mlp(), opened(mlp(seed=1)), False),
+        (opened(mlp()), mlp(seed=1), True),
+    ],
+)
+def test_a_version_takes_over_where_clients_can_go_on_as_they_were_told(
+    tmp_path: Path, old: onnx.ModelProto, new: onnx.ModelProto, taken: bool
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net" / "1", model=old)
+
+    async def work() -> None:
+        service = await started(home)
+        bundle(home / "net" / "2", model=new)
+        await service.refresh()
+        assert (await service.infer(request(rows(1)))).version == ("2" if taken else "1")
+        says = [str(entry["reason"]) for entry in service.index()]
+        refused = any("its tensors are not those of version 1; unload that one first" in reason for reason in says)
+        assert refused is not taken
+        await service.stop()
 
     run(work())
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from hasten.cli.app import run as run_verb
-from hasten.cli.files_of import file_pieces
+from hasten.cli.files_of import Rows, file_pieces
+from hasten.cli.infer import outputs_table
 from hasten.cli.models import DATA
 from hasten.cli.predict import key_of, read_by_steps
 from hasten.client.client import Client
@@ -103,6 +106,35 @@ def test_infer_counts_the_rows_of_a_folder_of_images_by_class_as_they_lie(
         (every,) = answer_of(capsys, "infer", opened.http, *words)["outputs"].values()
         (got,) = answer_of(capsys, "infer", opened.http, *words, "--rows", "1:4")["outputs"].values()
     np.testing.assert_allclose(got, every[1:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_infer_and_load_send_the_images_of_a_file_of_samples_as_they_are(
+    path: Path, photos: Path, kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = sorted(photos.iterdir())
+    data = photos
+    if kind == "parquet":
+        data = tmp_path / "photos.parquet"
+        column = pa.array([name.read_bytes() for name in names])
+        parquet.write_table(pa.table({"image": column, "label": list(range(len(names)))}), data)
+    with served(path, ANY) as opened:
+        found = answer_of(capsys, "infer", opened.http, "net", "--data", data, "--rows", "2:5")["outputs"]
+        three = [word for name in names[2:5] for word in ("--image", name)]
+        assert found == answer_of(capsys, "infer", opened.http, "net", *three)["outputs"]
+        words = ("--arrivals", "closed:concurrency=2", "--duration", "200ms", "--home", tmp_path / "home")
+        figures = answer_of(capsys, "load", opened.http, "net", "--data", data, *words)["figures"]
+        assert figures["ok"] == figures["sent"] > 0
+
+
+def test_scores_beside_labels_are_shown_as_theirs_and_bare_ones_with_the_best_class() -> None:
+    def cells(outputs: dict[str, Any]) -> list[str]:
+        table = outputs_table(outputs, Rows({"x": np.zeros(1)}), 0)
+        return [str(cell) for column in table.columns[1:] for cell in column.cells]
+
+    scores = np.array([[0.7, 0.2]], np.float32)
+    assert cells({"label": np.array([[b"cat", b"dog"]], object), "score": scores}) == ["cat dog", "0.7 0.2"]
+    assert cells({"score": scores}) == ["class 0 (0.7)"]
 
 
 def test_predict_over_a_folder_of_photos_writes_what_serving_says(

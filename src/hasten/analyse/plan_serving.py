@@ -57,10 +57,14 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A deployment with its samples; ``path`` is its TOML file."""
+    """A deployment with its samples; ``path`` is its TOML file.
+
+    What is planned is its model: ``deployment`` is without steps, and ``steps`` says that it has some.
+    """
 
     path: Path
     deployment: Deployment
+    steps: bool
     artifact: Artifact
     samples: Samples
 
@@ -112,7 +116,9 @@ class ServingPlan:
 def read_candidate(path: Path, read: Callable[[Artifact], Samples]) -> Candidate:
     """Read a deployment and the samples for it. Raises StoreError; HastenError: the samples do not fit."""
     deployment, artifact = read_deployment(path)
-    return Candidate(path=path, deployment=deployment, artifact=artifact, samples=read(artifact))
+    steps = bool(deployment.pre or deployment.post)
+    bare = replace(deployment, pre=(), post=(), raw=False)
+    return Candidate(path=path, deployment=bare, steps=steps, artifact=artifact, samples=read(artifact))
 
 
 def plan_serving(candidates: Sequence[Candidate], wanted: Wanted, *, progress: Progress) -> ServingPlan:
@@ -181,6 +187,8 @@ def _timed(candidates: Sequence[Candidate], wanted: Wanted, progress: Progress) 
             by_threads.append((threads, cost))
         if by_threads:
             timed.append((candidate, by_threads))
+        if candidate.steps:
+            left_out.append(f"the steps of {candidate.path}: what is planned is its model; they take time beside it")
     if not timed:
         raise BadInput(f"no deployment could be timed: {'; '.join(left_out)}")
     return timed, left_out

@@ -15,7 +15,11 @@ from hasten.samples.arrow import parquet_pieces
 from hasten.samples.columns import Column, Columns, Images, Room, Unusable, is_array
 from hasten.samples.fit import assign, cast, label_column, side_by_side
 from hasten.samples.readers import open_columns
+from hasten.serve.intake import content_bytes
 from hasten.tensors import Array, Signature, TensorSpec
+
+PIECE_ROWS = 1024
+"""Rows that are kept together: of ``predict`` what an interruption costs at most, and what is in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Give those rows, in that order."""
+        return Rows({name: array[list(rows)] for name, array in self.inputs.items()})
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Give feeds of ``size`` rows in order; the last may be shorter."""
@@ -63,6 +71,26 @@ def file_pieces(
         left = None if left is None else left - count
         if left is not None and left <= 0:
             return
+
+
+def files_for(
+    data: str, signature: Signature, *, limit: int | None, inputs: Mapping[str, str], label: str | None
+) -> Rows | None:
+    """Give all rows as a server's model takes them, where it takes the files of images and the data has some; or None.
+
+    Raises as ``file_pieces`` does.
+    """
+    if all(spec.dtype != "string" for spec in signature.inputs):
+        return None
+    room, held_bytes, pieces = Room(this_host().memory_bytes // 4, 1), 0, []
+    columns = open_columns(data, room)
+    if isinstance(columns, Samples) or not any(isinstance(column, Images) for column in columns.by_name.values()):
+        return None
+    for piece in file_pieces(data, signature, rows=PIECE_ROWS, limit=limit, inputs=inputs, label=label):
+        held_bytes += sum(content_bytes(array) for array in piece.inputs.values())
+        room.check(held_bytes, f"the files of {data}")
+        pieces.append(piece)
+    return Rows({name: np.concatenate([piece.inputs[name] for piece in pieces]) for name in pieces[0].inputs})
 
 
 def _chosen(columns: Columns, names: Sequence[str]) -> Column:

@@ -17,7 +17,7 @@ from rich.text import Text
 from hasten.artifact import Json
 from hasten.cli import units
 from hasten.cli.answer import COMMON, Answer, Common, Shown, python_answer
-from hasten.cli.files_of import Rows, as_objects
+from hasten.cli.files_of import Rows, as_objects, files_for
 from hasten.cli.models import DATA, DataOptions
 from hasten.client.client import Client
 from hasten.client.values import InferResult
@@ -178,19 +178,29 @@ def _given(
 
 def _samples(
     data: str, metadata: ModelMetadata, options: DataOptions, rows: slice | None
-) -> tuple[Samples, str | None]:
-    """Read the rows that are asked for; with them why they have no labels, where the data has some."""
+) -> tuple[Samples | Rows, str | None]:
+    """Read the rows that are asked for; with them why they have no labels, where the data has some.
+
+    A model that takes the files of images is given them as they are.
+    """
+    signature = signature_of(metadata)
     # Of a folder of images by class a limit takes equal shares of each class: other rows than the first ones.
     stop = rows.stop if rows and not Path(data).is_dir() else None
     limits = [limit for limit in (options.limit, stop) if limit is not None]
+    limit = min(limits, default=None)
+    files = None
+    if options.preprocess is None:
+        files = files_for(data, signature, limit=limit, inputs=options.inputs or {}, label=options.label)
+    if files is not None:
+        return (files if rows is None else files.take(_chosen(data, len(files), rows))), None
     read = read_samples(
         data,
-        signature_of(metadata),
+        signature,
         preprocess=options.preprocess,
         inputs=options.inputs,
         label=options.label,
         labels="optional",
-        limit=min(limits, default=None),
+        limit=limit,
     )
     found = read.samples
     return (found if rows is None else found.take(_chosen(data, len(found), rows))), read.unlabelled
@@ -236,7 +246,11 @@ def plain_array(array: Array) -> Array:
 
 
 def outputs_table(outputs: Mapping[str, Array], samples: Samples | Rows, first_row: int) -> Table:
-    """Draw a line for each row: the class with its score where an output looks like scores, else values."""
+    """Draw a line for each row: the class with its score where an output looks like scores, else values.
+
+    Scores beside words are those of the words.
+    """
+    worded = any(array.dtype.kind in "OSU" for array in outputs.values())
     labels, classes = (samples.labels, samples.classes) if isinstance(samples, Samples) else (None, None)
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("row", justify="right")
@@ -245,7 +259,8 @@ def outputs_table(outputs: Mapping[str, Array], samples: Samples | Rows, first_r
     if labels is not None:
         table.add_column("label")
     for row in range(min(len(samples), SHOWN_ROWS)):
-        cells = [_cell(array[row], classes) if row < len(array) else "" for array in outputs.values()]
+        values = [array[row] if row < len(array) else () for array in outputs.values()]
+        cells = [_values(value) if worded else _cell(value, classes) for value in values]
         if labels is not None:
             cells.append(_label(labels[row], classes))
         table.add_row(str(first_row + row), *(Text(cell) for cell in cells))
@@ -258,6 +273,11 @@ def _cell(value: Any, classes: Sequence[str] | None) -> str:
         best = int(np.argmax(array))
         name = classes[best] if classes and len(classes) == array.size else f"class {best}"
         return f"{name} ({array[best]:.4g})"
+    return _values(array)
+
+
+def _values(value: Any) -> str:
+    array = np.asarray(value)
     flat = array.ravel()
     words = [_text(item) if isinstance(item, bytes | str) else f"{item:.4g}" for item in flat[:SHOWN_VALUES].tolist()]
     return " ".join(words) + (f" … of {list(array.shape)}" if flat.size > SHOWN_VALUES else "")

@@ -12,6 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from hasten.cli import units
+from hasten.cli.files_of import Rows, files_for
 from hasten.cli.infer import signature_of
 from hasten.cli.models import DataOptions
 from hasten.client.client import Client
@@ -100,7 +101,7 @@ def payloads_for(target: Target, data: str | None, samples: DataOptions, options
         return found
     if data is None:
         raise InvalidSetting(f"load over {target.protocol} needs samples; give them with --data")
-    read = samples_of(target, data, samples)
+    read = rows_of(target, data, samples)
     if target.protocol != "session":
         probe(target, read, batch=options.batch)
     return payloads_of(target, read, batch=options.batch)
@@ -151,14 +152,27 @@ def _protocol_of(url: str) -> Protocol:
     return "rest-binary"
 
 
+def rows_of(target: Target, data: str, options: DataOptions) -> Samples | Rows:
+    """Read what a target's model is sent: samples, or where it takes the files of images, those as they are.
+
+    Raises:
+        HastenError: there is no such model, or the data does not fit it.
+    """
+    if target.protocol != "session" and options.preprocess is None:
+        signature = _signature(target)
+        files = files_for(data, signature, limit=options.limit, inputs=options.inputs or {}, label=options.label)
+        if files is not None:
+            return files
+    return samples_of(target, data, options)
+
+
 def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
     """Read samples for a target's model. Raises HastenError: there is no such model, or the samples do not fit it."""
     if target.protocol == "session":
         path = Path(target.url)
         _, artifact = read_deployment(path / FILE if path.is_dir() else path)
         return options.read(data, artifact)
-    with Client(target.url, api_key=target.api_key, certificate=target.certificate) as client:
-        signature = signature_of(client.metadata(target.model, version=target.version))
+    signature = _signature(target)
     if not signature.inputs:
         signature = _signature_of_file(Path(data), target)
     found = read_samples(
@@ -171,6 +185,11 @@ def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
     ).samples
     found.check(signature)
     return found
+
+
+def _signature(target: Target) -> Signature:
+    with Client(target.url, api_key=target.api_key, certificate=target.certificate) as client:
+        return signature_of(client.metadata(target.model, version=target.version))
 
 
 def _signature_of_file(path: Path, target: Target) -> Signature:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from hasten.artifact import Artifact
 from hasten.cli.answer import COMMON, Answer, Common, python_answer
-from hasten.cli.files_of import Rows, file_pieces
+from hasten.cli.files_of import PIECE_ROWS, Rows, file_pieces
 from hasten.cli.models import DATA, DataOptions
 from hasten.cli.predict_output import WRITERS, Part, check_alike, read_part, write_part
 from hasten.cli.progress import telling
@@ -38,9 +38,6 @@ from hasten.serve.service import Service
 from hasten.steps.bundle_files import names_beside
 from hasten.store import write_atomically
 from hasten.tensors import Feed
-
-PIECE_ROWS = 1024
-"""Rows that are kept together: what an interruption costs at most, and what is in memory at once."""
 
 UNDER_WAY = 2
 """Requests for each instance at once: one runs, one waits to be next."""

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from hasten.client.rest_calls import RestCalls
 from hasten.client.values import Address, InferResult, Wanted, request_of
 from hasten.errors import BadInput, InvalidSetting, MissingDependency, NoAnswer
 from hasten.load.target import Target
-from hasten.samples import Samples
 from hasten.tensors import Array, Feed
 
 DISTINCT = 256
@@ -43,8 +42,18 @@ class Payload:
         return len(self.data) if isinstance(self.data, bytes) else 0
 
 
+class Feedable(Protocol):
+    """Rows that requests are made of: samples, or files and texts as they are."""
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Tensors by name, each [n, ...]."""
+
+    def __len__(self) -> int: ...
+
+
 def payloads_of(
-    target: Target, samples: Samples, *, batch: int = 1, distinct: int = DISTINCT, seed: int = 0
+    target: Target, samples: Feedable, *, batch: int = 1, distinct: int = DISTINCT, seed: int = 0
 ) -> tuple[Payload, ...]:
     """Encode requests of ``batch`` rows each, drawn from the samples without repeating one before all were drawn.
 
@@ -76,7 +85,7 @@ def payloads_of_files(target: Target, files: Sequence[Path]) -> tuple[Payload, .
     return tuple(Payload(_http(target, body), 1) for body in ([_body(path) for path in files] or [b""]))
 
 
-def probe(target: Target, samples: Samples, *, batch: int = 1) -> InferResult:
+def probe(target: Target, samples: Feedable, *, batch: int = 1) -> InferResult:
     """Send one request and read its whole answer, before any load. Raises ServeError as ``Client.infer`` does."""
     feed = next(_feeds(samples, batch, 1, 0))
     binary = target.protocol != "rest-json"
@@ -101,7 +110,7 @@ def probe_http(target: Target, payload: Payload, *, timeout_s: float) -> int:
     return reply.status
 
 
-def _feeds(samples: Samples, batch: int, distinct: int, seed: int) -> Iterator[dict[str, Array]]:
+def _feeds(samples: Feedable, batch: int, distinct: int, seed: int) -> Iterator[dict[str, Array]]:
     drawn = np.random.default_rng(seed).permutation(len(samples))
     count = min(distinct, -(-len(samples) // batch))
     for chosen in np.resize(drawn, (count, batch)):  # wraps around where there are too few

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hasten.artifact import Json
-from hasten.composition import Cascade, Composition, check_no_cycle
-from hasten.errors import ModelNotFound, ModelNotReady, ServeError, StoreError
+from hasten.composition import RAW, Cascade, Composition, Member, check_no_cycle
+from hasten.errors import BadRequest, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.protocol.messages import InferRequest, ModelMetadata, TensorMetadata
 from hasten.serve.asking import Asking, AskingCascade, AskingEnsemble, Asks
 from hasten.serve.repository import Bundle
@@ -43,6 +44,10 @@ class Composed:
         self._emptied.set()
         self._inputs: tuple[TensorMetadata, ...] = ()
         self._outputs: tuple[TensorMetadata, ...] = ()
+        self._about: list[ModelMetadata] = []
+        """What each member said of itself when this was loaded."""
+        self._misfit = ""
+        """Why the members that are there now do not fit; nothing where they do."""
 
     async def load(self) -> None:
         """Wait for the members, loading those that are not there, and check that they fit together.
@@ -53,27 +58,51 @@ class Composed:
         members = self._members()
         try:
             check_no_cycle(self.name, members.members_of)
-            about = []
             for member in self.composition.members:
                 if not self._has(member.name):
-                    await members.load(member.name, member.version)
-                about.append(members.model_metadata(member.name, member.version))
-            self._inputs, self._outputs = self._fitted(about)
+                    await self._bring(member)
+            self._about = self._told()
+            self._inputs, self._outputs = self._fitted(self._about)
         except BaseException:
             self.state = State.FAILED
             raise
         self.state = State.READY
 
+    def refit(self) -> None:
+        """Look whether the members still fit, now that one of them is another or has gone.
+
+        What clients were told when this was loaded holds: members that would have it give other tensors do not fit.
+        """
+        try:
+            about = self._told()
+        except ServeError:  # one is not there, and says so where it is asked
+            self._misfit = ""
+        else:
+            self._misfit = self._mismatch(about)
+
+    @property
+    def fits(self) -> bool:
+        """Its members give what clients were told, as far as they are there."""
+        return not self._misfit
+
     @property
     def ready(self) -> bool:
         """It takes requests, and all its members do."""
+        return not self.unready
+
+    @property
+    def unready(self) -> str:
+        """Why it is not ready; nothing where it is."""
+        if self.state is not State.READY:
+            return f"it is {self.state.name.lower()}"
         members = self._members()
-        try:
-            return self.state is State.READY and all(
-                members.model_ready(member.name, member.version) for member in self.composition.members
-            )
-        except ServeError:
-            return False
+        for member in self.composition.members:
+            try:
+                if not members.model_ready(member.name, member.version):
+                    return f"member {str(member)!r} is not ready"
+            except ServeError as error:
+                return str(error)
+        return self._misfit
 
     @property
     def inside(self) -> int:
@@ -110,10 +139,10 @@ class Composed:
         asking = kind(asks, request, marks, done)
         self._inside.add(asking)
         self._emptied.clear()
-        if self.state is State.READY:
-            asking.begin()
+        if refused := self._refusal(request):
+            asking.end(refused)
         else:
-            asking.end(ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}"))
+            asking.begin()
         return asking
 
     async def drain(self, limit_s: float) -> bool:
@@ -163,6 +192,40 @@ class Composed:
             "parameters": {"members": {"string_value": ", ".join(self.composition.how.members)}},
         }
 
+    def _refusal(self, request: InferRequest) -> ServeError | None:
+        if self.state is not State.READY:
+            return ModelNotReady(f"version {self.version} of model {self.name!r} is {self.state.name.lower()}")
+        if self._misfit:
+            return ModelNotReady(f"model {self.name!r} is not ready: {self._misfit}")
+        names = [output.name for output in request.outputs]
+        if len(set(names)) < len(names):
+            return BadRequest(f"output {max(names, key=names.count)!r} is asked for twice")
+        return None
+
+    async def _bring(self, member: Member) -> None:
+        try:
+            await self._members().load(member.name, member.version)
+        except ModelNotFound:
+            if not member.name.endswith(RAW):
+                raise
+            await self._members().load(member.name.removesuffix(RAW), member.version)  # the one that it comes with
+
+    def _told(self) -> list[ModelMetadata]:
+        members = self._members()
+        return [members.model_metadata(member.name, member.version) for member in self.composition.members]
+
+    def _mismatch(self, about: Sequence[ModelMetadata]) -> str:
+        if all(map(stands_in, about, self._about)):
+            return ""
+        try:
+            inputs, outputs = self._fitted(about)
+        except StoreError as error:
+            return str(error)
+        old = self.metadata(())
+        if stands_in(replace(old, inputs=inputs, outputs=outputs), old):
+            return ""
+        return "with its members as they are now its tensors are others than when it was loaded; load it again"
+
     def _has(self, name: str) -> bool:
         try:
             return self._members().model_ready(name)
@@ -206,6 +269,24 @@ class Composed:
         if how.scores not in {tensor.name for tensor in common}:
             raise StoreError(f"{path}: the members give {how.scores!r} in different datatypes")
         return first.inputs, (*common, MEMBER)
+
+
+def stands_in(fresh: ModelMetadata, old: ModelMetadata) -> bool:
+    """Say whether clients of ``old`` can go on with ``fresh``: what they send is taken, and what they get was told.
+
+    Names, datatypes and numbers of axes are the same. A fixed length of an input may have become any; one of an
+    output may not, as clients may have made room for it, while any may have become a fixed one.
+    """
+    return _within(old.inputs, fresh.inputs) and _within(fresh.outputs, old.outputs)
+
+
+def _within(some: Sequence[TensorMetadata], all_: Sequence[TensorMetadata]) -> bool:
+    """Say whether whatever has the shapes of ``some`` has those of ``all_``."""
+    return len(some) == len(all_) and all(
+        (a.name, a.datatype, len(a.shape)) == (b.name, b.datatype, len(b.shape))
+        and all(wide in (-1, narrow) for narrow, wide in zip(a.shape, b.shape, strict=True))
+        for a, b in zip(some, all_, strict=True)
+    )
 
 
 def _kinds(tensors: Sequence[TensorMetadata]) -> list[str]:

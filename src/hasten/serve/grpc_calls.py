@@ -77,8 +77,8 @@ async def _load(service: Service, asked: Any) -> Message:
 
 
 async def _unload(service: Service, asked: Any) -> Message:
-    _parameters(asked, ("unload_dependents",))  # what Triton's clients always send: here no model depends on another
-    await service.unload(asked.model_name)
+    _parameters(asked, ("unload_dependents",))
+    await service.unload(asked.model_name, dependents=asked.parameters["unload_dependents"].bool_param)
     return _new("RepositoryModelUnloadResponse")
 
 

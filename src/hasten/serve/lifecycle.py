@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.composition import read_composition
 from hasten.errors import HastenError, ModelNotFound, ModelNotReady, ServeError, Untrusted
-from hasten.serve.composed import Composed
+from hasten.serve.composed import Composed, stands_in
 from hasten.serve.model import Model
 from hasten.serve.reading import read_bundle
 from hasten.serve.repository import Bundle, restamped
 from hasten.serve.state import State
 from hasten.serve.surroundings import Surroundings
 from hasten.serve.warm import Warm
-from hasten.tensors import Signature, relative_error
+from hasten.tensors import relative_error
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,12 @@ class Fate:
 
 
 class Family:
-    """One model's versions. On the event loop's thread alone; loads and unloads happen one after the other."""
+    """One model's versions. On the event loop's thread alone; loads and unloads happen one after the other.
 
-    def __init__(self, name: str, around: Surroundings) -> None:
+    ``rerouted`` is called whenever requests go to another version from then on, or to none.
+    """
+
+    def __init__(self, name: str, around: Surroundings, rerouted: Callable[[], object] = lambda: None) -> None:
         self.name = name
         self.routed: Version | None = None
         self.fates: dict[str, Fate] = {}
@@ -60,7 +64,8 @@ class Family:
         self._ending = False
         self._around = around
         self._turn = asyncio.Lock()
-        self._draining: set[asyncio.Task[bool]] = set()
+        self._draining: dict[asyncio.Task[bool], Version] = {}
+        self._rerouted = rerouted
 
     def failed(self, version: str) -> bool:
         """Say whether a version was to be loaded and could not be."""
@@ -71,6 +76,12 @@ class Family:
     def ready(self) -> bool:
         """It has a version that takes requests."""
         return self.routed is not None and self.routed.ready
+
+    @property
+    def asks(self) -> set[str]:
+        """The names of the members that its versions ask, those that drain too."""
+        alive = (self.routed, *self._draining.values())
+        return {member.name for each in alive if isinstance(each, Composed) for member in each.composition.members}
 
     def model(self, version: str | None = None) -> Version:
         """Give the version that is routed to.
@@ -90,7 +101,7 @@ class Family:
         raise ModelNotReady(f"version {shown} of model {self.name!r} is {fate.state.name.lower()}{why}")
 
     async def load(self, bundle: Bundle) -> None:
-        """Load a version and route to it; nothing happens where it is routed to already.
+        """Load a version and route to it; nothing happens where a model is routed to already.
 
         Raises:
             ModelNotReady: why it failed; what was routed to before still is.
@@ -99,15 +110,15 @@ class Family:
             if self._ending:
                 raise ModelNotReady(f"model {self.name!r} is not loaded any more: the server is ending")
             old = self.routed
-            if old is not None and old.bundle == bundle:
-                return
+            if isinstance(old, Model) and old.bundle == bundle:
+                return  # one made of others is fitted to its members anew
             if old is None or old.version != bundle.version:
                 self.fates[bundle.version] = Fate(State.LOADING)
             try:
                 self._preparing = self._around.loop.create_task(self._prepared(bundle, old))
                 fresh, change = await self._preparing
             except asyncio.CancelledError:
-                self.fates[bundle.version] = Fate(State.FAILED, "its load was cancelled")
+                self._fail(bundle, "its load was cancelled")
                 if self._ending:
                     raise ModelNotReady(f"model {self.name!r} was not loaded: the server is ending") from None
                 raise
@@ -115,7 +126,7 @@ class Family:
                 if not isinstance(error, HastenError):
                     logger.exception("version %s of model %r failed to load", bundle.version, self.name)
                 reason = str(error) if isinstance(error, HastenError) else f"{type(error).__name__}: {error}"
-                self.fates[bundle.version] = Fate(State.FAILED, reason)
+                self._fail(bundle, reason)
                 kept = f"; version {old.version} stays" if old else ""
                 raise ModelNotReady(
                     f"version {bundle.version} of model {self.name!r} failed to load: {reason}{kept}"
@@ -123,9 +134,10 @@ class Family:
             self.change = change
             self.expected = True
             self.routed = fresh  # from here on every request goes to the new one
+            self._rerouted()
             self.fates.pop(bundle.version, None)
             if old is not None:
-                self._before = old.bundle
+                self._before = old.bundle if old.bundle != bundle else self._before
                 self._retire(old)
 
     async def unload(self) -> None:
@@ -142,8 +154,13 @@ class Family:
             if old is None:
                 raise ModelNotFound(f"model {self.name!r} is not loaded")
             self.routed = None
+            self._rerouted()
             self._before = old.bundle
             self._retire(old)
+
+    async def drained(self) -> bool:
+        """Wait for the versions that are not routed to any more; True if all that was inside was finished."""
+        return all(await asyncio.gather(*self._draining))
 
     async def rollback(self) -> None:
         """Route to the version before.
@@ -174,7 +191,7 @@ class Family:
             old, self.routed = self.routed, None
             if old is not None:
                 self._retire(old, limit_s)
-            return all(await asyncio.gather(*self._draining))
+            return await self.drained()
 
     async def _prepared(self, bundle: Bundle, old: Version | None) -> tuple[Version, float | None]:
         await self._around.pace.pause()  # the repository was read just now
@@ -182,12 +199,18 @@ class Family:
         if composition is not None:
             composed = Composed(bundle, composition, self._around)
             await composed.load()
+            try:
+                _check_stands_in(composed, old)
+            except Untrusted:
+                composed.fail()
+                raise
             return composed, None
         read = await asyncio.to_thread(read_bundle, bundle, self._around.code, self._around.pace)
         fresh = Model(bundle, read, self._around)
         try:
             warm = await fresh.load()
             await self._around.pace.pause()
+            _check_stands_in(fresh, old)
             change = await _compared(fresh, warm, old) if isinstance(old, Model) else None
             await self._around.pace.pause()
             return fresh, change
@@ -195,15 +218,19 @@ class Family:
             fresh.fail()
             raise
 
+    def _fail(self, bundle: Bundle, reason: str) -> None:
+        if self.routed is None or self.routed.bundle != bundle:  # else it is what stays, and says itself how it is
+            self.fates[bundle.version] = Fate(State.FAILED, reason)
+
     def _retire(self, old: Version, limit_s: float = DRAIN_S) -> None:
         if self.routed is None or self.routed.version != old.version:
             self.fates[old.version] = Fate(State.DRAINING)
         task = self._around.loop.create_task(old.drain(limit_s))
-        self._draining.add(task)
+        self._draining[task] = old
         task.add_done_callback(lambda ended: self._gone(old, ended))
 
     def _gone(self, old: Version, task: asyncio.Task[bool]) -> None:
-        self._draining.discard(task)
+        self._draining.pop(task, None)
         if self.fates.get(old.version) == Fate(State.DRAINING):
             self.fates[old.version] = Fate(State.GONE, "unloaded")
         gone = [version for version, fate in self.fates.items() if fate.state is State.GONE]
@@ -212,16 +239,22 @@ class Family:
         self._around.loop.call_soon(self._around.gone)  # the task holds the version until this callback has returned
 
 
+def _check_stands_in(fresh: Version, old: Version | None) -> None:
+    """Check that clients of the old version can go on. Raises Untrusted: its tensors are others."""
+    if old is None or (isinstance(old, Composed) and not old.fits):  # who does not fit has no clients to break
+        return
+    if not stands_in(fresh.metadata(()), old.metadata(())):
+        raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
+
+
 async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
     """Give how far the new version's answers to its probes lie from the old one's.
 
     Raises:
-        Untrusted: its tensors are others, or its answers changed by more than the deployment allows.
+        Untrusted: its answers changed by more than the deployment allows.
     """
-    if _told(old.signature) != _told(fresh.signature):
-        raise Untrusted(f"its tensors are not those of version {old.version}; unload that one first")
     limit = fresh.read.deployment.serving.max_change
-    if _shapes(old) != _shapes(fresh):  # steps make up for it, so clients see no difference
+    if _shapes(old) != _shapes(fresh):  # behind steps, or with an axis that is open now: no client is the worse for it
         if limit is not None:
             raise Untrusted(
                 f"its model takes other tensors than version {old.version}, so nothing can say that answers changed by "
@@ -242,7 +275,3 @@ async def _compared(fresh: Model, warm: Warm, old: Model) -> float | None:
 def _shapes(model: Model) -> list[tuple[str, str, tuple[int | str, ...]]]:
     signature = model.read.artifact.signature
     return [(spec.name, spec.dtype, spec.shape[1:]) for spec in (*signature.inputs, *signature.outputs)]
-
-
-def _told(signature: Signature) -> list[tuple[str, str, int]]:
-    return [(spec.name, spec.dtype, len(spec.shape)) for spec in (*signature.inputs, *signature.outputs)]

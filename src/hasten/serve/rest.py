@@ -349,8 +349,8 @@ class Rest:
         self._later(request, self._service.load(str(target.model), asked.parameters.version))
 
     def _unload(self, request: Request, target: Target) -> None:
-        self._parameters(request, Unload)
-        self._later(request, self._service.unload(str(target.model)))
+        dependents = self._parameters(request, Unload).parameters.unload_dependents
+        self._later(request, self._service.unload(str(target.model), dependents=dependents))
 
     def _later(self, request: Request, work: Awaitable[None]) -> None:
         """Answer with {} once ``work`` is done. It goes on where the client leaves."""

@@ -24,7 +24,7 @@ class Load(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class UnloadParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What Triton's clients always send: here no model depends on another."""
+    """What Triton's clients always send: whether the members of a deployment made of others are unloaded too."""
 
     unload_dependents: bool = False
 

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from hasten.artifact import Json
-from hasten.composition import read_composition
+from hasten.composition import RAW, read_composition
 from hasten.errors import Cancelled, ModelNotFound, ModelNotReady, ServeError, StoreError
 from hasten.host import this_host, versions
 from hasten.protocol.messages import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 from hasten.serve.bursts import Bursts
+from hasten.serve.composed import Composed
 from hasten.serve.cork import Cork
 from hasten.serve.lifecycle import Family, Version
 from hasten.serve.pace import Pace
@@ -41,9 +42,6 @@ EXTENSIONS = (
 AWAY_S = 0.05
 """How long a bundle may be away while another takes its place."""
 
-RAW = ".raw"
-"""Behind a model's name: the model without its steps, where its deployment has ``raw = true``."""
-
 
 @dataclass(frozen=True)
 class TracedTicket:
@@ -63,6 +61,12 @@ def _ended(marks: Marks, done: Done, outcome: InferResponse | ServeError) -> Non
     if isinstance(outcome, ServeError):
         end_trace(marks, outcome)
     done(outcome)
+
+
+def _unready(version: Version) -> str:
+    if isinstance(version, Composed):
+        return version.unready
+    return "" if version.ready else "no worker is ready"
 
 
 class Service:
@@ -293,7 +297,8 @@ class Service:
             for version in sorted(every):
                 fate = fates.get(version)
                 if routed is not None and routed.version == version:
-                    state, reason = ("READY", "") if routed.ready else ("UNAVAILABLE", "no worker is ready")
+                    unready = _unready(routed)
+                    state, reason = ("UNAVAILABLE" if unready else "READY"), unready
                     if fate is not None and fate.state is State.FAILED:
                         reason = f"a newer bundle of it failed to load: {fate.reason}"
                 elif fate is not None:
@@ -317,12 +322,24 @@ class Service:
         self._known[name] = kept | {bundle.version: bundle}  # others that are new are left for ``refresh`` to see
         await self._family(name).load(bundle)
 
-    async def unload(self, name: str) -> None:
-        """Take a model out of service; what is inside is finished. Raises ModelNotFound."""
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
+        """Take a model out of service; what is inside is finished.
+
+        With ``dependents`` its members go too, and theirs, once nothing is inside it: those that no other deployment
+        asks. Raises ModelNotFound.
+        """
         family = self._families.get(name)
         if family is None:
             raise self._unknown(name)
+        members = {self._owner(member) for member in family.asks}
         await family.unload()
+        if not dependents or not members:
+            return
+        await family.drained()
+        asked = {self._owner(member) for other in self._families.values() for member in other.asks}
+        for member in sorted(members - asked):
+            with contextlib.suppress(ModelNotFound):  # it is unloaded already
+                await self.unload(member, dependents=True)
 
     async def rollback(self, name: str) -> None:
         """Route to the version before. Raises ModelNotFound, ModelNotReady."""
@@ -383,7 +400,7 @@ class Service:
         self.drain()
         finished, left = [], dict(self._families)
         while left:  # a deployment made of others before those that it asks
-            asked = {member.removesuffix(RAW) for name in left for member in self.members_of(name)}
+            asked = {self._owner(member) for family in left.values() for member in family.asks}
             layer = [left.pop(name) for name in [*left] if name not in asked] or [left.pop(name) for name in [*left]]
             finished += await asyncio.gather(*[family.close(drain_s) for family in layer])
         self._stopped = True
@@ -408,10 +425,20 @@ class Service:
     def _family(self, name: str) -> Family:
         if self._around is None:
             raise ModelNotReady("the service was not started yet")
-        family = self._families.setdefault(name, Family(name, self._around))
+        family = self._families.setdefault(name, Family(name, self._around, self._refit))
         if self._draining:
             family.end_loads()
         return family
+
+    def _refit(self) -> None:
+        """Have those made of others look at their members, of which one is another now or has gone."""
+        for version in self.models():
+            if isinstance(version, Composed):
+                version.refit()
+
+    def _owner(self, member: str) -> str:
+        """Give the name of the deployment that a member comes with."""
+        return member if member in self._families else member.removesuffix(RAW)
 
     def _raw(self, name: str) -> Family | None:
         """Give the model that is served without its steps under ``NAME.raw``, where its deployment says so."""
