@@ -141,6 +141,7 @@ def test_a_cascade_over_photos_passes_labels_on(tmp_path: Path) -> None:
         got = outputs(await service.infer(asking(*sent, model="both")))
         each = [outputs(await service.infer(asking(*sent, model=name))) for name in "ab"]
         about = service.model_metadata("both")
+        assert service.takes_image("both"), "which is what the lines that serve prints send"
         with pytest.raises(BadRequest, match="row 1: this is no image"):
             await service.infer(asking(photo(1), b"junk", model="both"))
         await service.stop()
@@ -416,6 +417,7 @@ def test_its_members_are_unloaded_with_it_where_that_is_asked_and_no_other_asks_
         await service.unload("both", dependents=True)
         assert len((await asked).outputs) == 1, "what is inside is finished before the members go"
         assert {entry["name"] for entry in service.index(ready=True)} == {"a", "c", "other"}
+        assert not service.takes_image("other")
         await service.unload("other")
         assert {entry["name"] for entry in service.index(ready=True)} == {"a", "c"}
         await service.stop()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from arro3.core import Array, DataType, Table
+from arro3.io import write_parquet
 
 from hasten.cli.app import run as run_verb
 from hasten.cli.files_of import Rows, file_pieces
@@ -116,8 +116,8 @@ def test_infer_and_load_send_the_images_of_a_file_of_samples_as_they_are(
     data = photos
     if kind == "parquet":
         data = tmp_path / "photos.parquet"
-        column = pa.array([name.read_bytes() for name in names])
-        parquet.write_table(pa.table({"image": column, "label": list(range(len(names)))}), data)
+        column = Array([name.read_bytes() for name in names], type=DataType.binary())
+        write_parquet(Table.from_pydict({"image": column}), data)
     with served(path, ANY) as opened:
         found = answer_of(capsys, "infer", opened.http, "net", "--data", data, "--rows", "2:5")["outputs"]
         three = [word for name in names[2:5] for word in ("--image", name)]

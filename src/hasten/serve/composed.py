@@ -111,8 +111,8 @@ class Composed:
 
     @property
     def takes_image(self) -> bool:
-        """Nobody knows: its members do."""
-        return False
+        """Every member's only input is the file of an image."""
+        return all(self._members().takes_image(member.name) for member in self.composition.members)
 
     def check_room(self, unless: Callable[[], bool]) -> None:
         """Each member has a queue of its own, and refuses for itself."""

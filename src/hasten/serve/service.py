@@ -271,7 +271,8 @@ class Service:
 
     def takes_image(self, name: str) -> bool:
         """Say whether a model's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
-        return self._model(name, None).takes_image
+        model = self._model(name, None)
+        return model.name == name and model.takes_image  # under NAME.raw it takes what its steps make
 
     def config(self, name: str, version: str | None = None) -> dict[str, Json]:
         """Give a model's configuration, as the extension has it. Raises ModelNotFound, ModelNotReady."""

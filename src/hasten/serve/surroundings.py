@@ -29,6 +29,9 @@ class Members(Infers, Protocol):
     def model_ready(self, name: str, version: str | None = None) -> bool:
         """Say whether a member takes requests. Raises ModelNotFound."""
 
+    def takes_image(self, name: str) -> bool:
+        """Say whether a member's only input is the file of an image. Raises ModelNotFound, ModelNotReady."""
+
     def members_of(self, name: str) -> Sequence[str]:
         """Give the names of the members of a deployment of the repository; of a model of its own there are none."""
 
