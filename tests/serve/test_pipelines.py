@@ -21,11 +21,13 @@ from hasten.errors import (
     ModelNotReady,
     Overloaded,
     ServerFault,
+    SignatureMismatch,
     StoreError,
     TooLarge,
 )
 from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.samples.preprocess import Preprocess
+from hasten.serve.intake import opened
 from hasten.serve.model import Model
 from hasten.serve.piping import Piping
 from hasten.serve.pool import Pool
@@ -34,9 +36,11 @@ from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.serve.step_threads import StepThreads
 from hasten.serve.ticket import Marks
-from hasten.steps.function import load
+from hasten.steps.function import Declared, Function, load
+from hasten.steps.pipeline import open_pipeline
+from hasten.steps.step import Around
 from hasten.store import read_artifact
-from hasten.tensors import Array
+from hasten.tensors import Array, Signature, TensorSpec
 from hasten.testing.models import convnet
 from serve.bundles import bundle, instances_left, request, rows, run
 from serve.photos import BEST, CLASSES, NORMALISE, POST, PRE, SIZE, asking, photo
@@ -286,6 +290,25 @@ def test_steps_work_with_a_model_of_a_fixed_batch(tmp_path: Path, batch: int) ->
     run(work())
 
 
+def with_own_rows(batch: int | str, *names: str) -> Signature:
+    """Give a model that calls an axis of its own as the batch axis is called."""
+    inputs = tuple(TensorSpec(name, "float32", (batch, "rows", 4)) for name in names)
+    return Signature(inputs, (TensorSpec("y", "float32", (batch, "rows")),))
+
+
+def test_an_axis_of_the_models_own_that_is_called_rows_is_not_the_batchs() -> None:
+    post = ({"step": "rename", "input": "y", "to": "sums"},)
+    pipeline = open_pipeline({"post": post}, with_own_rows("n", "x", "z"), Around(folder=Path()), where="it")
+    assert pipeline is not None
+    for signature in (pipeline.signature, opened(with_own_rows(1, "x", "z"))):
+        x, z = np.zeros((2, 3, 4), np.float32), np.zeros((2, 5, 4), np.float32)
+        signature.check({"x": x, "z": x})
+        with pytest.raises(SignatureMismatch, match=r"'z' has model\.rows = 5, but 'x' has model\.rows = 3"):
+            signature.check({"x": x, "z": z})
+        with pytest.raises(SignatureMismatch, match=r"'z' has rows = 1, but 'x' has rows = 2"):
+            signature.check({"x": x, "z": x[:1]})
+
+
 CODE = """
 import time
 from pathlib import Path
@@ -305,6 +328,24 @@ def hang(values):
 
 def wrong(values):
     return {"x": "text"}
+
+def short(values):
+    return {"x": values["half"][:8]}
+
+def in_place(values):
+    x = values["half"]
+    x *= 2
+    return {"x": x}
+
+def lost_row(values):
+    return {"z": values["y"][1:]}
+
+def narrow(values):
+    return {"z": values["y"][:, :1]}
+
+def clear(values):
+    values["y"][:] = 0
+    return {"z": values["y"]}
 
 def noted(values):
     with (Path(__file__).parent / "order").open("a") as file:
@@ -368,6 +409,70 @@ def test_a_function_that_gives_something_else_is_a_fault_of_the_server_alone(tmp
         await service.stop()
 
     run(work())
+
+
+def with_code_after(folder: Path, name: str, **more: Any) -> Path:
+    spec = {"dtype": "float32", "shape": [4]}
+    reads, makes = [{"name": "y", **spec}], [{"name": "z", **spec}]
+    step = {"step": "function", "function": f"steps.py:{name}", "reads": reads, "makes": makes}
+    return bundle(folder, post=(step,), **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("short", r"steps.py:short gave .*'x' wants length 16 on axis 0 of \[16\], got 8"),
+        ("lost_row", r"'z' wants length 3 on axis 0 of \[3, 4\], got 2"),
+        ("narrow", r"'z' wants length 4 on axis 1 of \[3, 4\], got 1"),
+    ],
+)
+def test_a_function_that_gives_another_shape_is_a_fault_of_the_server(tmp_path: Path, name: str, says: str) -> None:
+    path = (with_code if name == "short" else with_code_after)(tmp_path / "net", name)
+    (tmp_path / "steps.py").write_text(CODE)
+
+    async def work() -> None:
+        service = await started(path, code=tmp_path)
+        sent = Tensor.of("half" if name == "short" else "x", rows(3))
+        with pytest.raises(ServerFault, match=says):
+            await service.infer(InferRequest(model="net", inputs=(sent,)))
+        await service.stop()
+
+    run(work())
+
+
+def test_a_function_may_write_to_what_it_is_given_and_nobody_else_sees_it(tmp_path: Path) -> None:
+    path = with_code(tmp_path / "net", "in_place")
+    (tmp_path / "steps.py").write_text(CODE)
+    x = rows(2)
+    kept = x.copy()
+    x.flags.writeable = False  # as what comes off the wire is
+
+    async def work() -> None:
+        service = await started(path, code=tmp_path)
+        asked = InferRequest(model="net", inputs=(Tensor.of("half", x),))
+        first = (await service.infer(asked)).outputs[0].data
+        np.testing.assert_array_equal((await service.infer(asked)).outputs[0].data, first)
+        x.flags.writeable = True
+        assert (await service.infer(asked)).outputs[0].data.shape == first.shape
+        np.testing.assert_array_equal(x, kept)
+        await service.stop()
+
+    run(work())
+
+
+def test_a_function_after_the_model_may_write_to_what_it_is_given(tmp_path: Path) -> None:
+    step = Function(
+        function="steps.py:clear",
+        reads=(Declared(name="y", dtype="float32", shape=(4,)),),
+        makes=(Declared(name="z", dtype="float32", shape=(4,)),),
+    )
+    y = np.ones((2, 4), np.float32)
+    y.flags.writeable = False
+    (tmp_path / "steps.py").write_text(CODE)
+    around = Around(folder=tmp_path, code=tmp_path, place="post")
+    ready = step.open(around, {"y": TensorSpec("y", "float32", (4,))})
+    assert not ready.apply({"y": y})["z"].any()
+    assert y.all()
 
 
 def test_a_function_that_hangs_fails_its_request_and_another_thread_takes_over(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hasten.deployment import Serving
-from hasten.errors import DeadlineExceeded, Overloaded, ServerFault
+from hasten.errors import DeadlineExceeded, ModelNotReady, Overloaded, ServerFault
 from hasten.protocol.messages import InferRequest, InferResponse, Tensor
 from hasten.serve.call import Call
 from hasten.serve.model import Model
@@ -168,6 +168,18 @@ def test_a_step_that_wants_to_end_the_program_fails_its_request_alone(tmp_path: 
             assert "SystemExit: 3" in str(fault)
             assert isinstance(await submitted(service, asked(2)), InferResponse)
             assert piping.threads.count == 1
+
+    run(work())
+
+
+def test_a_file_that_ends_the_program_when_it_is_imported_fails_its_model_alone(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as (service, _):
+            (tmp_path / "steps.py").write_text("import sys\nsys.exit(3)\n")
+            with pytest.raises(ModelNotReady, match="cannot be imported: SystemExit: 3; version 1 stays"):
+                bundle(tmp_path / "net", pre=(function("ends", "half", "x", 16),))
+                await service.load("net")
+            assert isinstance(await submitted(service, asked(2)), InferResponse)
 
     run(work())
 

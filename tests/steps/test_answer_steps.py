@@ -72,6 +72,21 @@ def test_names_come_from_a_file_or_are_numbers_where_there_are_none(tmp_path: Pa
         after(TopK(input="y", labels="names.txt"), around, y=scores([0, 1]))
 
 
+def test_the_mark_that_editors_write_first_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee\r\n")
+    got = after(TopK(input="y", labels="names.txt"), Around(folder=tmp_path), y=scores([1, 0]))
+    assert got["label"].tolist() == [[b"ant"]]
+
+
+def test_an_open_axis_of_classes_may_have_fewer_than_k_and_the_answer_says_so() -> None:
+    given_ = {"y": TensorSpec("y", "float32", ("classes",))}
+    step = TopK(input="y", k=5)
+    got = step.open(AROUND, given_).apply({"y": scores([1, 3, 2])})
+    assert got["label"].tolist() == [[b"1", b"2", b"0"]]
+    assert [spec.mismatch(got[name][0]) for name, spec in step.gives(given_).items()] == [None, None]
+    assert TopK(input="y", k=1).gives(given_)["label"].shape == (1,), "there is always a best one"
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 30))
 def test_top_k_is_a_stable_sort_cut_off(seed: int, rows: int, classes: int) -> None:

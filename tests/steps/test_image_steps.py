@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from hasten.errors import BadRequest, InvalidSetting, SignatureMismatch
-from hasten.samples.preprocess import Preprocess
+from hasten.errors import BadRequest, InvalidSetting, SignatureMismatch, TooLarge
+from hasten.samples.preprocess import Preprocess, has_more_scans
 from hasten.settings import build
 from hasten.steps.center_crop import CenterCrop
 from hasten.steps.decode_image import DecodeImage
@@ -171,10 +171,6 @@ def bomb(width: int, height: int) -> bytes:
 
 def png(width: int, height: int, data: bytes, *, bits: int = 8) -> bytes:
     """Write a PNG of colours with these bytes in its rows."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
@@ -189,6 +185,90 @@ def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) ->
     finally:
         tracemalloc.stop()
     assert peak < 10_000_000
+
+
+def of_scans(scans: int, **more: Any) -> bytes:
+    """Write a progressive JPEG whose last scan is there again and again, until it has as many as this."""
+    data = encoded(noise(16, 16, bands=1), "JPEG", progressive=True, **more)
+    body = data.removesuffix(END)
+    at = body.rfind(SCAN)
+    return body + body[at:] * (scans - body.count(SCAN)) + END
+
+
+SCAN, END = b"\xff\xda", b"\xff\xd9"
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded() -> None:
+    assert DecodeImage().decode(of_scans(100)).shape == (16, 16, 3)
+    for data in (of_scans(101), of_scans(4000), of_scans(101, comment=b"\xff\xd9" * 9)):
+        with pytest.raises(BadRequest, match="JPEG of more than 100 scans"):
+            DecodeImage().decode(data)
+
+
+def test_scans_of_a_preview_or_behind_the_image_do_not_count() -> None:
+    preview = b"Exif\0\0" + of_scans(300)
+    plain = encoded(noise(16, 16, bands=1), "JPEG", progressive=True, exif=preview, comment=SCAN * 300)
+    assert preview in plain
+    for data in (plain, plain + of_scans(300)):
+        assert DecodeImage(orientation="stored").decode(data).shape == (16, 16, 3)
+
+
+def test_a_jpeg_of_endless_segments_is_refused_quickly() -> None:
+    start, rest = encoded(noise(8, 8), "JPEG")[:2], encoded(noise(8, 8), "JPEG")[2:]
+    assert has_more_scans(start + b"\xff\xfe\0\2" * 20_000 + SCAN * 101 + rest, 100)
+
+
+def test_colours_of_five_or_six_bits_are_read() -> None:
+    for green, wanted in ((0x07E0, "565"), (0x03E0, "555")):
+        red = 0xFFFF ^ green ^ 0x001F ^ (0x8000 if wanted == "555" else 0)
+        head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", red, green, 0x1F)
+        data = b"BM" + struct.pack("<IHHI", 18 + len(head), 0, 0, 14 + len(head)) + head
+        got = DecodeImage().decode(data + struct.pack("<HH", red, green))
+        assert got.tolist() == [[[255, 0, 0], [0, 255, 0]]], wanted
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_chunks_that_break_the_decoder_are_a_bad_request() -> None:
+    data, end = png(2, 2, bytes(2 * (1 + 2 * 3))), chunk(b"IEND", b"")
+    assert data.endswith(end)
+    for broken in (
+        data.removesuffix(end) + chunk(b"iCCP", b"") + end,
+        data[:33] + chunk(b"tEXt", b"transparency\0x") + data[33:],
+    ):
+        with pytest.raises(BadRequest, match="cannot be decoded"):
+            DecodeImage(alpha="blend").decode(broken)
+
+
+def test_an_image_whose_numbers_take_too_much_is_refused_before_it_is_decoded() -> None:
+    model = Signature(
+        (TensorSpec("x", "float32", ("batch", 3, "h", "w")),), (TensorSpec("y", "float32", ("batch", 2)),)
+    )
+    pre = ({"step": "decode-image"}, {"step": "normalise"}, {"step": "rename", "input": "image", "to": "x"})
+    pipeline = open_pipeline({"pre": pre}, model, AROUND, where="it")
+    assert pipeline is not None
+    column = held(encoded(Image.new("RGB", (2000, 1000))))[None]
+    row_bytes = 3 * 2000 * 1000 * 4
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="its first row takes more than"):
+            pipeline.prepare({"image": column}, lambda: False, row_bytes - 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert pipeline.prepare({"image": column}, lambda: False, row_bytes)["x"].nbytes == row_bytes
+
+
+def test_an_image_that_becomes_small_may_be_large() -> None:
+    model = Signature((TensorSpec("x", "float32", ("batch", 3, 8, 8)),), (TensorSpec("y", "float32", ("batch", 2)),))
+    pre = ({"step": "decode-image"}, {"step": "resize", "height": 8, "width": 8}, {"step": "normalise", "output": "x"})
+    pipeline = open_pipeline({"pre": pre}, model, AROUND, where="it")
+    assert pipeline is not None
+    column = held(encoded(Image.new("RGB", (2000, 1000))))[None]
+    assert pipeline.prepare({"image": column}, lambda: False, 1000)["x"].shape == (1, 3, 8, 8)
 
 
 def test_an_image_over_the_deployments_own_limit_is_refused() -> None:

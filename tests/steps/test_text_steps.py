@@ -121,6 +121,36 @@ def test_a_text_that_is_too_long_too_large_or_no_text_is_refused(folder: Path) -
         prepared(opened(folder, special=False), b"")
 
 
+def test_how_far_a_tokenizers_pieces_overlap_does_not_matter(folder: Path, tmp_path: Path) -> None:
+    home = saved(folder, tmp_path, lambda own: own.enable_truncation(384, stride=128))
+    text = b"the cat sat on the mat"
+    got = prepared(opened(home, max_length=5), text)
+    assert got["input_ids"].tolist() == prepared(opened(folder, max_length=5), text)["input_ids"].tolist()
+
+
+def test_a_tokenizer_that_cuts_the_second_text_alone_needs_one(folder: Path, tmp_path: Path) -> None:
+    home = saved(folder, tmp_path, lambda own: own.enable_truncation(384, strategy="only_second"))
+    with pytest.raises(StoreError, match=r"only_second.*name a pair, set truncate = false"):
+        opened(home)
+    pair = opened(home, pair="other", max_length=12)
+    assert prepared(pair, b"the cat", other=[b"a dog " * 50])["input_ids"].shape == (1, 12)
+    with pytest.raises(BadRequest, match=r"row 1: the text cannot be tokenised: .*too short"):
+        prepared(pair, b"cat", b"the cat " * 50, other=[b"a dog", b"a dog"])
+
+
+def test_a_new_name_leaves_rows_filled_up(folder: Path) -> None:
+    model = Signature(
+        tuple(TensorSpec(name, "int64", ("batch", "n")) for name in ("tokens", "attention_mask")),
+        (TensorSpec("y", "float32", ("batch", 2)),),
+    )
+    steps = ({"step": "tokenise", "pad": 7}, {"step": "rename", "input": "input_ids", "to": "tokens"})
+    pipeline = open_pipeline({"pre": steps}, model, Around(folder=folder), where="it")
+    assert pipeline is not None
+    got = prepared(pipeline, b"cat", b"a dog ran over the hill")
+    assert got["tokens"].shape == got["attention_mask"].shape
+    assert got["tokens"][0, -1] == 7
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [

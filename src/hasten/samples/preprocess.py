@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -21,6 +22,19 @@ MAX_PIXELS = 50_000_000
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 """The image formats that are decoded; Pillow's rarer decoders are left alone."""
+
+MAX_SCANS = 100
+"""A JPEG of more is refused before it is decoded: each goes over the whole image, and takes a few bytes of the file.
+Photos that load progressively have about ten."""
+
+MAX_SEGMENTS = 10_000
+"""A JPEG's segments that are looked at to count its scans; of more, nobody says that they are few."""
+
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The next marker of a JPEG, but for those that stand within a scan's data."""
+
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, TEMPORARY = 0xD8, 0xD9, 0xDA, 0x01
+"""Markers. After all others, and the third of these, come a length of two bytes and what it counts, itself included."""
 
 CHANNELS = {"gray": 1, "rgb": 3}
 
@@ -90,7 +104,9 @@ class Preprocess:
         with open_image(data) as image:
             try:
                 return self._prepare(image)
-            except (OSError, ValueError, SyntaxError) as error:
+            except (BadInput, MemoryError):
+                raise
+            except Exception as error:  # as in ``open_image``
                 raise BadInput(f"the image cannot be decoded: {error}") from error
 
     def apply_pixels(self, pixels: Pixels) -> Array:
@@ -135,17 +151,40 @@ def open_image(data: bytes) -> Image.Image:
     """Open an image without decoding it: ``.size`` is known, no pixel is in memory.
 
     Raises:
-        BadInput: it is none of ``FORMATS``, or it has more than ``MAX_PIXELS`` pixels.
+        BadInput: it is none of ``FORMATS``, it has more than ``MAX_PIXELS`` pixels, or it is a JPEG of more than
+            ``MAX_SCANS`` scans.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the check below is stricter
         raise BadInput(f"the image is too large to decode: {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow lets out whatever its parsers meet in a file that is made to break them
         raise BadInput(f"this is no image ({', '.join(FORMATS)}) that can be read") from error
     if image.width * image.height > MAX_PIXELS:
         raise BadInput(f"the image has {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are refused")
+    if image.format in ("JPEG", "MPO") and has_more_scans(data, MAX_SCANS):
+        raise BadInput(f"the image is a JPEG of more than {MAX_SCANS} scans; save it again with fewer")
     return image
+
+
+def has_more_scans(data: bytes, limit: int) -> bool:
+    """Say whether a JPEG has more than ``limit`` scans; those of a preview among its metadata are not its own."""
+    if data.count(b"\xff\xda") <= limit:  # as good as always, and quick
+        return False
+    at, scans = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(data, at)
+        if found is None or data[found.end() - 1] in (START_OF_IMAGE, END_OF_IMAGE):  # decoders go no further either
+            return False
+        at, marker = found.end(), data[found.end() - 1]
+        scans += marker == START_OF_SCAN
+        if scans > limit:
+            return True
+        if marker != TEMPORARY:
+            at += max(2, int.from_bytes(data[at : at + 2]))
+    return True
 
 
 def preprocess_for(spec: TensorSpec, declared: Preprocess | None = None) -> Preprocess:
@@ -187,7 +226,8 @@ def _static(dims: tuple[int | str, ...]) -> tuple[int, int] | None:
 def eight_bits(image: Image.Image) -> None:
     """Check that an image has pixels of 8 bits. Raises BadInput."""
     packed = [str(part[3]) for part in getattr(image, "tile", ())]  # colours of 16 bits have the mode of 8
-    if image.mode.startswith(("I", "F")) or any(";16" in each for each in packed):
+    deep = [each for each in packed if ";16" in each and "BGR;16" not in each]  # a BMP's BGR;16 has 16 for all three
+    if image.mode.startswith(("I", "F")) or deep:
         raise BadInput(f"the image has pixels of mode {', '.join([image.mode, *packed])}; hasten reads those of 8 bits")
 
 

@@ -211,8 +211,16 @@ class AskingCascade(Asking):
 def combined(how: Ensemble, scores: list[Array]) -> Array:
     """Give the scores [rows, classes] of an ensemble for those of its members, in float32."""
     each = np.stack([shares(array, logits=how.softmax) for array in scores])  # [members, rows, classes]
-    weights = np.asarray(how.weights or [1.0] * len(scores), np.float64)
     if how.combine == "vote":
-        each = np.eye(each.shape[2])[best(each, 1)[..., 0]]
+        return votes(best(each, 1)[..., 0], each.shape[2])
+    weights = np.asarray(how.weights or [1.0] * len(scores), np.float64)
     mean: Array = np.tensordot(weights / weights.sum(), each, axes=1).astype(np.float32)
     return mean
+
+
+def votes(chosen: Numbers, classes: int) -> Array:
+    """Give the share of the votes [rows, classes] that each class got; ``chosen`` [members, rows] is who it was for."""
+    counted = np.zeros((chosen.shape[1], classes))
+    for its in chosen:
+        counted[np.arange(len(its)), its] += 1
+    return (counted / len(chosen)).astype(np.float32)

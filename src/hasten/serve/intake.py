@@ -9,13 +9,11 @@ import numpy as np
 
 from hasten.errors import BadRequest, SignatureMismatch
 from hasten.protocol.messages import InferRequest, RequestedOutput
+from hasten.steps.step import with_rows
 from hasten.tensors import Array, Feed, Signature, TensorSpec
 
 KNOWN_SHAPES = 256
 """Shapes of requests that are remembered as fitting; beyond, all are forgotten."""
-
-ROWS = "rows"
-"""What a fixed batch axis is called in messages, once it is open to fewer rows."""
 
 
 def batch_axis(signature: Signature, batch: int) -> str | int | None:
@@ -132,10 +130,10 @@ class Intake:
 def opened(signature: Signature) -> Signature:
     """Give the signature of a fixed batch with that axis open."""
 
-    def with_rows(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, shape=(ROWS, *spec.shape[1:]))
+    def with_open(spec: TensorSpec) -> TensorSpec:
+        return with_rows(replace(spec, shape=spec.shape[1:]))
 
-    return Signature(tuple(map(with_rows, signature.inputs)), tuple(map(with_rows, signature.outputs)))
+    return Signature(tuple(map(with_open, signature.inputs)), tuple(map(with_open, signature.outputs)))
 
 
 def content_bytes(array: Array) -> int:

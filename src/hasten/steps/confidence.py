@@ -17,9 +17,12 @@ def confidence(scores: Array, kind: Confidence, *, logits: bool) -> Floats:
 
     A row that holds what is not a number is not sure at all: it gets -1.
     """
-    each = np.sort(shares(scores, logits=logits), axis=1)
-    margin = kind == "margin" and each.shape[1] > 1
-    found = each[:, -1] - each[:, -2] if margin else each[:, -1]
+    each = shares(scores, logits=logits)
+    if kind == "margin" and each.shape[1] > 1:
+        two = np.partition(each, -2, axis=1)[:, -2:]  # [rows, second and best]; what is no number counts as the best
+        found = two[:, 1] - two[:, 0]
+    else:
+        found = each.max(axis=1)
     return np.nan_to_num(found, nan=-1.0)
 
 

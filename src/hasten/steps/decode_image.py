@@ -14,7 +14,7 @@ from hasten.samples.preprocess import CHANNELS, MAX_PIXELS, Pixels, eight_bits, 
 from hasten.settings import Doc
 from hasten.steps.pixels import image_spec, to_pixels
 from hasten.steps.step import Around, Opened, Place, Specs, Values, found, with_new
-from hasten.tensors import Feed, TensorSpec
+from hasten.tensors import Array, Feed, TensorSpec
 
 MODES = {"rgb": "RGB", "gray": "L"}
 
@@ -41,7 +41,7 @@ class DecodeImage:
 
     An image of more than ``max_pixels`` by its header is refused before it is decoded. Gray becomes three equal
     channels where ``color`` is rgb, colour becomes luma (ITU-R 601) where it is gray. Of an animation the first frame
-    is taken; pixels of 16 bits or floats are refused.
+    is taken; pixels of 16 bits a channel or floats are refused, and so is a JPEG of more than 100 scans.
 
     Raises:
         InvalidSetting: ``background`` is no colour.
@@ -85,9 +85,8 @@ class DecodeImage:
         target = self.output or self.input
 
         def apply(values: Feed) -> Values:
-            data = values[self.input].item()
             left = {name: value for name, value in values.items() if name != self.input}
-            return {**left, target: self.decode(data if isinstance(data, bytes) else str(data).encode())}
+            return {**left, target: self.decode(file_of(values[self.input]))}
 
         return Opened(apply)
 
@@ -98,16 +97,30 @@ class DecodeImage:
             BadRequest: it is no such image, is damaged, or has too many pixels.
         """
         try:
-            with open_image(data) as image:
-                if image.width * image.height > self.max_pixels:
-                    raise BadRequest(
-                        f"the image has {image.width} x {image.height} pixels; over {self.max_pixels:,} are refused"
-                    )
+            with self._opened(data) as image:
                 return to_pixels(self._converted(image))
         except BadInput as error:
             raise BadRequest(str(error)) from error
-        except (OSError, ValueError, SyntaxError) as error:
+        except (BadRequest, MemoryError):
+            raise
+        except Exception as error:  # Pillow lets out whatever its parsers meet in a file that is made to break them
             raise BadRequest(f"the image cannot be decoded: {error}") from error
+
+    def count_pixels(self, data: bytes) -> int:
+        """Give height times width of one file by its header, without decoding it. Raises BadRequest."""
+        try:
+            with self._opened(data) as image:
+                return image.width * image.height
+        except BadInput as error:
+            raise BadRequest(str(error)) from error
+
+    def _opened(self, data: bytes) -> Image.Image:
+        image = open_image(data)
+        if image.width * image.height > self.max_pixels:
+            raise BadRequest(
+                f"the image has {image.width} x {image.height} pixels; over {self.max_pixels:,} are refused"
+            )
+        return image
 
     def _converted(self, image: Image.Image) -> Image.Image:
         eight_bits(image)
@@ -119,6 +132,12 @@ class DecodeImage:
         ready = ready.convert(MODES[self.color])
         turn = TURNS.get(_orientation(image)) if self.orientation == "exif" else None
         return ready if turn is None else ready.transpose(turn)
+
+
+def file_of(value: Array) -> bytes:
+    """Give the bytes of one file, []."""
+    data = value.item()
+    return data if isinstance(data, bytes) else str(data).encode()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -36,9 +36,10 @@ class Function:
     """Call a Python function with arrays by name; it gives arrays by name.
 
     Before the model it is called for each row, without the batch axis; after it with all rows of a request, [n, ...].
-    It is called from several threads at once. Its file is looked for below the folder that ``--allow-code`` names,
-    never in the bundle: a deployment says which function, the server's operator says whose code. A ``ValueError`` that
-    it raises is the client's fault and becomes a 400 with its text; anything else is a fault of the server.
+    It is called from several threads at once, and may write to the arrays that it is given. Its file is looked for
+    below the folder that ``--allow-code`` names, never in the bundle: a deployment says which function, the server's
+    operator says whose code. A ``ValueError`` that it raises is the client's fault and becomes a 400 with its text;
+    anything else is a fault of the server, and so is an array of another dtype, shape or number of rows than declared.
 
     Raises:
         InvalidSetting: the function is not written as FILE.py:NAME, or a tensor's dtype is none.
@@ -74,18 +75,21 @@ class Function:
         """Import the file."""
         call = load(self.function, around.code)
         names = [tensor.name for tensor in self.reads]
+        after = around.place == "post"
 
         def apply(values: Feed) -> Values:
             left = {name: value for name, value in values.items() if name not in names}
+            rows = (len(next(iter(values.values()))),) if after and values else ()
             try:
-                made = call({name: values[name] for name in names})
+                made = call({name: values[name].copy() for name in names})  # others may read what it writes to
             except ValueError as error:
                 raise BadRequest(f"{self.function}: {error}") from error
-            return {**left, **self._checked(made)}
+            return {**left, **self._checked(made, rows)}
 
         return Opened(apply)
 
-    def _checked(self, made: Any) -> Values:
+    def _checked(self, made: Any, rows: tuple[int, ...]) -> Values:
+        """Give what the function made as arrays, [*rows, ...]. Raises TypeError: it is not what is declared."""
         if not isinstance(made, Mapping) or made.keys() != {tensor.name for tensor in self.makes}:
             got = sorted(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
             raise TypeError(f"{self.function} gave {got}; it is declared to give {[t.name for t in self.makes]}")
@@ -94,6 +98,8 @@ class Function:
             array: Array = np.asarray(made[tensor.name])
             if tensor.dtype != "string" and array.dtype != DTYPES[tensor.dtype]:
                 raise TypeError(f"{self.function} gave {tensor.name!r} as {array.dtype}; declared is {tensor.dtype}")
+            if problem := TensorSpec(tensor.name, tensor.dtype, (*rows, *tensor.shape)).mismatch(array):
+                raise TypeError(f"{self.function} gave something else than it declares: {problem}")
             ready[tensor.name] = array.astype(object) if tensor.dtype == "string" else array
         return ready
 
@@ -118,7 +124,7 @@ def load(reference: str, folder: Path | None) -> Callable[[Feed], Any]:
     sys.modules[module_name] = module  # dataclasses look a class's module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself must not end the server
         line = " ".join(str(error).split())[:300]
         raise StoreError(f"{path} cannot be imported: {type(error).__name__}: {line}") from error
     function: Callable[[Feed], Any] | None = getattr(module, name, None)

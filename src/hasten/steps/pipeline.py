@@ -10,19 +10,35 @@ import numpy as np
 from hasten import registry
 from hasten.artifact import Json
 from hasten.errors import BadRequest, HastenError, StoreError, TooLarge
+from hasten.samples.preprocess import CHANNELS
 from hasten.settings import build
-from hasten.steps.decode_image import DecodeImage
-from hasten.steps.step import Around, Opened, Place, Specs, Step
+from hasten.steps.cast import Cast
+from hasten.steps.decode_image import DecodeImage, file_of
+from hasten.steps.normalise import Normalise
+from hasten.steps.rename import Rename
+from hasten.steps.step import ROWS, Around, Opened, Place, Specs, Step, with_rows
 from hasten.tensors import DTYPES, Array, Feed, Signature, TensorSpec
 
-ROWS = "rows"
-"""The batch axis of what a client sends and gets."""
+__all__ = ["KIND", "ROWS", "Pipeline", "Table", "open_pipeline", "stacked"]
 
 KIND = "step"
 """The key of a step's table that says which one it is."""
 
 Table = Mapping[str, Json]
 """A step as a deployment declares it: ``step`` is its name, the rest are its settings."""
+
+
+@dataclass(frozen=True)
+class OwnSize:
+    """A file of an image that goes to the model in its own size: what a few bytes of it become is known early."""
+
+    decode: DecodeImage
+    pixel_bytes: int
+    """Bytes of the model's input for each pixel."""
+
+    def row_bytes(self, values: Feed) -> int:
+        """Give the bytes of the model's input for a row, by the file's header. Raises BadRequest."""
+        return self.decode.count_pixels(file_of(values[self.decode.input])) * self.pixel_bytes
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class Pipeline:
     """The model's inputs, without the batch axis."""
     images: frozenset[str] = frozenset()
     """Tensors of a client that are files of images."""
+    own_sizes: tuple[OwnSize, ...] = ()
+    """Those of them that no step resizes or crops."""
 
     @property
     def row_bytes(self) -> int:
@@ -56,7 +74,7 @@ class Pipeline:
         if not self.pre:
             return dict(feed)
         rows, fixed_bytes = len(next(iter(feed.values()))), 0
-        fills = {name: fill for step in self.pre for name, fill in step.fills.items()}
+        fills = self._fills()
         longest_bytes = dict.fromkeys(fills, 0)
         """Of what is padded: every row will take as much as the longest."""
         made: list[Feed] = []
@@ -65,6 +83,9 @@ class Pipeline:
                 break
             values: Feed = {name: _row(feed[name], row) for name in self.read}
             try:
+                ahead_bytes = sum(each.row_bytes(values) for each in self.own_sizes)
+                if fixed_bytes + ahead_bytes > limit_bytes:
+                    raise _too_large(row, limit_bytes)
                 for step in self.pre:
                     values = step.apply(values)
             except BadRequest as error:
@@ -75,10 +96,17 @@ class Pipeline:
                 else:
                     fixed_bytes += array.nbytes
             if fixed_bytes + (row + 1) * sum(longest_bytes.values()) > limit_bytes:
-                raise TooLarge(f"its first {row + 1} rows take more than {limit_bytes} bytes; send fewer at once")
+                raise _too_large(row, limit_bytes)
             made.append(values)
         left = {name: array for name, array in feed.items() if name not in self.read}
         return {**left, **stacked(made, fills)}
+
+    def _fills(self) -> dict[str, int]:
+        """Give with what the model's inputs are filled up, by their names after the last step."""
+        fills: dict[str, int] = {}
+        for step in self.pre:
+            fills = {step.renamed.get(name, name): fill for name, fill in fills.items()} | dict(step.fills)
+        return fills
 
     def finish(self, outputs: Feed) -> dict[str, Array]:
         """Give what the client gets for the model's outputs [n, ...]. Raises BadRequest."""
@@ -107,21 +135,22 @@ def open_pipeline(
         return None
     pre, post = (_built(tables.get(place, ()), place, where) for place in ("pre", "post"))
     wanted = {spec.name: _without_rows(spec) for spec in model.inputs}
-    read, untouched, opened_pre = _fit_pre(pre, wanted, around)
+    read, untouched, opened_pre = _fit_pre(pre, wanted, replace(around, place="pre"))
     given: Specs = {spec.name: _without_rows(spec) for spec in model.outputs}
     opened_post = []
     for each in post:
-        given, opened = each.fitted(given, around)
+        given, opened = each.fitted(given, replace(around, place="post"))
         opened_post.append(opened)
     return Pipeline(
         signature=Signature(
-            tuple(map(_with_rows, (*read.values(), *untouched.values()))), tuple(map(_with_rows, given.values()))
+            tuple(map(with_rows, (*read.values(), *untouched.values()))), tuple(map(with_rows, given.values()))
         ),
         pre=tuple(opened_pre),
         post=tuple(opened_post),
         read=frozenset(read),
         fed=tuple(wanted.values()),
         images=frozenset(each.step.input for each in pre if isinstance(each.step, DecodeImage)),
+        own_sizes=_own_sizes([each.step for each in pre], read, wanted),
     )
 
 
@@ -189,6 +218,33 @@ def _fit_pre(steps: Sequence[_Named], wanted: Specs, around: Around) -> tuple[Sp
     return outer, untouched, opened
 
 
+def _own_sizes(steps: Sequence[Step], read: Specs, wanted: Specs) -> tuple[OwnSize, ...]:
+    """Find the client's files of images of which no step changes the size."""
+    found = []
+    for at, decode in enumerate(steps):
+        if not isinstance(decode, DecodeImage) or decode.input not in read:
+            continue
+        name: str | None = decode.output or decode.input
+        for step in steps[at + 1 :]:
+            name = _followed(step, name)
+        spec = None if name is None else wanted.get(name)
+        if spec is not None:
+            found.append(OwnSize(decode, CHANNELS[decode.color] * DTYPES[spec.dtype].itemsize))
+    return tuple(found)
+
+
+def _followed(step: Step, name: str | None) -> str | None:
+    """Give the name after a step of a tensor that may only be cast, normalised or renamed; None: it is another now."""
+    match step:
+        case Normalise(input=its, output=output) if its == name:
+            return output or its
+        case Rename(input=its, to=to) if its == name:
+            return to
+        case Normalise() | Rename() | Cast() | DecodeImage():
+            return name
+    return None
+
+
 def _apart(spec: TensorSpec, others: Specs, shared: Set[int | str]) -> TensorSpec:
     """Give a tensor's open axes names of their own where others have them too, but for those that the model shares."""
     taken = {dim for other in others.values() for dim in other.shape if isinstance(dim, str)} - shared
@@ -212,8 +268,10 @@ def _without_rows(spec: TensorSpec) -> TensorSpec:
     return replace(spec, shape=spec.shape[1:])
 
 
-def _with_rows(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, shape=(ROWS, *spec.shape))
+def _too_large(row: int, limit_bytes: int) -> TooLarge:
+    if row == 0:
+        return TooLarge(f"its first row takes more than {limit_bytes} bytes; send a smaller one")
+    return TooLarge(f"its first {row + 1} rows take more than {limit_bytes} bytes; send fewer at once")
 
 
 def _row(column: Array, row: int) -> Array:

@@ -46,4 +46,4 @@ class Rename:
             left = {name: value for name, value in values.items() if name != self.input}
             return {**left, self.to: values[self.input]}
 
-        return Opened(apply)
+        return Opened(apply, renamed={self.input: self.to})

@@ -8,7 +8,7 @@ that one large image is in memory and not a request's worth; after the model it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -27,6 +27,9 @@ Apply = Callable[[Feed], Values]
 """Give every tensor that is there after the step. Any thread, several at once. Raises ``BadRequest``: what cannot be
 used, and why; nobody else's request is touched."""
 
+ROWS = "rows"
+"""The batch axis of what a client sends and gets, as messages call it."""
+
 LARGEST_FILE_BYTES = 256 << 20
 """A tokenizer or a list of labels of more is refused before it is read."""
 
@@ -41,6 +44,8 @@ class Around:
     """The deployment's names of classes."""
     code: Path | None = None
     """The folder whose Python files the server's operator lets steps run; None: no code at all."""
+    place: Place = "pre"
+    """Where the step stands: what it is given has no batch axis before the model, and has one after it."""
 
     def file(self, name: str) -> Path:
         """Find a file of the bundle.
@@ -60,10 +65,14 @@ class Around:
 
 @dataclass(frozen=True)
 class Opened:
-    """A step that is ready. ``fills``: with what rows of different lengths are filled up at their end, by tensor."""
+    """A step that is ready. ``fills``: with what rows of different lengths are filled up at their end, by tensor.
+
+    ``renamed``: new names by the old ones; what was to fill a tensor up still is under its new name.
+    """
 
     apply: Apply
     fills: Mapping[str, int] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 class Step(Protocol):
@@ -91,6 +100,12 @@ class Step(Protocol):
         Raises:
             StoreError: a file is missing or damaged. SignatureMismatch: a file does not fit what is given.
         """
+
+
+def with_rows(spec: TensorSpec) -> TensorSpec:
+    """Give a specification with the batch axis; an axis of a model's own that happens to be called as it is, is not."""
+    own = (f"model.{dim}" if dim == ROWS else dim for dim in spec.shape)
+    return replace(spec, shape=(ROWS, *own))
 
 
 def found(given: Specs, name: str) -> TensorSpec:

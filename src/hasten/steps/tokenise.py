@@ -89,7 +89,10 @@ class Tokenise:
         def apply(values: Feed) -> Values:
             text = self._text(self.input, values)
             pair = None if self.pair is None else self._text(self.pair, values)
-            found = tokenizer.encode(text, pair, add_special_tokens=self.special)
+            try:
+                found = tokenizer.encode(text, pair, add_special_tokens=self.special)
+            except Exception as error:  # a bare one, as where only the second text may be cut and the first is too long
+                raise BadRequest(f"the text cannot be tokenised: {error}") from error
             others = {name: value for name, value in values.items() if name not in self.inputs}
             return {**others, **self._arrays(found, left=left)}
 
@@ -103,7 +106,13 @@ class Tokenise:
                 f"max_length = {self.max_length} leaves no room beside the tokenizer's own {needed} tokens"
             )
         own = tokenizer.truncation or {}
-        kept = {name: own[name] for name in ("strategy", "direction", "stride") if name in own}
+        if own.get("strategy") == "only_second" and self.pair is None:
+            raise SignatureMismatch(
+                "the tokenizer cuts the second text alone (its truncation strategy is only_second), and there is none; "
+                "name a pair, set truncate = false, or change the strategy in its file to longest_first"
+            )
+        # Its stride is how far the pieces that are cut off overlap; nobody reads them, and it may be over max_length.
+        kept = {name: own[name] for name in ("strategy", "direction") if name in own}
         tokenizer.enable_truncation(self.max_length, **kept)
 
     def _text(self, name: str, values: Feed) -> str:

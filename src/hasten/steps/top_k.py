@@ -20,8 +20,9 @@ from hasten.tensors import Array, Feed, TensorSpec
 class TopK:
     """Give the ``k`` best classes, the best first: their names, as BYTES [k], and their scores [k].
 
-    Of equal scores the class with the lower number is first. Names are the deployment's ``classes``, or the lines of a
-    file beside it; where there are neither, the numbers of the classes are given as text.
+    Where the axis of classes is open there may be fewer than ``k``; then all are given. Of equal scores the class with
+    the lower number is first. Names are the deployment's ``classes``, or the lines of a file beside it; where there are
+    neither, the numbers of the classes are given as text.
     """
 
     name: ClassVar[str] = "top-k"
@@ -45,7 +46,7 @@ class TopK:
         *before, classes = spec.shape
         if isinstance(classes, int) and self.k > classes:
             raise SignatureMismatch(f"k = {self.k}, and {self.input!r} has {classes} classes")
-        shape = (*before, self.k)
+        shape = (*before, self.k if isinstance(classes, int) or self.k == 1 else "best")
         made = [TensorSpec(self.label, "string", shape), TensorSpec(self.score, spec.dtype, shape)]
         if self.index is not None:
             made.append(TensorSpec(self.index, "int64", shape))
@@ -99,7 +100,7 @@ def read_labels(around: Around, file: str | None) -> tuple[str, ...] | None:
         return around.classes or None
     path = around.file(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read as names, one a line: {error}") from error
     if not lines:
