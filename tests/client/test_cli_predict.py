@@ -272,6 +272,60 @@ def test_an_output_among_the_data_is_none_of_it(
     assert ran == [200, 200, 200, 200, 100]
 
 
+def test_two_runs_do_not_write_one_output(
+    deployment: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.npz"
+    with verb.alone(out):
+        assert run(["predict", str(deployment), "--data", data, "-o", str(out)]) == 1
+        assert "another hasten predict writes" in capsys.readouterr().err
+        assert not out.exists()
+    assert run(["predict", str(deployment), "--data", data, "-o", str(out)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.parquet", "out.npz"]
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "link.parquet", "out.parquet", "folder.npz"])
+def test_what_is_read_is_not_written_over_nor_read_the_next_time(
+    deployment: Path, data: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.parquet").symlink_to(data)
+    (tmp_path / "folder.npz").mkdir()
+    before = Path(data).read_bytes()
+    source = str(tmp_path) if name == "out.parquet" else data
+    assert run(["predict", str(deployment), "--data", source, "-o", str(tmp_path / name)]) == 1
+    told = capsys.readouterr().err
+    assert any(word in told for word in ("is what is read", "would be read as data", "is a folder"))
+    assert Path(data).read_bytes() == before
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_costs_no_piece(
+    deployment: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The writer's runtime raises what is no Exception."""
+
+    class PanicException(BaseException):
+        pass
+
+    def full(*given: Any, **more: Any) -> None:
+        raise PanicException("called `Result::unwrap()` on an `Err` value: Os { code: 28, kind: StorageFull }")
+
+    out = tmp_path / "out.parquet"
+    words = ["predict", str(deployment), "--data", data, "-o", str(out), "--piece", "300", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hasten.cli.predict_output.write_parquet", full)
+        assert run(words) == 1
+    assert "the disk is full; what is done is kept" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["pieces_kept_from_before"] == 3
+
+
+def test_rows_without_values_make_no_column(tmp_path: Path) -> None:
+    verb.write_part(tmp_path / "part.npz", {"y": np.zeros((3, 0), np.float32)})
+    with pytest.raises(BadInput, match=r"has rows of shape \[0\]: no column; write it as .npz"):
+        WRITERS[".parquet"](tmp_path / "out.parquet", [tmp_path / "part.npz"], None)
+
+
 def test_another_file_among_the_data_is_a_change_of_it(deployment: Path, tmp_path: Path) -> None:
     what, output = read_deployment(deployment)[0], tmp_path / "out.npz"
     (tmp_path / "one.parquet").write_bytes(b"one")

@@ -780,6 +780,7 @@ def test_grpcios_own_client_sends_and_reads_large_messages_many_at_once(large: b
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(large + b"x", timeout=60)
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert caught.value.trailing_metadata()["reason"] == "too_large", "coming again would not help"
 
     run(test)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from arro3.core import Array, DataType, Table
 from arro3.io import write_parquet
+from rich.text import Text
 
 from hasten.cli.app import run as run_verb
 from hasten.cli.files_of import Rows, file_pieces
@@ -135,6 +136,12 @@ def test_scores_beside_labels_are_shown_as_theirs_and_bare_ones_with_the_best_cl
     scores = np.array([[0.7, 0.2]], np.float32)
     assert cells({"label": np.array([[b"cat", b"dog"]], object), "score": scores}) == ["cat dog", "0.7 0.2"]
     assert cells({"score": scores}) == ["class 0 (0.7)"]
+    assert cells({"score": np.array([[np.nan, 0.2]], np.float32)}) == ["nan 0.2"], "nobody wins"
+
+
+def test_whole_numbers_are_shown_to_their_last_digit() -> None:
+    table = outputs_table({"ids": np.array([[5, 123456789, -(2**63)]])}, Rows({"x": np.zeros(1)}), 0)
+    assert list(table.columns[1].cells) == [Text("5 123456789 -9223372036854775808")]
 
 
 def test_predict_over_a_folder_of_photos_writes_what_serving_says(

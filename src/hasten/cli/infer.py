@@ -269,7 +269,7 @@ def outputs_table(outputs: Mapping[str, Array], samples: Samples | Rows, first_r
 
 def _cell(value: Any, classes: Sequence[str] | None) -> str:
     array = np.asarray(value)
-    if array.ndim == 1 and array.size > 1 and array.dtype.kind == "f":
+    if array.ndim == 1 and array.size > 1 and array.dtype.kind == "f" and not np.isnan(array).any():
         best = int(np.argmax(array))
         name = classes[best] if classes and len(classes) == array.size else f"class {best}"
         return f"{name} ({array[best]:.4g})"
@@ -279,7 +279,7 @@ def _cell(value: Any, classes: Sequence[str] | None) -> str:
 def _values(value: Any) -> str:
     array = np.asarray(value)
     flat = array.ravel()
-    words = [_text(item) if isinstance(item, bytes | str) else f"{item:.4g}" for item in flat[:SHOWN_VALUES].tolist()]
+    words = [f"{item:.4g}" if isinstance(item, float) else _text(item) for item in flat[:SHOWN_VALUES].tolist()]
     return " ".join(words) + (f" … of {list(array.shape)}" if flat.size > SHOWN_VALUES else "")
 
 

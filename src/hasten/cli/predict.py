@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +39,7 @@ from hasten.serve.reading import open_steps
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.steps.bundle_files import names_beside
-from hasten.store import write_atomically
+from hasten.store import write_atomically, writing
 from hasten.tensors import Feed
 
 UNDER_WAY = 2
@@ -81,8 +84,7 @@ def predict(
         samples: How samples are read.
         common: The options of every verb.
     """
-    if output.suffix not in WRITERS:
-        raise BadInput(f"{output} ends in {output.suffix!r}; outputs are written as {' or '.join(WRITERS)}")
+    check_output(output, data)
     if piece < 1:
         raise InvalidSetting(f"--piece is {piece}, and must be 1 or more")
     if common.show_python:
@@ -98,8 +100,6 @@ def predict(
     if what.pre and samples.preprocess:
         raise InvalidSetting(f"{file} prepares its inputs by steps of its own; leave --preprocess out")
     beside = read_by_steps(file, what, allow_code)
-    parts = open_parts(output, key_of(what, data, samples, piece, beside=beside, output=output))
-    kept = len(parts.finished())
     pieces: Iterator[Pieced] = (
         read_pieces(data, artifact, samples, piece, what)
         if steps is None or not what.pre
@@ -107,12 +107,52 @@ def predict(
             data, steps.signature, rows=piece, limit=samples.limit, inputs=samples.inputs or {}, label=samples.label
         )
     )
-    rows = asyncio.run(run_pieces(file, pieces, parts, rows_of(data, samples.limit), allow_code))
-    WRITERS[output.suffix](output, parts.finished(), what.classes)
-    parts.remove()
+    with alone(output):
+        parts = open_parts(output, key_of(what, data, samples, piece, beside=beside, output=output))
+        kept = len(parts.finished())
+        rows = asyncio.run(run_pieces(file, pieces, parts, rows_of(data, samples.limit), allow_code))
+        WRITERS[output.suffix](output, parts.finished(), what.classes)
+        parts.remove()
     document = {"output": str(output), "rows": rows, "pieces_kept_from_before": kept}
     before = f", {kept} pieces of them from before" if kept else ""
     return Answer(document=document, shown=(Text(f"{rows} rows{before}, written to {output}."),))
+
+
+def check_output(output: Path, data: str) -> None:
+    """Check, before any work, that the output can be written and is none of the data. Raises BadInput."""
+    if output.suffix not in WRITERS:
+        raise BadInput(f"{output} ends in {output.suffix!r}; outputs are written as {' or '.join(WRITERS)}")
+    if output.is_dir():
+        raise BadInput(f"{output} is a folder; name a file that may be replaced")
+    source = source_of(data)
+    if source.is_file() and output.exists() and output.samefile(source):
+        raise BadInput(f"{output} is what is read, and would be lost; write to another file")
+    if output.suffix == ".parquet" and source.is_dir() and output.parent.resolve() == source.resolve():
+        raise BadInput(f"{output} would be read as data the next time; write to another folder")
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Hold off other runs with the same output: they would take this one's pieces for theirs.
+
+    Raises:
+        BadInput: another one is at work on it. StoreError: nothing can be written there.
+    """
+    place = output.with_name(f".{output.name}.lock")
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held = place.open("ab")
+    with held:
+        try:
+            flock(held, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another hasten predict writes {output}; wait for it, or name another file") from None
+        if not place.exists() or not os.path.samestat(os.fstat(held.fileno()), place.stat()):
+            raise BadInput(f"another hasten predict has just written {output}; see what it wrote before the next")
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

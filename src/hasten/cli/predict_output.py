@@ -15,6 +15,7 @@ from arro3.core import DataType, RecordBatch, RecordBatchReader, fixed_size_list
 from arro3.io import write_parquet
 
 from hasten.errors import BadInput, StoreError
+from hasten.samples.arrow import quiet_panics
 from hasten.store import write_atomically, writing
 from hasten.tensors import Array
 
@@ -96,15 +97,23 @@ def write_parquet_whole(path: Path, parts: Sequence[Path], classes: Sequence[str
     like = read_part(parts[0])
     for each in parts:
         check_alike(read_part(each), like)
+    for name, array in like.items():
+        if 0 in array.shape[1:]:
+            raise BadInput(f"output {name!r} has rows of shape {list(array.shape[1:])}: no column; write it as .npz")
     schema = _batch(like, classes).schema
 
     def batches() -> Iterator[RecordBatch]:
         for each in parts:
             yield _batch(read_part(each), classes)
 
-    with writing(path), whole(path) as fresh:
+    with writing(path), whole(path) as fresh, quiet_panics():
         reader = RecordBatchReader.from_batches(schema, batches())
-        write_parquet(reader, fresh, max_row_group_size=ROW_GROUP_ROWS)
+        try:
+            write_parquet(reader, fresh, max_row_group_size=ROW_GROUP_ROWS)
+        except BaseException as error:  # a full disk ends in a PanicException, which is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise StoreError(f"cannot write {path}: {_why(str(error))}; what is done is kept") from error
 
 
 WRITERS: Mapping[str, Callable[[Path, Sequence[Path], Sequence[str] | None], None]] = {
@@ -112,6 +121,11 @@ WRITERS: Mapping[str, Callable[[Path, Sequence[Path], Sequence[str] | None], Non
     ".npz": write_npz_whole,
 }
 """What writes each kind of file, by its ending."""
+
+
+def _why(text: str) -> str:
+    """Say in few words what the writer's runtime says."""
+    return "the disk is full" if "StorageFull" in text or "No space" in text else " ".join(text.split())[:300]
 
 
 def _plain(array: Array) -> Array:

@@ -131,12 +131,12 @@ def _open_parquet(path: Path) -> Any:
         raise BadInput(f"{path} is no Parquet file, or it is cut off")
     if int.from_bytes(tail[:4], "little") > size - 12:
         raise BadInput(f"{path} is damaged: its footer is longer than the file")
-    with _quiet_panics():
+    with quiet_panics():
         return read_parquet(path, batch_size=BATCH_ROWS)
 
 
 @contextlib.contextmanager
-def _quiet_panics() -> Iterator[None]:
+def quiet_panics() -> Iterator[None]:
     """Keep off the terminal what the reader's runtime prints, a stack trace, before it raises a PanicException.
 
     It writes to the process's error stream itself, so that stream points elsewhere for this moment, in every thread.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from hasten.errors import TooLarge
 from hasten.protocol import http2_frames as h2
 from hasten.serve.http2_stream import RESOURCE_EXHAUSTED, Call
 from hasten.serve.limits import Limits
@@ -15,6 +16,8 @@ INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 4
 
 FULL: Final = {"reason": "server_full", "retry-after": "1"}
 """What a refusal says of a bound of the whole server, whatever is asked of it."""
+LARGE: Final = {"reason": TooLarge.reason}
+"""Without it a client would take the status for one of a server that is busy, and come again."""
 
 PREFIX_BYTES: Final = 5
 LARGEST_STREAMED_BYTES: Final = 64 * 2**10
@@ -59,7 +62,7 @@ def grow(server: Buffers, call: Call, payload: memoryview) -> bool:
         if body[0]:
             call.fail(UNIMPLEMENTED, "compressed messages are not taken; send them as they are")
         elif length > most:
-            call.fail(RESOURCE_EXHAUSTED, f"the message has {length} bytes; the limit is {most}")
+            call.fail(RESOURCE_EXHAUSTED, f"the message has {length} bytes; the limit is {most}", LARGE)
         elif call.on_message is None and len(body) > length + PREFIX_BYTES:
             call.fail(INVALID_ARGUMENT, "more than one message, where the call takes one")
         elif call.on_message is not None and len(body) >= length + PREFIX_BYTES:
