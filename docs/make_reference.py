@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: passes, engines, steps, settings, metrics, errors, verbs.
+"""Writes docs/reference.md from the code: passes, engines, steps, serving, metrics, errors, verbs.
 
     python docs/make_reference.py
 
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 from hasten import errors, registry
 from hasten.cli.app import VERBS
 from hasten.composition import Cascade, Ensemble
+from hasten.deployment import Serving
 from hasten.metrics import METRICS
 from hasten.samples.preprocess import Preprocess
 from hasten.settings import settings_of
 
 PAGE = Path(__file__).with_name("reference.md")
+
+BOUNDED = re.compile(r"Annotated\[(\w+), msgspec\.Meta\([^)]*\)\]")
+"""A type with its bounds, within another one: the bounds are left out, as ``type_name`` does at the outside."""
 
 
 def reference() -> str:
@@ -36,6 +41,12 @@ def reference() -> str:
         for name in registry.BUILT_IN[kind]:
             cls = registry.load(kind, name)
             parts += [f"### {name}", first_line(cls), *table(cls)]
+    parts += [
+        "## Serving",
+        "`[serving]` of a `deployment.toml`, and `hasten deploy --serving KEY=VALUE,...` "
+        "([what to choose](how-to/serve.md#what-to-choose)).",
+        *table(Serving),
+    ]
     parts += ["## Deployments of others"]
     for made in (Ensemble, Cascade):
         parts += [f"### {made.__name__.lower()}", first_line(made), *table(made)]
@@ -55,7 +66,7 @@ def table(cls: type) -> list[str]:
     """Write a class's settings as a table."""
     rows = ["| setting | type | default | |\n|---|---|---|---|"]
     for setting in settings_of(cls):
-        type_name = setting.type_name.replace("|", "\\|")
+        type_name = BOUNDED.sub(r"\1", setting.type_name).replace("|", "\\|")
         default = "needed" if setting.required else f"`{setting.default!r}`"
         rows.append(f"| `{setting.name}` | `{type_name}` | {default} | {setting.doc} |")
     return rows

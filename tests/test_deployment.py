@@ -31,3 +31,13 @@ def test_a_bundle_does_not_replace_what_is_no_bundle(tmp_path) -> None:
             write_deployment(deployment, artifact, place)
     assert read_deployment(other)
     assert (tmp_path / "file").read_text() == "of another's"
+
+
+def test_steps_can_be_written_behind_the_rest_of_a_file(tmp_path) -> None:
+    path = deployed(mlp(), tmp_path / "net")
+    with path.open("a") as file:
+        file.write('\n[[post]]\nstep = "softmax"\ninput = "y"\n')
+    deployment, artifact = read_deployment(path)
+    assert deployment.post == ({"step": "softmax", "input": "y"},)
+    again, _ = read_deployment(write_deployment(deployment, artifact, tmp_path / "again"))
+    assert (again.pre, again.post) == ((), deployment.post)

@@ -116,7 +116,7 @@ def write_deployment(
                 shutil.copyfile(built.folder / name, fresh / MODEL / name)
             for name, data in (files or {}).items():
                 write_atomically(fresh / name, data)
-            write_atomically(fresh / FILE, msgspec.toml.encode(_without_none(msgspec.to_builtins(deployment))))
+            write_atomically(fresh / FILE, msgspec.toml.encode(_told(deployment)))
             fresh.chmod(0o755)
             old = fresh.with_name(f"{fresh.name}.old")
             if folder.exists():
@@ -186,6 +186,12 @@ def parse_deployment(path: Path) -> Deployment:
         return msgspec.convert(plain, Deployment)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error
+
+
+def _told(deployment: Deployment) -> dict[str, Json]:
+    """Give what its file says: without steps where there are none, so that somebody can write some behind the rest."""
+    told = _without_none(msgspec.to_builtins(deployment))
+    return {key: value for key, value in told.items() if value or key not in ("pre", "post")}
 
 
 def _without_none(value: Mapping[str, Json]) -> dict[str, Json]:

@@ -472,11 +472,15 @@ def test_a_client_that_resets_its_connection_just_before_its_end_is_let_go() -> 
 def test_a_connection_whose_descriptor_is_kept_for_others_is_told_so_and_closed() -> None:
     async def test() -> None:
         async with wire(echo, replace(LIMITS, descriptors=0, surplus=0)) as server:
+            told: list[Request] = []
+            server.server.log = told.append
             client = await server.client()
             status, headers, body = await client.answer()
             assert (status, headers["retry-after"]) == (503, "1")
             assert b"the server has 0 open connections, its limit" in body
             assert await client.rest() == b""
+            assert [request.peer for request in told] == ["127.0.0.1"]
+            assert told[0].began_ns > 0, "or its duration would be the machine's age"
 
     run(test)
 

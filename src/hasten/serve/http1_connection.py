@@ -136,16 +136,17 @@ class Connection:
         """Take a client in, or turn it away where too many are here."""
         server = self._server
         self._transport = transport  # type: ignore[assignment]
+        name = transport.get_extra_info("peername")
+        self._peer = str(name[0]) if isinstance(name, tuple) else ""
         held = len(server.connections) - len(server.surplus)
         if one_too_many(held, server.limits, transport):
             if len(server.surplus) < server.limits.surplus:  # what it sends unread would bring a reset, not the answer
                 server.surplus.add(self)
                 server.connections.add(self)
+            self._read_ns = perf_counter_ns()
             self._refuse(503, f"the server has {held} open connections, its limit; try again")
             return
         server.connections.add(self)
-        name = transport.get_extra_info("peername")
-        self._peer = str(name[0]) if isinstance(name, tuple) else ""
         self._arm(server.limits.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
