@@ -217,6 +217,26 @@ def test_a_time_holds_in_the_steps_after_the_model_too(tmp_path: Path, threads: 
     assert len((tmp_path / "order").read_text().split()) == threads, "what is late is not begun"
 
 
+@pytest.mark.parametrize(("made", "told"), [("None", "with None; declared is string"), (r"'\ud800'", "no")])
+def test_what_is_no_text_where_a_step_is_to_make_some_is_a_fault_of_the_server(
+    tmp_path: Path, made: str, told: str
+) -> None:
+    (tmp_path / "steps.py").write_text(f"def words(values):\n    return {{'z': [{made}] * len(values['y'])}}\n")
+    step = function("words", "y", "z", 4) | {"makes": [{"name": "z", "dtype": "string"}]}
+    path = bundle(tmp_path / "net", post=(step,), serving=Serving(instances=1))
+
+    async def work() -> None:
+        service = Service(open_repository(path), code=tmp_path)
+        await service.start()
+        x = np.zeros((1, 16), np.float32)
+        fault = await submitted(service, InferRequest(model="net", inputs=(Tensor.of("x", x),)))
+        assert isinstance(fault, ServerFault)
+        assert told in str(fault)
+        await service.stop()
+
+    run(work())
+
+
 def test_waiting_for_a_thread_after_the_model_is_told_as_queue() -> None:
     marks = Marks([0, 10, 20, 30, 40, 50, 60, 900, 0, 0])
     call = Call(InferRequest(model="net", inputs=()), marks, lambda outcome: None, 1, lambda call, outcome: None)

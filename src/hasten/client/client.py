@@ -14,13 +14,13 @@ from hasten.artifact import Json
 from hasten.client.calls import Call, Calls, Reply
 from hasten.client.rest_calls import RestCalls
 from hasten.client.values import (
-    DEFAULT_TIMEOUT_S,
     Address,
     InferResult,
     ModelState,
     Wanted,
     read_address,
     request_of,
+    time_of,
 )
 from hasten.errors import MissingDependency
 from hasten.protocol.messages import ModelMetadata
@@ -58,6 +58,8 @@ class Client:
 
     ``http://`` and ``https://`` speak REST, ``grpc://`` and ``grpcs://`` gRPC (extra ``serve``). Nothing is connected
     before the first call. What a server refuses is raised as the ``ServeError`` that it means, with the server's text.
+    A call ends after its ``timeout_s``, by default a minute, with DeadlineExceeded. Neither protocol asks a proxy that
+    the environment names.
 
     Raises:
         InvalidSetting: the URL is none. MissingDependency: gRPC is not installed. BadInput: an unusable certificate.
@@ -100,21 +102,21 @@ class Client:
         wanted = Wanted(version=version, outputs=outputs, id=id, priority=priority, timeout_s=timeout_s)
         return self._do(self._calls.infer(request_of(model, inputs, wanted)), timeout_s)
 
-    def ready(self, model: str | None = None, *, version: str | None = None) -> bool:
+    def ready(self, model: str | None = None, *, version: str | None = None, timeout_s: float | None = None) -> bool:
         """Say whether a model takes requests, or where none is named, the whole server. Raises ServeError."""
-        return self._do(self._calls.ready(model, version))
+        return self._do(self._calls.ready(model, version), timeout_s)
 
-    def metadata(self, model: str, *, version: str | None = None) -> ModelMetadata:
+    def metadata(self, model: str, *, version: str | None = None, timeout_s: float | None = None) -> ModelMetadata:
         """Give what a model takes and gives. Raises ServeError."""
-        return self._do(self._calls.metadata(model, version))
+        return self._do(self._calls.metadata(model, version), timeout_s)
 
-    def statistics(self, model: str, *, version: str | None = None) -> dict[str, Json]:
+    def statistics(self, model: str, *, version: str | None = None, timeout_s: float | None = None) -> dict[str, Json]:
         """Give what a model has done, as the protocol's extension has it. Raises ServeError."""
-        return self._do(self._calls.statistics(model, version))
+        return self._do(self._calls.statistics(model, version), timeout_s)
 
-    def index(self) -> tuple[ModelState, ...]:
+    def index(self, *, timeout_s: float | None = None) -> tuple[ModelState, ...]:
         """Give every model and version that the server knows. Raises ServeError."""
-        return self._do(self._calls.index())
+        return self._do(self._calls.index(), timeout_s)
 
     def load(self, model: str, *, timeout_s: float | None = None) -> None:
         """Load a model's newest version, or reload it; returns when it serves. Raises ServeError."""
@@ -125,7 +127,7 @@ class Client:
         self._do(self._calls.unload(model), timeout_s)
 
     def close(self) -> None:
-        """Close the connections. Closing twice is fine; a call afterwards over REST opens a new one."""
+        """Close the connections. Closing twice is fine; afterwards REST opens new ones, gRPC raises UsageError."""
         self._sender.close()
 
     def __enter__(self) -> Client:
@@ -137,7 +139,7 @@ class Client:
         self.close()
 
     def _do(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return call.read(self._sender.send(call, timeout_s or DEFAULT_TIMEOUT_S))
+        return call.read(self._sender.send(call, time_of(timeout_s)))
 
 
 class AsyncClient:
@@ -174,21 +176,27 @@ class AsyncClient:
         wanted = Wanted(version=version, outputs=outputs, id=id, priority=priority, timeout_s=timeout_s)
         return await self._do(self._calls.infer(request_of(model, inputs, wanted)), timeout_s)
 
-    async def ready(self, model: str | None = None, *, version: str | None = None) -> bool:
+    async def ready(
+        self, model: str | None = None, *, version: str | None = None, timeout_s: float | None = None
+    ) -> bool:
         """Say whether a model takes requests, or where none is named, the whole server. Raises ServeError."""
-        return await self._do(self._calls.ready(model, version))
+        return await self._do(self._calls.ready(model, version), timeout_s)
 
-    async def metadata(self, model: str, *, version: str | None = None) -> ModelMetadata:
+    async def metadata(
+        self, model: str, *, version: str | None = None, timeout_s: float | None = None
+    ) -> ModelMetadata:
         """Give what a model takes and gives. Raises ServeError."""
-        return await self._do(self._calls.metadata(model, version))
+        return await self._do(self._calls.metadata(model, version), timeout_s)
 
-    async def statistics(self, model: str, *, version: str | None = None) -> dict[str, Json]:
+    async def statistics(
+        self, model: str, *, version: str | None = None, timeout_s: float | None = None
+    ) -> dict[str, Json]:
         """Give what a model has done, as the protocol's extension has it. Raises ServeError."""
-        return await self._do(self._calls.statistics(model, version))
+        return await self._do(self._calls.statistics(model, version), timeout_s)
 
-    async def index(self) -> tuple[ModelState, ...]:
+    async def index(self, *, timeout_s: float | None = None) -> tuple[ModelState, ...]:
         """Give every model and version that the server knows. Raises ServeError."""
-        return await self._do(self._calls.index())
+        return await self._do(self._calls.index(), timeout_s)
 
     async def load(self, model: str, *, timeout_s: float | None = None) -> None:
         """Load a model's newest version, or reload it; returns when it serves. Raises ServeError."""
@@ -211,7 +219,7 @@ class AsyncClient:
         await self.close()
 
     async def _do(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return call.read(await self._sender.send(call, timeout_s or DEFAULT_TIMEOUT_S))
+        return call.read(await self._sender.send(call, time_of(timeout_s)))
 
 
 def _calls(address: Address, *, binary: bool) -> Calls:

@@ -9,14 +9,18 @@ from typing import Any
 import grpc
 
 from hasten.client.calls import Call, Reply
+from hasten.client.http import trusted
 from hasten.client.values import LARGEST_ANSWER_BYTES, Address
-from hasten.errors import BadInput
+from hasten.errors import BadInput, UsageError
 
 SERVICE = "inference.GRPCInferenceService"
 
 OPTIONS = (
     ("grpc.max_receive_message_length", LARGEST_ANSWER_BYTES),
     ("grpc.max_send_message_length", LARGEST_ANSWER_BYTES),
+    ("grpc.enable_http_proxy", 0),  # as over REST
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # gRPC's own, 2 minutes, keeps a client away long after a restart
 )
 
 
@@ -34,6 +38,7 @@ def credentials_of(address: Address) -> grpc.ChannelCredentials:
     """Give what TLS trusts. Raises BadInput."""
     if address.certificate is None:
         return grpc.ssl_channel_credentials()
+    trusted(address)  # gRPC itself takes any bytes, and trusts nobody then
     try:
         return grpc.ssl_channel_credentials(address.certificate.read_bytes())
     except OSError as error:
@@ -53,12 +58,18 @@ class Grpc:
     _channel: grpc.Channel
 
     def send(self, call: Call[Any], timeout_s: float) -> Reply:
-        """Send a call and give its answer, or the status that the server or the library ended it with."""
+        """Send a call and give its answer, or the status that the server or the library ended it with.
+
+        Raises:
+            UsageError: the client was closed.
+        """
         stub: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method_of(call))
         try:
             body, done = stub.with_call(bytes(call.body[0]), timeout=timeout_s, metadata=metadata_of(self.address))
         except grpc.RpcError as error:
             return Reply(error.code().value[0], headers_of(error.trailing_metadata()), (error.details() or "").encode())
+        except ValueError as error:  # what grpcio says of a closed channel
+            raise UsageError(f"the client of {self.address.url} is closed; make another for more calls") from error
         return Reply(0, headers_of(done.trailing_metadata()), body)
 
     def close(self) -> None:

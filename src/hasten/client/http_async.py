@@ -12,7 +12,7 @@ from typing import Any
 import httptools
 
 from hasten.client.calls import Call, Reply
-from hasten.client.http import GONE, SMALL_BYTES, check_size, headers_of, lost, size_of, trusted
+from hasten.client.http import GONE, SMALL_BYTES, check_size, headers_of, lost, size_of, trusted, unasked
 from hasten.client.values import Address
 from hasten.errors import NoAnswer
 
@@ -21,6 +21,7 @@ KEPT = 64
 
 READ_BYTES = 1 << 18
 LONGEST_HEAD_BYTES = 1 << 16
+SWITCHING_PROTOCOLS = 101
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Connection:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    @property
+    def usable(self) -> bool:
+        """Nothing has happened on it since its last answer."""
+        if self.writer.is_closing() or unasked(self.writer.get_extra_info("socket").fileno()):
+            return False
+        step = self.reader.read(1)
+        try:
+            step.send(None)  # the first step alone: it ends the reading only where something was there already
+        except (StopIteration, OSError):
+            return False
+        step.close()
+        return True
 
     def close(self) -> None:
         """Drop it at once; what was sent and not answered is withdrawn."""
@@ -58,7 +72,7 @@ class AsyncHttp:
                     with contextlib.suppress(*GONE):
                         return await self._over(kept, call)
                 return await self._over(await self._connect(), call)
-        except (OSError, httptools.HttpParserError) as error:
+        except (OSError, UnicodeError, httptools.HttpParserError) as error:
             raise lost(self.address, error, timeout_s) from error
 
     async def close(self) -> None:
@@ -69,7 +83,7 @@ class AsyncHttp:
     def _kept(self) -> Connection | None:
         while self._free:
             found = self._free.pop()
-            if not found.reader.at_eof() and not found.writer.is_closing():
+            if found.usable:
                 return found
             found.close()
         return None
@@ -172,6 +186,9 @@ class Answer:
 
     def on_message_complete(self) -> None:
         """It is whole. Only here does the parser know whether the connection is kept."""
+        if 100 <= self.status < 200 and self.status != SWITCHING_PROTOCOLS:  # the real answer is still to come
+            self.headers, self._in_head = {}, True
+            return
         if not self.complete:
             self.keeps = self._parser.should_keep_alive()
         self.complete = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +16,9 @@ from hasten.tensors import Array
 
 DEFAULT_TIMEOUT_S = 60.0
 """How long a call may take that names no time of its own."""
+
+LONGEST_TIMEOUT_S = 31_536_000.0
+"""A year: sockets, gRPC and the protocol's microseconds cannot all hold much more."""
 
 LARGEST_ANSWER_BYTES = 1 << 30
 """An answer that claims more is refused before memory is taken for it."""
@@ -131,17 +134,25 @@ class Wanted:
     """Seconds after which the answer is of no use to anybody."""
 
 
+def time_of(timeout_s: float | None) -> float:
+    """Give how long a call may take; None: the usual time. Raises InvalidSetting."""
+    if timeout_s is None:
+        return DEFAULT_TIMEOUT_S
+    if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+        raise InvalidSetting(f"timeout_s is {timeout_s!r}, and must be above 0, and {LONGEST_TIMEOUT_S:.0f} or less")
+    return timeout_s
+
+
 def request_of(model: str, inputs: Mapping[str, npt.ArrayLike], wanted: Wanted) -> InferRequest:
     """Make a request of arrays by name.
 
     Raises:
-        BadRequest: there are none, or one's dtype is none of the protocol's. InvalidSetting: a time that is not above
-            0, or a negative priority.
+        BadRequest: there are none, or one is no array of a dtype of the protocol's. InvalidSetting: a time that is
+            none, or a negative priority.
     """
     if not inputs:
         raise BadRequest(f"a request to {model!r} needs one input or more")
-    if wanted.timeout_s is not None and not 0 < wanted.timeout_s < float("inf"):
-        raise InvalidSetting(f"timeout_s is {wanted.timeout_s!r}, and must be above 0")
+    time_of(wanted.timeout_s)
     if wanted.priority < 0:
         raise InvalidSetting(f"priority is {wanted.priority}, and must be 0 or more")
     if isinstance(wanted.outputs, str):
@@ -150,11 +161,53 @@ def request_of(model: str, inputs: Mapping[str, npt.ArrayLike], wanted: Wanted) 
         model=model,
         version=wanted.version,
         id=wanted.id,
-        inputs=tuple(_tensor(name, np.asarray(value)) for name, value in inputs.items()),
+        inputs=tuple(_tensor(name, _array(name, value)) for name, value in inputs.items()),
         outputs=tuple(RequestedOutput(name=name) for name in wanted.outputs),
         priority=wanted.priority,
         timeout_us=0 if wanted.timeout_s is None else max(1, round(wanted.timeout_s * 1e6)),
     )
+
+
+def _array(name: str, value: npt.ArrayLike) -> Array:
+    """Make an array of what was given; lists of text become objects, for numpy's own text loses NULs at the end."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not isinstance(_first(value), (bytes, str)):
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadRequest(f"input {name!r} is no array: {error}") from error
+        if array.dtype.kind not in "SUO" or hasattr(value, "__array__"):
+            return array
+    shape, flat = _shape(name, value), list(_leaves(value))
+    return np.fromiter(flat, object, len(flat)).reshape(shape)
+
+
+def _first(value: object) -> object:
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return value
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, np.ndarray):
+        yield from value.ravel().tolist()
+        return
+    if not isinstance(value, (list, tuple)):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
+
+
+def _shape(name: str, value: object) -> tuple[int, ...]:
+    """Give the lengths of the axes of nested lists. Raises BadRequest: lists beside each other differ in length."""
+    if not isinstance(value, (list, tuple)):
+        return value.shape if isinstance(value, np.ndarray) else ()
+    inner = {_shape(name, item) for item in value}
+    if len(inner) > 1:
+        raise BadRequest(f"input {name!r} has rows of different shapes: {', '.join(map(str, sorted(inner)))}")
+    return (len(value), *(inner.pop() if inner else ()))
 
 
 def _tensor(name: str, array: Array) -> Tensor:

@@ -5,6 +5,7 @@ The protocol leaves errors open; these are hasten's choices. A 500 or INTERNAL i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from hasten.errors import (
@@ -52,6 +53,9 @@ _AMBIGUOUS: dict[int, type[ServeError]] = {503: Overloaded, 403: NotAllowed, 429
 _AMBIGUOUS_GRPC: dict[int, type[ServeError]] = {14: NoAnswer, 8: Overloaded, 7: NotAllowed}
 """Without a reason. Over gRPC, 14 is also what the library says where nothing answered at all."""
 
+_OF_SIZE = re.compile(r"message (after decompression |length )?(is )?(larger than|too large|exceeds (the )?max)", re.I)
+"""What the libraries of gRPC say, with status 8 and no reason, of a message over a limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
@@ -73,6 +77,8 @@ def error_of_grpc(status: int, said: Said) -> ServeError:
     kind = _AMBIGUOUS_GRPC.get(status) or _BY_GRPC.get(status)
     if kind is NoAnswer and said.reason is not None:
         kind = Overloaded  # a server that gives a reason has answered: that of a bound
+    if status == CODES[TooLarge].grpc and said.reason is None and _OF_SIZE.search(said.text):
+        kind = TooLarge
     return _error(kind, False, said)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from hasten.errors import InvalidSetting
+from hasten.errors import BadRequest, InvalidSetting
 from hasten.tensors import DTYPES, Array
 
 Parameter = bool | int | float | str
@@ -56,10 +56,10 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         """Make a tensor of an array: its datatype follows from the dtype. Text becomes BYTES, in UTF-8.
 
         Raises:
-            InvalidSetting: the protocol has no datatype for the dtype.
+            InvalidSetting: the protocol has no datatype for the dtype. BadRequest: an element is no bytes and no text.
         """
         if data.dtype.kind in "SU" or data.dtype == object:
-            flat = [item if isinstance(item, bytes) else str(item).encode() for item in data.ravel().tolist()]
+            flat = [item if isinstance(item, bytes) else _bytes_of(name, item) for item in data.ravel().tolist()]
             held = np.empty(len(flat), object)
             held[:] = flat
             data, datatype = held.reshape(data.shape), "BYTES"
@@ -68,6 +68,17 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         else:
             raise InvalidSetting(f"tensor {name!r} has dtype {data.dtype}; the protocol has {', '.join(NAMES)}")
         return cls(name=name, datatype=datatype, data=data, parameters=parameters or {})
+
+
+def _bytes_of(name: str, item: object) -> bytes:
+    if isinstance(item, (bytearray, memoryview)):
+        return bytes(item)
+    if not isinstance(item, str):
+        raise BadRequest(f"tensor {name!r} has an element {item!r:.80}; BYTES are of bytes or text, one kind or both")
+    try:
+        return item.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"tensor {name!r} has text that is none in UTF-8: {error}") from error
 
 
 class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +152,8 @@ class ModelMetadata:
     """What a client may know of a model."""
 
     name: str
-    versions: tuple[str, ...]
+    versions: tuple[str, ...] = ()
+    """None: the server does not tell."""
     platform: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]

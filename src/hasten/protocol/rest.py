@@ -227,9 +227,12 @@ def decode_response(body: Buffer, *, header_bytes: int | None) -> InferResponse:
 
 
 def decode_model_metadata(body: Buffer) -> ModelMetadata:
-    """Read what a server says of a model. Raises BadRequest."""
+    """Read what a server says of a model; ``versions`` may be absent, or null. Raises BadRequest."""
     try:
-        return msgspec.json.decode(body, type=ModelMetadata)
+        told = msgspec.json.decode(body)
+        if isinstance(told, dict) and told.get("versions") is None:
+            told["versions"] = ()
+        return msgspec.convert(told, ModelMetadata)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"this is no model metadata: {error}") from error
 

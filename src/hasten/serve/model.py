@@ -10,7 +10,7 @@ from typing import Final
 
 from hasten.artifact import Json
 from hasten.engine import CPU, device_of
-from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, TooLarge
+from hasten.errors import BadRequest, HastenError, ModelNotReady, ServeError, ServerFault, TooLarge
 from hasten.protocol.messages import NAMES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorMetadata
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER, Batcher
@@ -349,7 +349,13 @@ class Model:
             if outcome.reason != "cancelled":
                 call.done(outcome)
             return
-        response = self._response(call.request, outcome, kinds)
+        try:
+            response = self._response(call.request, outcome, kinds)
+        except BadRequest as error:  # texts that are none in UTF-8, which the model or its last step made
+            fault = ServerFault(str(error))
+            self.statistics.failed(fault, spent_ns=marks.ns[7] - marks.ns[2])
+            call.done(fault)
+            return
         self.statistics.answered(marks, call.rows)
         call.done(response)
 

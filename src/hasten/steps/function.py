@@ -100,7 +100,12 @@ class Function:
                 raise TypeError(f"{self.function} gave {tensor.name!r} as {array.dtype}; declared is {tensor.dtype}")
             if problem := TensorSpec(tensor.name, tensor.dtype, (*rows, *tensor.shape)).mismatch(array):
                 raise TypeError(f"{self.function} gave something else than it declares: {problem}")
-            ready[tensor.name] = array.astype(object) if tensor.dtype == "string" else array
+            if tensor.dtype == "string":
+                array = array.astype(object)
+                others = [item for item in array.ravel().tolist() if not isinstance(item, (str, bytes))]
+                if others:
+                    raise TypeError(f"{self.function} gave {tensor.name!r} with {others[0]!r:.80}; declared is string")
+            ready[tensor.name] = array
         return ready
 
 
