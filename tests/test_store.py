@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,15 +58,45 @@ def test_a_changed_file_is_found(store: Store):
     made = put(store)
     store.verify(made)
     made.entry.write_bytes(b"evil")
-    with pytest.raises(StoreError, match=r"model\.onnx is not what its manifest says"):
+    with pytest.raises(StoreError, match=r"model\.onnx is not what its manifest says; delete that folder"):
         store.verify(made)
 
 
-def test_an_extra_file_is_found(store: Store):
+@pytest.mark.parametrize("name", ["extra", "below/extra"])
+def test_an_extra_file_is_found(store: Store, name: str):
     made = put(store)
-    (made.folder / "extra").write_bytes(b"")
-    with pytest.raises(StoreError, match="extra"):
+    (made.folder / name).parent.mkdir(exist_ok=True)
+    (made.folder / name).write_bytes(b"")
+    with pytest.raises(StoreError, match=f"{name} is not in its manifest; delete that file"):
         store.verify(made)
+
+
+@pytest.mark.parametrize("name", [".nfs0000", ".DS_Store", ".model.onnx.swp", "..data", ".snapshot/model.onnx"])
+def test_what_others_put_beside_a_model_under_a_hidden_name_is_let_be(store: Store, name: str):
+    made = put(store)
+    (made.folder / name).parent.mkdir(exist_ok=True)
+    (made.folder / name).write_bytes(b"theirs")
+    store.verify(made)
+
+
+def test_a_hidden_file_that_the_manifest_names_is_checked(store: Store):
+    with store.scratch() as folder:
+        (folder / "model.onnx").write_bytes(b"model")
+        (folder / ".weights").write_bytes(b"weights")
+        made = store.put(Artifact.of(folder, "model.onnx", format="onnx", signature=SIGNATURE))
+    store.verify(made)
+    (made.folder / ".weights").unlink()
+    with pytest.raises(StoreError, match=r"\.weights is not what its manifest says"):
+        store.verify(made)
+
+
+def test_whoever_copies_a_bundle_is_told_to_copy_it_again_not_to_delete_it(store: Store, tmp_path: Path):
+    copied = tmp_path / "bundle" / "model"
+    shutil.copytree(put(store).folder, copied)
+    (copied / "model.onnx").write_bytes(b"mod")
+    with pytest.raises(StoreError, match="not whole yet, or damaged: copy it again") as told:
+        Store(copied.parent).verify(read_artifact(copied))
+    assert "delete" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])

@@ -135,7 +135,15 @@ def read_composition(path: Path) -> Composition | None:
         how = build(Ensemble, plain["ensemble"]) if found == ["ensemble"] else build(Cascade, plain["cascade"])
         made = Composition(str(plain["name"]), how)
         _ = made.members
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error
     except HastenError as error:
         raise error if isinstance(error, StoreError) else StoreError(f"{path}: {error}") from error

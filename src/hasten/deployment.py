@@ -184,7 +184,7 @@ def parse_deployment(path: Path) -> Deployment:
         if isinstance(serving, Mapping):  # an unknown field must not pass for a default
             build(Serving, serving, name="serving")
         return msgspec.convert(plain, Deployment)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, UsageError, RecursionError) as error:
         raise StoreError(f"{path} is no deployment that can be read: {error}") from error
 
 

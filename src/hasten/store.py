@@ -11,12 +11,12 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import msgspec
 import psutil
 
-from hasten.artifact import Artifact, Json, Step, hash_files
+from hasten.artifact import Artifact, Json, Step, hash_file
 from hasten.errors import StoreError
 from hasten.tensors import Signature
 
@@ -89,17 +89,25 @@ class Store:
     def verify(self, artifact: Artifact) -> None:
         """Check every file against the manifest.
 
+        What is called ``.something``, or lies below a folder that is, may be there beside what the manifest names: it
+        belongs to file systems, editors and file managers (``.nfs0000``, ``.DS_Store``), which come and go as they do.
+
         Raises:
-            StoreError: names the file that differs, or cannot be read.
+            StoreError: names the file that differs, or cannot be read, or is not of the artifact.
         """
+        folder = artifact.folder
+        is_object = folder.parent == self.root / "objects"
+        advice = "delete that folder" if is_object else "that copy is not whole yet, or damaged: copy it again"
         try:
-            now = hash_files(artifact.folder)
+            for name, digest in sorted(artifact.files.items()):
+                if not (folder / name).is_file() or hash_file(folder / name) != digest:
+                    raise StoreError(f"{folder / name} is not what its manifest says; {advice}")
+            found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         except OSError as error:  # not to be read, or renamed while it was looked at
-            raise StoreError(f"a file of {artifact.folder} cannot be read: {error}") from error
-        now.pop(MANIFEST, None)
-        for name in sorted(now.keys() | artifact.files.keys()):
-            if now.get(name) != artifact.files.get(name):
-                raise StoreError(f"{artifact.folder / name} is not what its manifest says; delete that folder")
+            raise StoreError(f"a file of {folder} cannot be read: {error}") from error
+        for foreign in sorted(found - {PurePath(name) for name in (*artifact.files, MANIFEST)}):
+            if not any(part.startswith(".") for part in foreign.parts):
+                raise StoreError(f"{folder / foreign} is not in its manifest; delete that file")
 
     def artifacts(self) -> Iterator[Artifact]:
         """Give every artifact, in the order of digests."""

@@ -126,6 +126,9 @@ def test_a_bundle_that_is_there_is_replaced_and_nothing_else_is(
     for name in ("one", "two"):
         deployed([*words, "-o", str(tmp_path / "net"), "--name", name], capsys)
     assert read_deployment(tmp_path / "net" / FILE)[0].name == "two"
+    for name in (".DS_Store", ".nfs0000000012"):
+        (tmp_path / "net" / "model" / name).write_text("the system's")
+    deployed([*words, "-o", str(tmp_path / "net"), "--name", "three"], capsys)
     (tmp_path / "net" / "notes.txt").write_text("mine")
     told = deployed([*words, "-o", str(tmp_path / "net")], capsys, code=1)["error"]
     assert "would be lost" in told["message"]

@@ -74,6 +74,23 @@ def test_operators_name_their_sources_and_weights(store: Store, ctx: Context) ->
     assert len(first.weights) == 2
 
 
+@pytest.mark.parametrize("n_bytes", [None, 0], ids=["zeros", "cut"])
+def test_writing_over_the_weights_of_an_open_model_changes_no_answer(
+    n_bytes: int | None, store: Store, ctx: Context
+) -> None:
+    net = Builder(0)
+    net.add("Gather", net.weight(5000, 64), net.add("Cast", "x", to=TensorProto.INT64))
+    source = stored(net.model(("x", ("batch",)), ("y", ("batch", 64))), store)
+    built = run_pass(OpenVino(), source, store, ctx)
+    session, feed = OpenVino().open(built), {"x": np.arange(0, 5000, 7, dtype=np.float32)}
+    expected = session.run(feed)["y"]
+    weights = built.folder / "model.bin"
+    assert str(weights) not in Path("/proc/self/maps").read_text()  # else the process would end in what follows
+    with weights.open("r+b") as file:
+        file.truncate(n_bytes) if n_bytes is not None else file.write(bytes(weights.stat().st_size))
+    np.testing.assert_array_equal(session.run(feed)["y"], expected)
+
+
 def test_half_precision_weights_are_not_made_up(store: Store, ctx: Context) -> None:
     source = stored(mlp(hidden=64), store)
     built = run_pass(OpenVino(), source, store, ctx)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,19 @@ def test_eager_agrees_with_onnxruntime(make, store: Store, ctx: Context) -> None
         feed = feed_of(source, batch)
         error = relative_error(reference(source, feed, store, ctx)["y"], session.run(feed)["y"])
         assert error <= TOLERANCES["float32"].relative
+
+
+def test_models_that_need_no_compiler_run_where_there_is_no_temporary_folder() -> None:
+    """Inductor asks for one when it is imported, and a server's file system may be read-only."""
+    code = """
+import sys, tempfile
+def refuse(): raise FileNotFoundError("no usable temporary directory found")
+tempfile.gettempdir = refuse
+import hasten.engines.torch
+sys.exit("torch._inductor" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.fixture(scope="module")

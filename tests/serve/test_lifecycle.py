@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from hasten import artifact
+from hasten import store
 from hasten.deployment import FILE, MODEL, Serving, parse_deployment
 from hasten.errors import ModelNotFound, ModelNotReady, StoreError
 from hasten.golden import Golden, read_golden, write_golden
@@ -25,6 +28,7 @@ from hasten.serve.lifecycle import KEPT_FATES
 from hasten.serve.model import Model
 from hasten.serve.repository import Repository, open_repository
 from hasten.serve.service import Service
+from hasten.serve.worker import Instance
 from hasten.store import MANIFEST
 from hasten.testing.models import convnet, mlp
 from serve.bundles import bundle, instances_left, request, rows, run
@@ -265,7 +269,7 @@ def test_whatever_goes_wrong_in_a_load_fails_the_version_and_the_old_one_stays(
         await service.start()
         new = bundle(models / "net" / "2").parent
         if broken == "gone":  # listed, and renamed before it is opened
-            monkeypatch.setattr(artifact, "hash_file", lambda path: path.with_name("gone").open("rb"))
+            monkeypatch.setattr(store, "hash_file", lambda path: path.with_name("gone").open("rb"))
         elif broken == "manifest":
             (new / MODEL / MANIFEST).write_bytes(b"\xff")
         else:
@@ -443,6 +447,158 @@ def test_a_bundle_that_is_written_anew_replaces_itself(tmp_path: Path) -> None:
         await service.stop()
 
     run(work())
+
+
+def test_a_copy_of_the_same_size_and_times_is_taken_once_it_is_whole(tmp_path: Path) -> None:
+    """As ``cp -p``, ``tar`` and ``rsync -a`` leave it: nothing is newer than what was there."""
+    home, other = tmp_path / "models", tmp_path / "other"
+    bundle(home / "net")
+    bundle(other, model=mlp(seed=5))
+    for file in other.rglob("*"):
+        os.utime(file, ns=(1, 1))
+
+    async def work() -> None:
+        service = await started(home)
+        before = (await service.infer(request(rows(2)))).outputs[0].data
+        for name in (FILE, "golden.npz", "model/manifest.json"):
+            if (other / name).exists():
+                shutil.copy2(other / name, home / "net" / name)
+        await service.refresh()
+        assert service.model_ready("net"), "what was loaded stays while the copy is not whole"
+        shutil.copy2(other / "model" / "model.onnx", home / "net" / "model" / "model.onnx")
+        await service.refresh()
+        assert not np.allclose(before, (await service.infer(request(rows(2)))).outputs[0].data)
+        await service.stop()
+
+    run(work())
+
+
+def test_what_could_not_be_loaded_is_tried_again_where_that_is_asked(
+    tmp_path: Path, inside: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    bundle(home / "other")
+
+    def fails(*given: Any) -> Any:
+        raise StoreError("not today")
+
+    async def work() -> None:
+        with inside.context() as patch:
+            patch.setattr("hasten.serve.lifecycle.read_bundle", fails)
+            service = Service(open_repository(home))
+            await service.start()
+        await service.refresh()
+        assert not service.index(ready=True), "nothing has changed, and nobody asks"
+        await service.refresh(anew=True)
+        assert [entry["name"] for entry in service.index(ready=True)] == ["net", "other"]
+        await service.stop()
+
+    run(work())
+
+
+def test_a_folder_that_cannot_be_looked_at_keeps_what_serves_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    (home / "private").mkdir()
+    look, scan = Path.stat, Path.iterdir
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        if path == home / "net" / FILE:
+            raise PermissionError(13, "Permission denied")
+        return look(path, **more)
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == home / "private":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    async def work() -> None:
+        service = await started(home)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", stat)
+            patch.setattr(Path, "iterdir", iterdir)
+            bundle(home / "other")
+            for _ in range(2):
+                await service.refresh()
+        assert [entry["name"] for entry in service.index(ready=True)] == ["net", "other"]
+        await service.stop()
+
+    run(work())
+    assert caplog.text.count(f"{home / 'net'} cannot be looked at: Permission denied") == 1
+    assert caplog.text.count(f"{home / 'private'} cannot be looked at: Permission denied") == 1
+
+
+def test_what_is_left_out_of_a_repository_is_said_and_a_link_to_itself_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    bundle(home / "a b")
+    (home / "loop").symlink_to("loop")
+    (home / "lost+found").mkdir()
+    (home / ".hidden").symlink_to(tmp_path)
+    assert set(open_repository(home).scan()) == {"net"}
+    told = [line.getMessage() for line in caplog.records]
+    assert sorted(told) == [
+        f"{home / 'a b'} is left out: it has a name that no client could write",
+        f"{home / 'loop'} is left out: it leads out of the repository",
+    ]
+
+
+def test_a_folder_is_followed_on_whatever_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "models"
+    bundle(home / "net")
+    scan, left = Repository.scan, [RuntimeError("of any kind"), StoreError("unreadable")]
+
+    def fails(repository: Repository, known: Any = None) -> Any:
+        if left:
+            raise left.pop()
+        return scan(repository, known)
+
+    async def work() -> None:
+        service = await started(home)
+        monkeypatch.setattr(Repository, "scan", fails)
+        bundle(home / "more")
+        following = asyncio.create_task(service.follow(0.001))
+        while "more" not in [entry["name"] for entry in service.index(ready=True)]:
+            await asyncio.sleep(0)
+        following.cancel()
+        await service.stop()
+
+    run(work())
+    assert "of any kind" in caplog.text
+    assert "unreadable" in caplog.text
+
+
+def test_a_thread_that_the_system_does_not_give_is_asked_for_again(
+    tmp_path: Path, inside: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, start = bundle(tmp_path / "net"), Instance.start
+
+    def fails(instance: Instance) -> None:
+        inside.setattr(Instance, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    async def work() -> None:
+        service = await started(path)
+        (model,) = service.models()
+        assert isinstance(model, Model)
+        model.pool._retry_s = 0.001
+        inside.setattr(Instance, "start", fails)
+        for instance in list(model.pool._ready):
+            model.pool._lose(instance)
+        while not model.ready:
+            await asyncio.sleep(0)
+        assert len((await service.infer(request(rows(1)))).outputs) == 1
+        await service.stop()
+
+    run(work())
+    assert "no thread can be started: can't start new thread" in caplog.text
 
 
 def test_names_never_leave_the_folder(tmp_path: Path) -> None:

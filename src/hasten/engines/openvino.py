@@ -146,6 +146,9 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": self.pin,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.dynamic_quantization,
+            # Mapped weights would change, or end the process, where someone writes over the file. Read, they cost
+            # their size in memory of each process's own, and no more at the peak; loading takes little longer.
+            "ENABLE_MMAP": False,
             **extra,
         }
         return _translated(core.compile_model, path, "CPU", options)

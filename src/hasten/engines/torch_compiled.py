@@ -16,7 +16,6 @@ from hasten.artifact import Json
 from hasten.engines.torch_eager import allow_no_less
 from hasten.engines.torch_graph import PRODUCTS, with_int8_weights
 from hasten.engines.torch_quantized import CompiledFacts
-from hasten.engines.torch_schedule import describe, overwritten
 from hasten.errors import Unsupported
 from hasten.measurement import Operator
 from hasten.tensors import TensorSpec
@@ -85,6 +84,9 @@ def build(
     Raises:
         Unsupported: the view lacks an operator, or the compiler takes no int8 kernel for a quantized model.
     """
+    # The compiler, which this loads, wants a folder for temporary files: running a model must do without.
+    from hasten.engines.torch_schedule import describe, overwritten
+
     torch.set_num_threads(threads)
     allow_no_less(device)
     graph, quantized = with_int8_weights(onnx.load(model))

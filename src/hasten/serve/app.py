@@ -169,7 +169,7 @@ async def _serve(path: Path, listening: Listening, announce: Announce) -> bool:
                 announce(Open(http=listeners[0].url, grpc=listeners[1].url if listeners[1:] else None, service=service))
                 tell_manager(READY)
                 ready.set()
-            watching = None if listening.watch_s is None else asyncio.create_task(_watch(service, listening.watch_s))
+            watching = None if listening.watch_s is None else asyncio.create_task(service.follow(listening.watch_s))
             await stop.wait()
             tell_manager(STOPPING)
             if watching is not None:
@@ -307,15 +307,6 @@ async def _finish(service: Service, listeners: Sequence[Listener], listening: Li
     return False
 
 
-async def _watch(service: Service, every_s: float) -> None:
-    """Follow the repository until cancelled; while it cannot be read, what is loaded goes on."""
-    while True:
-        try:
-            await service.follow(every_s)
-        except StoreError as error:
-            logger.warning("the repository is not followed: %s", error)
-
-
 def _code(listening: Listening) -> Path | None:
     if listening.code is not None and not listening.code.is_dir():
         raise BadInput(f"there is no folder {listening.code} of code to allow")
@@ -373,7 +364,7 @@ async def _renew(service: Service, renewal: Renewal) -> None:
     try:
         taken = renewal.renew()
         try:
-            await service.refresh()
+            await service.refresh(anew=True)
         except StoreError as error:
             logger.error("the repository stays as it is loaded: %s", error)
         else:

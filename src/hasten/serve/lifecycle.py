@@ -110,8 +110,8 @@ class Family:
             if self._ending:
                 raise ModelNotReady(f"model {self.name!r} is not loaded any more: the server is ending")
             old = self.routed
-            if isinstance(old, Model) and old.bundle == bundle:
-                return  # one made of others is fitted to its members anew
+            if isinstance(old, Model) and old.bundle == bundle and old.ready:
+                return  # one made of others is fitted to its members anew, and one whose workers are gone is mended
             if old is None or old.version != bundle.version:
                 self.fates[bundle.version] = Fate(State.LOADING)
             try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hasten.errors import DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
+from hasten.errors import BuildFailed, DeadlineExceeded, HastenError, ModelNotReady, ServeError, ServerFault
 from hasten.serve.admission import Asked, Limits
 from hasten.serve.batching import NEVER
 from hasten.serve.call import Call, Piece
@@ -290,7 +290,14 @@ class Pool:
         )
         self._opening[instance] = opened
         with self._bursts.paused():
-            instance.start()
+            try:
+                instance.start()
+            except (
+                RuntimeError,
+                MemoryError,
+            ) as error:  # the system gives no thread now: it is tried again, as others are
+                failed = Ended(BuildFailed("opening", f"no thread can be started: {error}"))
+                self._loop.call_soon(self._hear, instance, failed)
 
     def _post(self, instance: Instance, news: News) -> None:
         try:

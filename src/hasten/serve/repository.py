@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.composition import read_composition
 from hasten.deployment import FILE, MODEL, parse_deployment
 from hasten.errors import ModelNotFound, StoreError
 
+logger = logging.getLogger(__name__)
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a folder must be called to be a model or a version; others are none of ours."""
 
 FIRST = "1"
 """The version of a bundle that lies in its model's folder itself."""
+
+
+Seen = tuple[str, int, int, int, int]
+"""A file's name, bytes, inode, and when it was modified and when anything of it was changed, in nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,9 @@ class Bundle:
     name: str
     version: str
     path: Path
-    stamp: tuple[int, ...]
-    """Of the TOML file, the modification time in nanoseconds, and the inode: bundles are replaced by renaming. Of the
-    files beside it and of the model: how many there are, their bytes, and the last modification: where a bundle is
-    copied file by file, the TOML file may be the first to arrive."""
+    stamp: tuple[Seen, ...]
+    """Of the TOML file, of those beside it and of the model's: where a bundle is copied file by file, the TOML file may
+    be the first to arrive, and some tools give the copies the times of what they copied."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +49,66 @@ class Repository:
     root: Path
     single: str | None = None
     """The name of the only model."""
+    _told: set[str] = field(default_factory=set, compare=False, repr=False)
+    """What was logged of folders that are left out: once each."""
 
-    def scan(self) -> dict[str, dict[str, Bundle]]:
+    def scan(self, known: Mapping[str, Mapping[str, Bundle]] | None = None) -> dict[str, dict[str, Bundle]]:
         """Read the folder: the versions of each model, by name.
+
+        Of a model whose own folder cannot be looked at, those that are ``known`` stay: it may be for a moment.
 
         Raises:
             StoreError: the folder cannot be read.
         """
         if self.single is not None:
-            bundle = _bundle(self.single, FIRST, self.root)
+            try:
+                bundle = _bundle(self.single, FIRST, self.root)
+            except OSError as error:
+                raise StoreError(f"{self.root} cannot be read: {error.strerror or error}") from error
             return {self.single: {FIRST: bundle}} if bundle else {}
-        home = self.root.resolve()
         found: dict[str, dict[str, Bundle]] = {}
         try:
-            for folder in sorted(self.root.iterdir()):
-                if NAME.fullmatch(folder.name) and _inside(folder, home):
-                    versions = _versions(folder, home)
-                    if versions:
-                        found[folder.name] = versions
+            home, folders = self.root.resolve(), sorted(self.root.iterdir())
         except OSError as error:
             raise StoreError(f"{self.root} cannot be read: {error.strerror or error}") from error
+        for folder in folders:
+            try:
+                versions = self._versions(folder, home) if self._is_ours(folder, home) else {}
+            except OSError as error:
+                self._tell(f"{folder} cannot be looked at: {error.strerror or error}")
+                versions = dict((known or {}).get(folder.name, {}))
+            if versions:
+                found[folder.name] = versions
         return found
+
+    def _versions(self, folder: Path, home: Path) -> dict[str, Bundle]:
+        own = _bundle(folder.name, FIRST, folder / FILE)
+        if own:
+            return {FIRST: own}
+        found = {}
+        for below in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if self._is_ours(below, home) and (bundle := _bundle(folder.name, below.name, below / FILE)):
+                found[below.name] = bundle
+        return found
+
+    def _is_ours(self, path: Path, home: Path) -> bool:
+        """Say whether a folder may be a model or a version; where it holds one and may not, that is logged."""
+        if path.name.startswith("."):
+            return False
+        named = NAME.fullmatch(path.name) is not None
+        try:
+            inside = path.resolve().is_relative_to(home)
+        except (OSError, RuntimeError):  # a link to itself: an error of its own before Python 3.13
+            inside = False
+        if not (named and inside) and (path.is_symlink() or (path / FILE).is_file()):
+            why = "leads out of the repository" if named else "has a name that no client could write"
+            self._tell(f"{path} is left out: it {why}")
+        return named and inside
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning("%s", text)
 
     def find(self, name: str, version: str | None = None) -> Bundle:
         """Give a model's bundle: that version, or the newest.
@@ -113,51 +158,30 @@ def newest(versions: Mapping[str, Bundle]) -> str:
     return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
 
 
-def _versions(folder: Path, home: Path) -> dict[str, Bundle]:
-    own = _bundle(folder.name, FIRST, folder / FILE)
-    if own:
-        return {FIRST: own}
-    found = {}
-    for below in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (
-            NAME.fullmatch(below.name)
-            and _inside(below, home)
-            and (bundle := _bundle(folder.name, below.name, below / FILE))
-        ):
-            found[below.name] = bundle
-    return found
-
-
-def _inside(path: Path, home: Path) -> bool:
-    return path.resolve().is_relative_to(home)
-
-
 def _bundle(name: str, version: str, path: Path) -> Bundle | None:
+    """Look at a bundle; None: there is none. Raises OSError: nobody knows."""
     try:
-        stat = path.stat()
-    except OSError:  # not there, or gone between looking and asking: either way there is none
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # or gone between looking and asking
         return None
-    return Bundle(name, version, path, (stat.st_mtime_ns, stat.st_ino, *_stamp(path.parent)))
+    seen = (*_seen(str(path.parent), deep=False), *_seen(str(path.parent / MODEL), deep=True))
+    return Bundle(name, version, path, tuple(sorted(seen)))
 
 
-def _stamp(folder: Path) -> tuple[int, int, int]:
-    """Give the count, the bytes and the last modification of the files of a bundle, as far as they can be seen."""
-    count = size = last_ns = 0
-    for stat in (*_stats(str(folder), deep=False), *_stats(str(folder / MODEL), deep=True)):
-        count, size, last_ns = count + 1, size + stat.st_size, max(last_ns, stat.st_mtime_ns)
-    return count, size, last_ns
-
-
-def _stats(folder: str, *, deep: bool) -> Iterator[os.stat_result]:
+def _seen(folder: str, *, deep: bool) -> Iterator[Seen]:
     """Look at the files of a folder, with ``deep`` of those within it too; what goes meanwhile is left out."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if deep and entry.is_dir(follow_symlinks=False):
-                yield from _stats(entry.path, deep=True)
+                yield from _seen(entry.path, deep=True)
             elif entry.is_file():
-                yield entry.stat()
+                stat = entry.stat()
+                yield entry.path, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def restamped(bundle: Bundle) -> Bundle | None:
-    """Give a bundle as it lies there now, or None: it has gone."""
-    return _bundle(bundle.name, bundle.version, bundle.path)
+    """Give a bundle as it lies there now, or None: it has gone, or cannot be looked at."""
+    try:
+        return _bundle(bundle.name, bundle.version, bundle.path)
+    except OSError:
+        return None

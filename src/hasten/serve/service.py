@@ -349,22 +349,23 @@ class Service:
             raise self._unknown(name)
         await family.rollback()
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, anew: bool = False) -> None:
         """Look at the repository again: load what is new or was written anew, unload what has gone.
 
-        One after the other: who asks while another looks, waits and looks again.
+        One after the other: who asks while another looks, waits and looks again. ``anew``: what could not be loaded is
+        tried again even where nothing has changed.
 
         Raises:
             StoreError: the repository cannot be read, or nothing is in it any more; nothing is changed.
         """
         async with self._looking:
-            await self._refresh()
+            await self._refresh(anew=anew)
 
-    async def _refresh(self) -> None:
-        found = await asyncio.to_thread(self.repository.scan)
+    async def _refresh(self, *, anew: bool) -> None:
+        found = await asyncio.to_thread(self.repository.scan, self._known)
         if self._known.keys() - found.keys():  # a bundle that is replaced is away for a moment
             await asyncio.sleep(AWAY_S)
-            found = await asyncio.to_thread(self.repository.scan)
+            found = await asyncio.to_thread(self.repository.scan, self._known)
         if self._known and not found:
             raise StoreError(f"{self.repository.root} holds no deployment any more; unload a model by its name")
         before, self._known = self._known, found
@@ -376,9 +377,9 @@ class Service:
                 if all(family.failed(version) for version in family.fates):
                     del self._families[name]
         changed = [name for name, bundles in found.items() if bundles != before.get(name)]
-        waiting = [name for name in found if changed and name not in changed and self._failed(name, found)]
-        composed = [name for name in (*changed, *waiting) if self.members_of(name)]
-        for name in (*(n for n in changed if n not in composed), *composed):  # what a deployment asks before itself
+        failed = [name for name in found if name not in changed and self._failed(name, found)]
+        tried = [*changed, *(name for name in failed if anew or (changed and self.members_of(name)))]
+        for name in sorted(tried, key=lambda name: bool(self.members_of(name))):  # what a deployment asks before itself
             await self._try(found[name][newest(found[name])], name)
 
     async def follow(self, every_s: float = 2.0) -> None:
@@ -389,6 +390,8 @@ class Service:
                 await self.refresh()
             except StoreError as error:
                 logger.warning("the watched folder was left as it was: %s", error)
+            except Exception:
+                logger.exception("the watched folder was left as it was")
 
     def drain(self) -> None:
         """Say from now on that the service is not ready; requests are still taken, versions are not loaded any more."""

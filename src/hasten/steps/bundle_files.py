@@ -48,7 +48,8 @@ def check_replaceable(folder: Path) -> None:
         raise BadInput(f"{folder} is no bundle that may be replaced: {error}; give another folder") from error
     own |= {parent for name in own for parent in name.parents}
     for found in folder.rglob("*"):
-        if PurePosixPath(found.relative_to(folder).as_posix()) not in own:
+        systems = found.name == ".DS_Store" or found.name.startswith(".nfs")  # nobody's: a system's own notes
+        if PurePosixPath(found.relative_to(folder).as_posix()) not in own and not systems:
             raise BadInput(f"{found} is no part of the bundle in {folder} and would be lost; give another folder")
 
 
