@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,46 @@ def test_help_imports_neither_a_runtime_nor_the_search() -> None:
     assert not loaded & {"torch", "onnxruntime", "openvino", "onnx", "numpy", "scipy", "hasten.search.optimize"}
 
 
+def test_the_entry_point_is_there_before_what_takes_long_to_import() -> None:
+    code = "import sys, hasten.cli.app; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"cyclopts", "msgspec", "rich"}
+
+
+@pytest.mark.parametrize(("process", "ended"), [(1, 143), (2, -signal.SIGTERM)])
+def test_what_ends_a_process_ends_process_1_too_while_it_begins(process: int, ended: int) -> None:
+    code = f"""
+import os, signal
+from hasten.cli import app
+me = os.getpid()
+os.getpid = lambda: {process}
+app.run = lambda tokens: os.kill(me, signal.SIGTERM) or 0
+app.main()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == ended
+
+
+def test_standard_files_that_are_closed_go_nowhere() -> None:
+    code = "import os, sys; from hasten.cli.app import main; main()"
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        command = f'exec "$0" -c "$1" doctor --help {closed}'
+        done = subprocess.run(["sh", "-c", command, sys.executable, code], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), closed
+    code = """
+import os
+from hasten.cli import app
+os.close(0), os.close(1)
+app.run = lambda tokens: 0 if all(os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in (0, 1)) else 5
+app.main()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 USAGE = {
+    "a port beyond the last": (["serve", "{model}", "--port", "70000"], "--port is 70000"),
+    "a port below the first": (["serve", "{model}", "--port", "-1"], "--port is -1"),
+    "a port of gRPC below none": (["serve", "{model}", "--grpc-port", "-2"], "--grpc-port is -2"),
+    "one port for two protocols": (["serve", "{model}", "--port", "8001"], "are both 8001"),
     "an unknown verb": (["optimise", "m.onnx"], "optimize"),
     "an unknown option": (["inspect", "{model}", "--wrong"], "--wrong"),
     "a value without its unit": (["optimize", "{model}", "--data", "x.npz", "--p99", "5"], "as 5ms"),

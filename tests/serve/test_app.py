@@ -21,6 +21,8 @@ pytest.importorskip("grpc", reason="needs the extra 'serve'")
 import grpc
 
 from hasten.cli.app import run
+from hasten.errors import InvalidSetting
+from hasten.serve.listen import Spot
 from serve.bundles import bundle
 from serve.certificates import certificate
 from serve.served import call, infer_body, rows_of, serving
@@ -98,6 +100,12 @@ def test_a_port_that_is_taken_is_named(toml: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 1
         assert f"127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000])
+def test_a_place_has_a_port_that_there_is(port: int) -> None:
+    with pytest.raises(InvalidSetting, match=f"no port {port}"):
+        Spot("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("transport", ["fast", "library"])

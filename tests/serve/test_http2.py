@@ -802,3 +802,15 @@ def test_grpcios_own_client_cancels_and_gives_up_by_its_deadline() -> None:
             await server.until(lambda: len(route.left) == 2)
 
     run(test)
+
+
+def test_one_connection_too_many_is_greeted_before_it_is_told_so() -> None:
+    async def test() -> None:
+        async with wire(echo, replace(LIMITS, connections=1)) as server:
+            first = await server.peer()
+            await first.until(h2.SETTINGS)
+            second = await server.peer()
+            assert (await second.frame())[0] == h2.SETTINGS
+            assert await second.ended_with() is Code.ENHANCE_YOUR_CALM
+
+    run(test)

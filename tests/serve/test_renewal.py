@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -200,8 +201,8 @@ def test_a_bundle_that_is_away_for_a_moment_is_not_unloaded(
     bundle(home / "other")
     scan = Repository.scan
 
-    def away(repository: Repository) -> dict[str, dict[str, Bundle]]:
-        found = scan(repository)
+    def away(repository: Repository, known: Any = None) -> dict[str, dict[str, Bundle]]:
+        found = scan(repository, known)
         monkeypatch.setattr(Repository, "scan", scan)
         return {"other": found["other"]}
 

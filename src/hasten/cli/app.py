@@ -1,7 +1,9 @@
 """The command line: finds the verb, prints its answer, turns errors into one line and an exit code.
 
 0: done. 1: an error, in one line. 2: the command itself is wrong. 3: done, but the goal was not met. 4: done, but what
-was measured does not decide. 130: stopped.
+was measured does not decide. 130: stopped. 143: told to end while it began, as process 1.
+
+What takes long to import is imported once it is needed: ``main`` has to run first.
 """
 
 from __future__ import annotations
@@ -9,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING
-
-import msgspec
-from cyclopts import App, CycloptsError, Parameter
 
 from hasten.cli.standard_output import apart
 from hasten.errors import BadInput, HastenError, UsageError
 
 if TYPE_CHECKING:
+    from cyclopts import App
+
     from hasten.cli.answer import Answer
 
 VERBS = {
@@ -47,6 +48,8 @@ VERBS = {
 }
 """Each verb lives in a module of its name, which is imported when it is called."""
 
+LAST_STANDARD_FILE = 2
+
 HELP = frozenset(("--help", "-h", "--version"))
 """What is printed before any verb is called, and not in JSON."""
 
@@ -58,6 +61,10 @@ def make_app(called: str | None = None) -> App:
 
     A verb's line in the list is written here, so that the list imports none; ``called`` speaks for itself.
     """
+    from importlib.metadata import version
+
+    from cyclopts import App, Parameter
+
     app = App(
         name="hasten",
         help="From a trained model to a proven, faster one.",
@@ -83,7 +90,28 @@ def module_of(verb: str) -> str:
 
 def main() -> None:
     """Run the command of ``sys.argv`` and leave with its exit code."""
+    _open_standard_files()
+    _end_when_told()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_standard_files() -> None:
+    """Let those of descriptors 0 to 2 that are closed go nowhere, so that no socket or pipe takes their numbers."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD_FILE:  # the lowest that is free
+        os.set_inheritable(nowhere, True)
+    os.close(nowhere)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _end_when_told() -> None:
+    """Let SIGTERM end process 1, as a container has it, before a server listens to it: the system would ignore it.
+
+    In all others the system's own way stays: it does not wait for Python, which may be within an engine.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -98,6 +126,8 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _run(tokens: Sequence[str]) -> int:
+    from cyclopts import CycloptsError
+
     as_json = "--json" in tokens
     try:
         with apart() if as_json and not HELP.intersection(tokens) else contextlib.nullcontext():
@@ -134,6 +164,8 @@ def _leave_standard_output() -> None:
 
 def _print(answer: Answer, *, as_json: bool) -> None:
     if as_json:
+        import msgspec
+
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer.document), indent=2).decode() + "\n")
         return
     from rich.console import Console
@@ -153,6 +185,8 @@ def _fail(error: BaseException, text: str, code: int, tokens: Sequence[str]) -> 
         traceback.print_exception(error)
     print(f"hasten: error: {text}", file=sys.stderr)  # noqa: T201
     if "--json" in tokens:
+        import msgspec
+
         document = {"error": {"kind": type(error).__name__, "message": text, "exit_code": code}}
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     return code

@@ -118,6 +118,7 @@ class Connection:
         peer = transport.get_extra_info("peername")
         self._peer = str(peer[0]) if peer else ""
         if one_too_many(len(server.connections), server.limits, transport):
+            self._sending.write(h2.settings({}))  # whatever is to be said, they come first
             self._end(Code.ENHANCE_YOUR_CALM, "too many connections")
             return
         server.connections.add(self)
