@@ -32,6 +32,8 @@ from hasten.serve.wheel import TICK_S, Wheel
 Route = Callable[[Request], None]
 
 SCRATCH_BYTES: Final = 256 * 2**10
+LARGEST_WHOLE: Final = 64 * 2**10
+"""Reads up to this size are looked at for a head that is known."""
 ONE_PIECE: Final = 4 * 2**10
 """Reads below this size are parsed as they are where at most one head ends in them."""
 JOIN_BYTES: Final = 64 * 2**10
@@ -196,10 +198,13 @@ class Connection:
             return  # nothing may follow a request that closes
         self._read_ns = perf_counter_ns()
         self._server.turns.reads(self._read_ns)
-        held = self._server.scratch_bytes
-        at = 0 if self._in_message else self._known(held, nbytes)
+        if self._in_message or nbytes > LARGEST_WHOLE:
+            self._take(self._server.scratch_bytes, 0, nbytes)
+            return
+        whole = self._server.scratch[:nbytes].tobytes()
+        at = self._known(whole)
         if at < nbytes and not self._deaf:
-            self._take(held, at, nbytes)
+            self._take(whole, at, nbytes)
 
     def _fill(self, nbytes: int) -> None:
         """Take a part of a body that was read straight into its buffer."""
@@ -220,24 +225,23 @@ class Connection:
         elif self._filled == len(self._body):
             self._body = room(self._length, self._body)
 
-    def _known(self, held: bytes | bytearray, size: int) -> int:
-        """Take the requests that a read begins with, as far as their heads were seen before; give where they end.
+    def _known(self, data: bytes) -> int:
+        """Take the requests that ``data`` begins with, as far as their heads were seen before; give where they end.
 
-        What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds. It is
-        copied once, as bytes: JSON is then searched as it is.
+        What llhttp said of the same bytes is taken over; a body must have come whole, and within the bounds.
         """
-        server, at, view = self._server, 0, memoryview(held)
-        read_ns = self._read_ns
+        server, at = self._server, 0
+        read_ns, size = self._read_ns, len(data)
         while not server.draining:
-            end = held.find(b"\r\n\r\n", at, min(size, at + LONGEST_HEAD)) + 4
-            head = server.heads.get(bytes(view[at:end])) if end >= 4 else None
+            end = data.find(b"\r\n\r\n", at) + 4
+            head = server.heads.get(data[at:end]) if end >= 4 else None
             if head is None:
                 return at
             length = head.length
             rest, buffered = end + length, server.buffered_bytes + length
             if rest > size or buffered > server.limits.buffered_bytes:
                 return at
-            body = bytes(view[end:rest])
+            body = memoryview(data)[end:rest] if length else b""
             server.buffered_bytes = buffered
             self._hand_on(Request(self, head.method, head.target, head.headers, body, read_ns, self._peer, server.date))
             at = rest
@@ -247,7 +251,8 @@ class Connection:
 
     def _take(self, held: bytes | bytearray, at: int, end: int) -> None:
         """Parse what was read from ``at`` to ``end``, as far as requests may be taken now; keep the rest."""
-        if not self._in_message and not self._outstanding:  # behind others an answer would have to wait
+        # Behind others an answer would have to wait, and a large read has its time for llhttp.
+        if not self._in_message and not self._outstanding and end <= LARGEST_WHOLE:
             ends = held.find(b"\r\n\r\n", at, min(end, at + LONGEST_HEAD))
             self._head = bytes(held[at : ends + 4]) if ends >= 0 else b""
         self._parse(held, at, end)
@@ -599,6 +604,6 @@ class Connection:
         """Take the requests that were kept, as if they were read only now."""
         kept, self._kept = self._kept, b""
         self._read_ns = perf_counter_ns()
-        at = self._known(kept, len(kept))
+        at = self._known(kept)
         if at < len(kept) and not self._deaf:
             self._take(kept, at, len(kept))
