@@ -168,7 +168,7 @@ def _check_ports(ports: PortOptions) -> None:
             out = ", and -1 leaves gRPC out" if lowest < 0 else ""
             raise InvalidSetting(f"{name} is {port}, and must be 0 to {LAST_PORT}; 0 takes any free one{out}")
     if ports.port == ports.grpc_port != 0 and (ports.fd, ports.grpc_fd) == (None, None):
-        raise InvalidSetting(f"--port and --grpc-port are both {ports.port}; HTTP and gRPC take one each")
+        raise InvalidSetting(f"--port and --grpc-port are both {ports.port}; each takes one of its own: change one")
 
 
 def _announce(opened: Open, guards: GuardOptions, common: Common) -> None:
