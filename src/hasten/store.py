@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -12,12 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO
 
 import msgspec
 import psutil
 
 from hasten.artifact import Artifact, Json, Step, hash_file
-from hasten.errors import StoreError
+from hasten.errors import BadInput, StoreError
 from hasten.tensors import Signature
 
 MANIFEST = "manifest.json"
@@ -228,6 +230,24 @@ def database(path: Path, otherwise: str) -> Iterator[sqlite3.Connection]:
     except sqlite3.Error as error:
         what = "the disk is full" if "full" in str(error) else str(error)
         raise StoreError(f"{path}: {what}; {otherwise}") from error
+
+
+@contextlib.contextmanager
+def locked(file: Path, busy: str) -> Iterator[BinaryIO]:
+    """Hold a file that stands for something for this process alone until the block ends; a killed one lets go of it.
+
+    Raises:
+        BadInput: another process holds it, in the words of ``busy``. StoreError: it cannot be written.
+    """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = file.open("ab")
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(busy) from None
+        yield held
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ pytest.importorskip("httptools", reason="needs the extra 'serve'")
 pytest.importorskip("grpc", reason="needs the extra 'serve'")
 
 import hasten
+from client.blocking import Blocking
 from hasten.errors import BadRequest, DeadlineExceeded, InvalidSetting, ModelNotFound, NoAnswer, NotAllowed
 from hasten.serve.app import Listening, Open
 from serve.bundles import bundle
@@ -29,24 +29,6 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     bundle(models / "net")
     with served(models, Listening(port=0, grpc_port=0, transport=request.param)) as found:
         yield found
-
-
-class Blocking:
-    """An ``AsyncClient`` with a loop of its own, so that one test speaks to both kinds."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = hasten.AsyncClient(*args, **settings)
-
-    def __enter__(self) -> Blocking:
-        return self
-
-    def __exit__(self, *told: object) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **named: self._runner.run(getattr(self._client, name)(*args, **named))
 
 
 def client_of(opened: Open, way: str, **more: Any) -> Any:

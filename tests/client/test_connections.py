@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import ssl
@@ -17,6 +16,7 @@ import pytest
 pytest.importorskip("httptools", reason="needs the extra 'serve'")
 
 import hasten
+from client.blocking import Blocking
 from hasten.errors import DeadlineExceeded, InvalidSetting, NoAnswer
 from serve.certificates import certificate
 
@@ -57,33 +57,6 @@ def serving(*peers: Peer, tls: ssl.SSLContext | None = None) -> Iterator[int]:
             listening.shutdown(socket.SHUT_RDWR)
             for thread in (accepting, *threads):
                 thread.join(30)
-
-
-class Blocking:
-    """An ``AsyncClient`` with a loop of its own, so that one test speaks to both kinds."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = hasten.AsyncClient(*args, **settings)
-
-    def __enter__(self) -> Blocking:
-        return self
-
-    def __exit__(self, *told: object) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **named: self._runner.run(getattr(self._client, name)(*args, **named))
-
-    def turn(self) -> None:
-        """Let the loop read what has come."""
-
-        async def turns() -> None:
-            for _ in range(4):
-                await asyncio.sleep(0)
-
-        self._runner.run(turns())
 
 
 @pytest.fixture(params=[hasten.Client, Blocking])

@@ -22,7 +22,7 @@ import grpc
 
 from hasten.cli.app import run
 from hasten.errors import InvalidSetting
-from hasten.serve.listen import Spot
+from hasten.serve.app import Listening
 from serve.bundles import bundle
 from serve.certificates import certificate
 from serve.served import call, infer_body, rows_of, serving
@@ -103,9 +103,10 @@ def test_a_port_that_is_taken_is_named(toml: Path) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 70_000])
-def test_a_place_has_a_port_that_there_is(port: int) -> None:
-    with pytest.raises(InvalidSetting, match=f"no port {port}"):
-        Spot("127.0.0.1", port)
+def test_a_server_listens_at_ports_that_there_are(port: int) -> None:
+    for ports in ({"port": port}, {"grpc_port": port}):
+        with pytest.raises(InvalidSetting, match=f"port is {port}, and must be 0 to 65535"):
+            Listening(**ports)
 
 
 @pytest.mark.parametrize("transport", ["fast", "library"])

@@ -128,6 +128,17 @@ def test_infer_and_load_send_the_images_of_a_file_of_samples_as_they_are(
         assert figures["ok"] == figures["sent"] > 0
 
 
+def test_a_file_of_images_that_has_none_is_told_in_one_line(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(Table.from_pydict({"image": Array([], type=DataType.binary())}), tmp_path / "none.parquet")
+    with served(path, ANY) as opened:
+        assert run_verb(["infer", opened.http, "net", "--data", str(tmp_path / "none.parquet")]) == 1
+    told = capsys.readouterr().err
+    assert "no rows" in told or "no samples" in told or "empty" in told, told
+    assert "defect" not in told
+
+
 def test_scores_beside_labels_are_shown_as_theirs_and_bare_ones_with_the_best_class() -> None:
     def cells(outputs: dict[str, Any]) -> list[str]:
         table = outputs_table(outputs, Rows({"x": np.zeros(1)}), 0)

@@ -24,6 +24,7 @@ from hasten.serve.service import Service
 from hasten.serve.step_threads import MOST_LOST, StepThreads
 from hasten.serve.ticket import Marks
 from serve.bundles import bundle, run
+from serve.test_pipelines import half, submitted
 
 CODE = """
 import time
@@ -62,18 +63,6 @@ def function(name: str, reads: str, makes: str, size: int) -> dict[str, Any]:
     }
 
 
-def asked(value: float, **more: Any) -> InferRequest:
-    """Ask with a row that starts with ``value``."""
-    return InferRequest(model="net", inputs=(Tensor.of("half", np.full((1, 16), value, np.float32)),), **more)
-
-
-def submitted(service: Service, request: InferRequest) -> asyncio.Future[Any]:
-    """Hand a request in at once; what comes of it is the future's result, an error too."""
-    heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    service.submit(request, Marks(), heard.set_result)
-    return heard
-
-
 @asynccontextmanager
 async def opened(
     folder: Path,
@@ -106,7 +95,7 @@ def test_rows_that_were_slow_once_keep_nobody_out_of_an_idle_server(tmp_path: Pa
     async def work() -> None:
         async with opened(tmp_path, serving=Serving(instances=1, timeout_ms=5000)) as (service, piping):
             piping._row_ns = 60e9
-            assert isinstance(await submitted(service, asked(2)), InferResponse)
+            assert isinstance(await submitted(service, half(2)), InferResponse)
             assert piping._row_ns < 60e9, "and it is learnt that they are slow no more"
 
     run(work())
@@ -127,10 +116,10 @@ def test_a_single_row_that_is_slow_changes_little_of_what_a_row_is_thought_to_ta
 def test_who_would_wait_for_steps_beyond_the_objective_is_refused_at_once(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path, serving=Serving(instances=1, objective_ms=5000)) as (service, piping):
-            first = submitted(service, asked(1))
+            first = submitted(service, half(1))
             await is_at_work(tmp_path)
             piping._row_ns = 2e9
-            in_time, late = submitted(service, asked(2)), submitted(service, asked(3))
+            in_time, late = submitted(service, half(2)), submitted(service, half(3))
             assert not in_time.done()
             assert isinstance(late.result(), Overloaded)
             assert late.result().reason == "predicted_wait"
@@ -151,7 +140,7 @@ def test_what_was_waited_for_steps_counts_at_the_model_unless_it_is_idle(
         more = {"clock_ns": lambda: time.perf_counter_ns() + later_ns[0]}
         async with opened(tmp_path, serving=Serving(instances=1, objective_ms=1000), **more) as (service, _):
             inside.setattr(Pool, "free_ns", lambda pool, now_ns: busy_ns)
-            first = submitted(service, asked(1))
+            first = submitted(service, half(1))
             await is_at_work(tmp_path)
             later_ns[0] = 2 * 10**9
             (tmp_path / "go").touch()
@@ -163,10 +152,10 @@ def test_what_was_waited_for_steps_counts_at_the_model_unless_it_is_idle(
 def test_a_step_that_wants_to_end_the_program_fails_its_request_alone(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path, "ends") as (service, piping):
-            fault = await submitted(service, asked(1))
+            fault = await submitted(service, half(1))
             assert isinstance(fault, ServerFault)
             assert "SystemExit: 3" in str(fault)
-            assert isinstance(await submitted(service, asked(2)), InferResponse)
+            assert isinstance(await submitted(service, half(2)), InferResponse)
             assert piping.threads.count == 1
 
     run(work())
@@ -179,7 +168,7 @@ def test_a_file_that_ends_the_program_when_it_is_imported_fails_its_model_alone(
             with pytest.raises(ModelNotReady, match="cannot be imported: SystemExit: 3; version 1 stays"):
                 bundle(tmp_path / "net", pre=(function("ends", "half", "x", 16),))
                 await service.load("net")
-            assert isinstance(await submitted(service, asked(2)), InferResponse)
+            assert isinstance(await submitted(service, half(2)), InferResponse)
 
     run(work())
 
@@ -271,15 +260,15 @@ def test_threads_that_hang_are_replaced_up_to_a_bound_and_come_back() -> None:
 def test_where_every_thread_hangs_those_that_wait_and_those_that_come_are_told(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path, serving=Serving(instances=1, run_limit_ms=50.0)) as (service, piping):
-            most = piping.threads._most
-            hung = [submitted(service, asked(1)) for _ in range(most + 3)]
+            most = 1 + piping.threads._spare
+            hung = [submitted(service, half(1)) for _ in range(most + 3)]
             faults = [str(fault) for fault in await asyncio.gather(*hung)]
             assert sum("did not end within 0.05 s" in text for text in faults) == most
             assert sum("all threads for its steps hang" in text for text in faults) == 3
-            assert "all threads for its steps hang" in str(await submitted(service, asked(2)))
+            assert "all threads for its steps hang" in str(await submitted(service, half(2)))
             (tmp_path / "go").touch()
             while piping.threads.stuck:
                 await asyncio.sleep(0)
-            assert isinstance(await submitted(service, asked(2)), InferResponse)
+            assert isinstance(await submitted(service, half(2)), InferResponse)
 
     run(work())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.cli.models import DataOptions
 from hasten.errors import BadInput
 from hasten.host import this_host
 from hasten.samples import Samples
@@ -73,23 +74,24 @@ def file_pieces(
             return
 
 
-def files_for(
-    data: str, signature: Signature, *, limit: int | None, inputs: Mapping[str, str], label: str | None
-) -> Rows | None:
+def files_for(data: str, signature: Signature, options: DataOptions, *, limit: int | None) -> Rows | None:
     """Give all rows as a server's model takes them, where it takes the files of images and the data has some; or None.
 
-    Raises as ``file_pieces`` does.
+    Images that are to be preprocessed are not sent as files. Raises as ``file_pieces`` does.
     """
-    if all(spec.dtype != "string" for spec in signature.inputs):
+    if options.preprocess is not None or all(spec.dtype != "string" for spec in signature.inputs):
         return None
     room, held_bytes, pieces = Room(this_host().memory_bytes // 4, 1), 0, []
     columns = open_columns(data, room)
     if isinstance(columns, Samples) or not any(isinstance(column, Images) for column in columns.by_name.values()):
         return None
-    for piece in file_pieces(data, signature, rows=PIECE_ROWS, limit=limit, inputs=inputs, label=label):
+    inputs = options.inputs or {}
+    for piece in file_pieces(data, signature, rows=PIECE_ROWS, limit=limit, inputs=inputs, label=options.label):
         held_bytes += sum(content_bytes(array) for array in piece.inputs.values())
         room.check(held_bytes, f"the files of {data}")
         pieces.append(piece)
+    if not pieces:
+        return None  # read as samples are, it is told that there are none
     return Rows({name: np.concatenate([piece.inputs[name] for piece in pieces]) for name in pieces[0].inputs})
 
 

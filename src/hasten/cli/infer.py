@@ -188,9 +188,7 @@ def _samples(
     stop = rows.stop if rows and not Path(data).is_dir() else None
     limits = [limit for limit in (options.limit, stop) if limit is not None]
     limit = min(limits, default=None)
-    files = None
-    if options.preprocess is None:
-        files = files_for(data, signature, limit=limit, inputs=options.inputs or {}, label=options.label)
+    files = files_for(data, signature, options, limit=limit)
     if files is not None:
         return (files if rows is None else files.take(_chosen(data, len(files), rows))), None
     read = read_samples(

@@ -158,12 +158,10 @@ def rows_of(target: Target, data: str, options: DataOptions) -> Samples | Rows:
     Raises:
         HastenError: there is no such model, or the data does not fit it.
     """
-    if target.protocol != "session" and options.preprocess is None:
-        signature = _signature(target)
-        files = files_for(data, signature, limit=options.limit, inputs=options.inputs or {}, label=options.label)
-        if files is not None:
-            return files
-    return samples_of(target, data, options)
+    if target.protocol == "session":
+        return samples_of(target, data, options)
+    signature = _signature(target)
+    return files_for(data, signature, options, limit=options.limit) or _read(target, data, options, signature)
 
 
 def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
@@ -172,7 +170,10 @@ def samples_of(target: Target, data: str, options: DataOptions) -> Samples:
         path = Path(target.url)
         _, artifact = read_deployment(path / FILE if path.is_dir() else path)
         return options.read(data, artifact)
-    signature = _signature(target)
+    return _read(target, data, options, _signature(target))
+
+
+def _read(target: Target, data: str, options: DataOptions, signature: Signature) -> Samples:
     if not signature.inputs:
         signature = _signature_of_file(Path(data), target)
     found = read_samples(

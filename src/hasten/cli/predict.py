@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +38,7 @@ from hasten.serve.reading import open_steps
 from hasten.serve.repository import open_repository
 from hasten.serve.service import Service
 from hasten.steps.bundle_files import names_beside
-from hasten.store import write_atomically, writing
+from hasten.store import locked, write_atomically
 from hasten.tensors import Feed
 
 UNDER_WAY = 2
@@ -139,14 +138,7 @@ def alone(output: Path) -> Iterator[None]:
         BadInput: another one is at work on it. StoreError: nothing can be written there.
     """
     place = output.with_name(f".{output.name}.lock")
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        held = place.open("ab")
-    with held:
-        try:
-            flock(held, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"another hasten predict writes {output}; wait for it, or name another file") from None
+    with locked(place, f"another hasten predict writes {output}; wait for it, or name another file") as held:
         if not place.exists() or not os.path.samestat(os.fstat(held.fileno()), place.stat()):
             raise BadInput(f"another hasten predict has just written {output}; see what it wrote before the next")
         try:

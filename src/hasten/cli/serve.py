@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 FIX = "pip install 'hasten[serve]'"
 UNFINISHED = 1
 NO_GRPC = -1
-LAST_PORT = 65_535
 
 
 @Parameter(name="*", group=Group("Where it listens", sort_key=1))
@@ -139,7 +138,6 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
     for name, bound in bounds.items():
         if bound is not None and bound < 1:
             raise InvalidSetting(f"--max-{name.partition('_')[0]} is {bound}, and must be 1 or more")
-    _check_ports(ports)
     return app.Listening(
         host=ports.host,
         port=ports.port,
@@ -159,16 +157,6 @@ def _listening(app: Any, times_s: tuple[float, float | None], ports: PortOptions
         shared_memory=guards.shared_memory,
         otel=guards.otel,
     )
-
-
-def _check_ports(ports: PortOptions) -> None:
-    """Refuse, before anything is loaded, ports that are none, and one for both protocols."""
-    for name, port, lowest in (("--port", ports.port, 0), ("--grpc-port", ports.grpc_port, NO_GRPC)):
-        if not lowest <= port <= LAST_PORT:
-            out = ", and -1 leaves gRPC out" if lowest < 0 else ""
-            raise InvalidSetting(f"{name} is {port}, and must be 0 to {LAST_PORT}; 0 takes any free one{out}")
-    if ports.port == ports.grpc_port != 0 and (ports.fd, ports.grpc_fd) == (None, None):
-        raise InvalidSetting(f"--port and --grpc-port are both {ports.port}; each takes one of its own: change one")
 
 
 def _announce(opened: Open, guards: GuardOptions, common: Common) -> None:

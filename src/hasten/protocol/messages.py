@@ -152,8 +152,8 @@ class ModelMetadata:
     """What a client may know of a model."""
 
     name: str
-    versions: tuple[str, ...] = ()
-    """None: the server does not tell."""
+    versions: tuple[str, ...]
+    """Of servers that tell none: ()."""
     platform: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]

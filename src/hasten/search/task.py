@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from hasten.artifact import Artifact
-from hasten.errors import BadInput
 from hasten.host import this_host, versions
 from hasten.isolation import Limits
 from hasten.measure.worker import cpus_for
@@ -20,7 +18,7 @@ from hasten.metrics import Metric
 from hasten.plan import Inputs, Plan
 from hasten.samples import Samples
 from hasten.search.result import Goal
-from hasten.store import Store, writing
+from hasten.store import Store, locked
 
 TRAIN = "train"
 """The split that passes train on, where the user gave one."""
@@ -115,14 +113,8 @@ def alone(run: Path) -> Iterator[None]:
     Raises:
         BadInput: another process is at work on the same search.
     """
-    with writing(run):
-        run.parent.mkdir(parents=True, exist_ok=True)
-        lock = run.with_suffix(".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"another process is at work on this very search ({run}); wait for it or stop it") from None
+    busy = f"another process is at work on this very search ({run}); wait for it or stop it"
+    with locked(run.with_suffix(".lock"), busy):
         yield
 
 

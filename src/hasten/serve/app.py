@@ -92,6 +92,14 @@ class Listening:
     otel: str | None = None
     """Where a collector takes OpenTelemetry spans, as http://HOST:4318. None: nowhere, but for ``OTEL_VARIABLES``."""
 
+    def __post_init__(self) -> None:
+        """Check the ports: of a larger number the system takes the last 16 bits. Raises InvalidSetting."""
+        for name, port in (("port", self.port), ("grpc-port", self.grpc_port)):
+            if port is not None and not 0 <= port <= LAST_PORT:
+                raise InvalidSetting(f"--{name} is {port}, and must be 0 to {LAST_PORT}; 0 takes any free one")
+        if self.port == self.grpc_port != 0 and (self.fd, self.grpc_fd) == (None, None):
+            raise InvalidSetting(f"--port and --grpc-port are both {self.port}; each takes one of its own: change one")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
@@ -104,6 +112,8 @@ class Open:
 
 OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Where OpenTelemetry's own variables name a collector, spans go there."""
+
+LAST_PORT = 65_535
 
 MOST_RENEWALS = 2
 """One goes on, and one waits."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from hasten.errors import BadInput, InvalidSetting
+from hasten.errors import BadInput
 from hasten.serve.access import AccessLog
 from hasten.serve.http1 import Http1Server
 from hasten.serve.limits import Limits
@@ -19,8 +19,6 @@ from hasten.serve.ticker import Ticker
 BACKLOG = 4096
 """Connections that wait to be accepted, at most; the kernel takes the less of this and net.core.somaxconn. Beyond it,
 Linux drops the end of a handshake, and may reset a connection that its client believes in."""
-
-LAST_PORT = 65_535
 
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
 """When the kernel asks a silent client whether it is there: after so many seconds, again every so many, and so often.
@@ -32,11 +30,7 @@ FRESH_S = 1.0
 
 @dataclass(frozen=True)
 class Spot:
-    """Where to listen: an address, or a socket that listens already and outlives this server.
-
-    Raises:
-        InvalidSetting: there is no such port.
-    """
+    """Where to listen: an address, or a socket that listens already and outlives this server."""
 
     host: str
     port: int
@@ -45,11 +39,6 @@ class Spot:
     """Other servers may listen there too."""
     fd: int | None = None
     """The file descriptor of an inherited socket; the address is then its own."""
-
-    def __post_init__(self) -> None:
-        """Refuse what the system would take for another port: it looks at the last 16 bits alone."""
-        if not 0 <= self.port <= LAST_PORT:
-            raise InvalidSetting(f"there is no port {self.port}: the last is {LAST_PORT}, and 0 takes any free one")
 
 
 class Listener(Protocol):

@@ -211,15 +211,17 @@ class Piping:
             if is_so and self._inside:
                 text = f"{len(self._inside)} requests with {self._waiting_rows} rows wait for their steps"
                 raise Overloaded(f"{text}; try again in {retry_s:.2f} s", reason=reason, retry_after_s=retry_s)
-        asked = self._asked(call, rows, after, deadline_ns)
-        asked.before_ns = before_ns if ahead else 0  # behind nobody it is tried: that tells what a row takes now
+        asked = Asked(
+            rows=rows,
+            n_bytes=after,
+            priority=call.priority,
+            deadline_ns=deadline_ns,
+            before_ns=before_ns if ahead else 0,  # behind nobody it is tried: that tells what a row takes now
+        )
         refused = self._stations.refused(asked, now_ns)
         if refused is not None:
             raise refused
         return Piped(call, rows=rows, n_bytes=n_bytes + after, deadline_ns=deadline_ns)
-
-    def _asked(self, call: Call, rows: int, n_bytes: int, deadline_ns: int) -> Asked:
-        return Asked(rows=rows, n_bytes=n_bytes, priority=call.priority, deadline_ns=deadline_ns)
 
     # before the model
 
@@ -279,8 +281,13 @@ class Piping:
             piped.call.fail(error)
             return
         if self._model.serving.objective_ms is not None:  # its wait until now counts too
-            asked = self._asked(piped.call, taken.rows, taken.n_bytes, piped.deadline_ns)
-            asked.waited_ns = now_ns - piped.call.marks.ns[2]
+            asked = Asked(
+                rows=taken.rows,
+                n_bytes=taken.n_bytes,
+                priority=piped.call.priority,
+                deadline_ns=piped.deadline_ns,
+                waited_ns=now_ns - piped.call.marks.ns[2],
+            )
             refused = self._stations.refused(asked, now_ns)
             if refused is not None:
                 piped.call.fail(refused)

@@ -41,11 +41,9 @@ class StepThreads:
         self, name: str, count: int, *, starting: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
         self.count = count
-        self._most = count * (1 + MOST_LOST)
+        self._spare = count * MOST_LOST
         self._hanging = 0
         """Jobs that were given up as lost, and have not ended."""
-        self._more = 0
-        """Threads that took the place of theirs."""
         self._starting = starting
         self._name = name
         self._heap: list[tuple[Rank, int, Turn]] = []
@@ -86,15 +84,14 @@ class StepThreads:
     @property
     def stuck(self) -> bool:
         """Every thread that there may be hangs: nothing is run."""
-        return self._hanging >= self._most
+        return self._hanging >= self.count
 
     def lost(self) -> None:
         """A job hangs: another thread takes the place of its own, until ``found``; not of too many of them."""
         with self._bell:
             self._hanging += 1
-            if self.count < self._most:
+            if self._hanging <= self._spare:
                 self.count += 1
-                self._more += 1
                 if not self._closed and self._waiting:
                     self._start()
 
@@ -102,9 +99,8 @@ class StepThreads:
         """A job that was given up as lost has ended after all: one thread is too many."""
         with self._bell:
             self._hanging -= 1
-            if self._hanging < self._more:
+            if self._hanging < self._spare:
                 self.count -= 1
-                self._more -= 1
             self._bell.notify()
 
     def close(self) -> None:
