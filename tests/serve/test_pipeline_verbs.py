@@ -128,15 +128,19 @@ def test_infer_and_load_send_the_images_of_a_file_of_samples_as_they_are(
         assert figures["ok"] == figures["sent"] > 0
 
 
-def test_a_file_of_images_that_has_none_is_told_in_one_line(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--limit", "0"), "a limit of 0 leaves no samples"),
+        (("--preprocess", "resize=[8,8]"), "rows of shape [3, 8, 8]"),
+    ],
+)
+def test_no_images_or_prepared_ones_are_not_sent_as_files(
+    path: Path, photos: Path, words: tuple[str, str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_parquet(Table.from_pydict({"image": Array([], type=DataType.binary())}), tmp_path / "none.parquet")
     with served(path, ANY) as opened:
-        assert run_verb(["infer", opened.http, "net", "--data", str(tmp_path / "none.parquet")]) == 1
-    told = capsys.readouterr().err
-    assert "no rows" in told or "no samples" in told or "empty" in told, told
-    assert "defect" not in told
+        assert run_verb(["infer", opened.http, "net", "--data", str(photos), *words]) in (1, 2)
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_scores_beside_labels_are_shown_as_theirs_and_bare_ones_with_the_best_class() -> None:
